@@ -1,0 +1,36 @@
+"""Files that are there whole or not at all."""
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def write_whole(path: Path, *, staging: Path | None = None) -> Iterator[Path]:
+    """Write to a temporary file that takes the place of `path` when the block ends without an exception.
+
+    The content is on disk before the name changes, so that a kill or a power cut at any moment leaves the old file or
+    the new one, never a part.
+
+    Args:
+        path: where the file goes; its folder must exist.
+        staging: folder of the temporary file, on the same file system; the folder of `path` by default.
+
+    Yields:
+        the temporary path to write to.
+    """
+    descriptor, name = tempfile.mkstemp(dir=staging or path.parent, prefix=".", suffix=f".tmp{path.suffix}")
+    os.close(descriptor)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)  # mkstemp makes it private; a user's file has the user's own mode
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,161 @@
+"""nerfstudio's DataManager for one picture."""
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import skimage
+import torch
+from nerfstudio.cameras.cameras import Cameras
+from nerfstudio.data.datamanagers.base_datamanager import DataManager, DataManagerConfig
+from nerfstudio.data.scene_box import SceneBox
+from nerfstudio.utils.rich_utils import CONSOLE
+from torch import Tensor
+from torch.nn import Parameter
+
+from loe_field.errors import InputError
+from loe_field.image.picture import Picture, read_picture
+from loe_field.image.pixels import PixelBatches
+
+
+@dataclass
+class ImageDataManagerConfig(DataManagerConfig):
+    """Where the picture comes from and how its pixels are batched."""
+
+    _target: type = field(default_factory=lambda: ImageDataManager)
+    data: Path | None = None
+    """The picture: PNG, JPEG, TIFF, BMP or WebP. Left out: scikit-image's `camera`, 512x512 grey."""
+    pixels_per_batch: int | None = 8192
+    """Pixels per step, drawn at random without replacement. None: the whole picture at every step."""
+
+
+def default_picture() -> Path:
+    """scikit-image's `camera`, which lies inside its package."""
+    return Path(skimage.__file__).parent / "data" / "camera.png"
+
+
+class PictureDataset:
+    """What the host and its viewer ask of a data set, for one picture.
+
+    The picture lies in the plane z = 0, centred, its longer side 1 unit long; the one camera looks at it from a distance
+    of 1 so that pixel falls on pixel.
+    """
+
+    def __init__(self, picture: Picture) -> None:
+        self.picture = picture
+        self.scene_box = SceneBox(aabb=torch.tensor([[-0.5, -0.5, -0.5], [0.5, 0.5, 0.5]]))
+        self.metadata: dict[str, Any] = {
+            "height": picture.height,
+            "width": picture.width,
+            "channels": picture.channels,
+        }
+        longer = float(max(picture.height, picture.width))
+        pose = torch.eye(4)[:3]
+        pose[2, 3] = 1.0
+        self.cameras = Cameras(
+            camera_to_worlds=pose[None],
+            fx=longer,
+            fy=longer,
+            cx=picture.width / 2,
+            cy=picture.height / 2,
+            width=picture.width,
+            height=picture.height,
+        )
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        if index != 0:
+            raise IndexError(index)
+        return {"image_idx": 0, "image": self.image}
+
+    @cached_property
+    def image(self) -> Tensor:
+        """The picture, float32 [height, width, channels] in [0, 1]."""
+        return torch.from_numpy(self.picture.values / self.picture.white).to(torch.float32)
+
+
+class ImageDataManager(DataManager):
+    """One picture, on the device, as batches of pixel centres and colours.
+
+    Args:
+        config: where the picture is and the batch size.
+        device: where the pixels live.
+        test_mode: the host's; a picture is its own test set, so all modes are alike.
+        world_size: processes that train together.
+        local_rank: which of them this is; each draws its own batches.
+
+    Raises:
+        InputError: the picture cannot be used, or pixels_per_batch is below 1.
+    """
+
+    config: ImageDataManagerConfig
+    train_dataset: PictureDataset  # type: ignore[assignment]
+    eval_dataset: PictureDataset  # type: ignore[assignment]
+
+    def __init__(
+        self,
+        config: ImageDataManagerConfig,
+        device: torch.device | str = "cpu",
+        test_mode: Literal["test", "val", "inference"] = "val",
+        world_size: int = 1,
+        local_rank: int = 0,
+        **_: Any,
+    ) -> None:
+        if config.pixels_per_batch is not None and config.pixels_per_batch < 1:
+            raise InputError(
+                f"pixels_per_batch is {config.pixels_per_batch}: give 1 or more, or None for the whole picture"
+            )
+        self.config = config
+        self.test_mode = test_mode
+        self.path = config.data or default_picture()
+        self.picture = read_picture(self.path)
+        if self.picture.note:
+            CONSOLE.print(self.picture.note)
+        self.train_dataset = self.eval_dataset = PictureDataset(self.picture)
+        self.pixels = PixelBatches(
+            self.picture,
+            device,
+            pixels_per_batch=config.pixels_per_batch,
+            seed=(torch.initial_seed() + local_rank) % 2**31,
+        )
+        super().__init__()
+
+    def setup_train(self) -> None:
+        """Nothing to do: the pixels are on the device already."""
+
+    def setup_eval(self) -> None:
+        """Nothing to do: the pixels are on the device already."""
+
+    def next_train(self, step: int) -> tuple[Tensor, dict[str, Tensor]]:  # type: ignore[override]
+        """Pixel centres [N, 2] in pixels, and {"image": colours [N, channels]}."""
+        centers, colours = self.pixels.batch(step)
+        return centers, {"image": colours}
+
+    next_eval = next_train
+
+    def next_eval_image(self, step: int) -> tuple[Cameras, dict[str, Tensor]]:
+        """The camera that sees the picture pixel by pixel, and the picture."""
+        return self.train_dataset.cameras[0:1], {"image": self.train_dataset.image}
+
+    @property
+    def fixed_indices_eval_dataloader(self) -> list[tuple[Cameras, dict[str, Tensor]]]:
+        """All pictures to evaluate: one."""
+        return [self.next_eval_image(0)]
+
+    def get_train_rays_per_batch(self) -> int:
+        """Pixels per step."""
+        return self.pixels.pixels_per_batch
+
+    get_eval_rays_per_batch = get_train_rays_per_batch
+
+    def get_datapath(self) -> Path:
+        """The picture's path."""
+        return self.path
+
+    def get_param_groups(self) -> dict[str, list[Parameter]]:
+        """Nothing here is learned."""
+        return {}
+

@@ -1,0 +1,165 @@
+"""nerfstudio's Model for one picture: a LoE field over the plane."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from nerfstudio.cameras.cameras import Cameras
+from nerfstudio.data.scene_box import OrientedBox
+from nerfstudio.models.base_model import Model, ModelConfig
+from torch import Tensor
+from torch.nn import Parameter
+
+from loe_field.errors import InputError
+from loe_field.layers import Activation, Initialization, LoEMLP
+from loe_field.ops import Implementation
+from loe_field.tiling import Blending, Pattern
+
+
+@dataclass
+class LoEImageModelConfig(ModelConfig):
+    """The field that is fitted to the picture; defaults are the recipe that measured best."""
+
+    _target: type = field(default_factory=lambda: LoEImageModel)
+    enable_collider: bool = False
+    """Host option without a meaning here: there are no rays to clip."""
+    eval_num_rays_per_chunk: int = 65536
+    """Pixels evaluated at once when the whole picture is rendered."""
+    num_layers: int = 10
+    """Linear layers in all: num_layers - 1 position-dependent ones and the final one."""
+    layer_width: int = 64
+    """Channels of the hidden layers."""
+    tile_size: int = 2
+    """Experts per axis; 1 is a plain MLP."""
+    pattern: Pattern = "fine_to_coarse"
+    """How the cells' size goes from layer to layer."""
+    levels: tuple[tuple[float, float], ...] | None = None
+    """A pattern of your own: alpha and beta for each position-dependent layer (coordinates run over [0, 1))."""
+    blending: Blending = "nearest"
+    """One expert per point, or a cyclic linear blend of the four around it (four times the arithmetic)."""
+    activation: Activation = "sine"
+    """sine is sin(omega_0 y); leaky_relu has slope 0.2."""
+    omega_0: float = 1.0
+    """Frequency of the sine."""
+    initialization: Initialization = "default"
+    """torch's linear layer, or SIREN's scheme for this omega_0."""
+    num_frequencies: int = 7
+    """Octaves of positional encoding of the coordinates; 0 gives the network raw coordinates."""
+    implementation: Implementation = "auto"
+    """How the position-dependent layers are computed."""
+
+
+class LoEImageModel(Model):
+    """A LoE field that maps a place in the picture to a colour.
+
+    Takes pixel centres in pixels; the field sees them divided by `coordinate_scale`. As a scene the picture is a
+    rectangle in the plane z = 0 (see PictureDataset).
+    """
+
+    config: LoEImageModelConfig
+
+    def populate_modules(self) -> None:
+        """Build the field for this picture's channels.
+
+        Raises:
+            InputError: an option is out of range.
+        """
+        super().populate_modules()
+        metadata = self.kwargs["metadata"]
+        self.height, self.width, self.channels = (int(metadata[key]) for key in ("height", "width", "channels"))
+        config = self.config
+        if config.eval_num_rays_per_chunk < 1:
+            raise InputError(f"eval_num_rays_per_chunk is {config.eval_num_rays_per_chunk}: give 1 or more")
+        try:
+            self.field = LoEMLP(
+                dim=2,
+                out_features=self.channels,
+                num_layers=config.num_layers,
+                layer_width=config.layer_width,
+                tile_size=config.tile_size,
+                pattern=config.pattern if config.levels is None else config.levels,
+                blending=config.blending,
+                activation=config.activation,
+                omega_0=config.omega_0,
+                initialization=config.initialization,
+                num_frequencies=config.num_frequencies,
+                implementation=config.implementation,
+            )
+        except ValueError as error:
+            raise InputError(f"{error} (an option of --pipeline.model)") from None
+        self.coordinate_scale = coordinate_scale(self.height, self.width)
+
+    def get_param_groups(self) -> dict[str, list[Parameter]]:
+        """"experts": the stacks of hidden expert matrices. "fields": first layer, biases and final layer."""
+        experts = [layer.weight for layer in list(self.field.layers)[1:]]
+        chosen = {id(p) for p in experts}
+        groups = {"experts": experts, "fields": [p for p in self.field.parameters() if id(p) not in chosen]}
+        return {name: params for name, params in groups.items() if params}  # type: ignore[return-value]
+
+    def get_outputs(self, ray_bundle: Tensor) -> dict[str, Tensor]:  # type: ignore[override]
+        """Pixel positions [..., 2] in pixels to {"rgb": colours [..., channels]}, not clamped."""
+        return {"rgb": self.field(ray_bundle / self.coordinate_scale)}
+
+    def get_loss_dict(
+        self, outputs: dict[str, Tensor], batch: dict[str, Tensor], metrics_dict: dict[str, Tensor] | None = None
+    ) -> dict[str, Tensor]:
+        """Mean squared error of the colours."""
+        return {"rgb_loss": torch.nn.functional.mse_loss(outputs["rgb"], batch["image"])}
+
+    @torch.no_grad()
+    def render(self) -> Tensor:
+        """The whole picture at its own pixels, float32 [height, width, channels] on the CPU, not clamped."""
+        total = self.height * self.width
+        chunks = []
+        for start in range(0, total, self.config.eval_num_rays_per_chunk):
+            index = torch.arange(start, min(start + self.config.eval_num_rays_per_chunk, total), device=self.device)
+            centers = torch.stack([index % self.width, index // self.width], -1).to(torch.float32) + 0.5
+            chunks.append(self.get_outputs(centers)["rgb"].float().cpu())
+        return torch.cat(chunks).view(self.height, self.width, self.channels)
+
+    @torch.no_grad()
+    def get_outputs_for_camera(self, camera: Cameras, obb_box: OrientedBox | None = None) -> dict[str, Tensor]:
+        """What a camera sees of the picture in the plane z = 0, for the host's viewer.
+
+        Returns:
+            rgb [H, W, 3] in [0, 1] (grey repeated, alpha over black), depth [H, W, 1] along the ray, accumulation
+            [H, W, 1]: 1 on the picture, 0 beside it.
+        """
+        rays = camera.to(self.device).generate_rays(camera_indices=0, keep_shape=True, obb_box=obb_box)
+        origins, directions = rays.origins.flatten(0, 1), rays.directions.flatten(0, 1)
+        distance = -origins[:, 2:] / torch.where(directions[:, 2:].abs() < 1e-9, 1e-9, directions[:, 2:])
+        hit = (origins + distance * directions)[:, :2]
+        longer = max(self.height, self.width)
+        size = torch.tensor([self.width, self.height], dtype=hit.dtype, device=hit.device)
+        pixel = torch.stack([hit[:, 0], -hit[:, 1]], -1) * longer + size / 2
+        inside = (distance[:, 0] > 0) & (pixel >= 0).all(-1) & (pixel < size).all(-1)
+        rgb = torch.zeros(len(hit), 3, device=hit.device)
+        where = inside.nonzero().squeeze(1)
+        for rows in where.split(self.config.eval_num_rays_per_chunk):
+            rgb[rows] = self._to_rgb(self.get_outputs(pixel[rows])["rgb"].float())
+        shape = rays.origins.shape[:2]
+        far = torch.full_like(distance, 1e3)
+        return {
+            "rgb": rgb.view(*shape, 3),
+            "depth": torch.where(inside[:, None], distance, far).view(*shape, 1),
+            "accumulation": inside.to(rgb.dtype).view(*shape, 1),
+        }
+
+    def _to_rgb(self, colours: Tensor) -> Tensor:
+        """Colours [N, channels] as they look on a screen: [N, 3] in [0, 1]."""
+        colours = colours.clamp(0, 1)
+        alpha = colours[:, -1:] if self.channels in (2, 4) else 1.0
+        return (colours[:, :1].expand(-1, 3) if self.channels < 3 else colours[:, :3]) * alpha
+
+    def get_image_metrics_and_images(
+        self, outputs: dict[str, Tensor], batch: dict[str, Tensor]
+    ) -> tuple[dict[str, float], dict[str, Tensor]]:
+        """The picture beside the fit, as the host logs it: metrics {"psnr"} of what is seen, images {"img"}."""
+        target = self._to_rgb(batch["image"].to(self.device).flatten(0, 1)).view_as(outputs["rgb"])
+        error = (outputs["rgb"] - target).square().mean()
+        return {"psnr": float(-10 * torch.log10(error))}, {"img": torch.cat([target, outputs["rgb"]], 1)}
+
+
+def coordinate_scale(height: int, width: int) -> float:
+    """Pixels per unit of the field's coordinates."""
+    return 512.0

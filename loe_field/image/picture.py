@@ -1,0 +1,345 @@
+"""Pictures in and out: the numbers of a file, and files that hold new numbers the way the old file did."""
+
+import dataclasses
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import psutil
+import tifffile
+from PIL import Image, ImageOps, UnidentifiedImageError
+from scipy.spatial import cKDTree
+
+from loe_field.errors import InputError
+
+FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP")
+"""What can be read and written, by Pillow's names."""
+
+_SUFFIX = {"PNG": ".png", "JPEG": ".jpg", "TIFF": ".tif", "BMP": ".bmp", "WEBP": ".webp"}
+_SIGNATURES = (b"\x89PNG", b"\xff\xd8\xff", b"II*\0", b"MM\0*", b"BM")
+_CHANNEL_NAMES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
+_BYTES_PER_PIXEL = 64
+"""Memory that fitting takes per pixel beside the picture itself: the shuffle, one evaluation, SSIM of one channel."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture as numbers, with all that is needed to write others like it.
+
+    Attributes:
+        values: [height, width, channels]; uint8, uint16, or float32 within [0, 1].
+        format: one of FORMATS.
+        mode: Pillow's name for the channels: "1", "L", "LA", "P", "RGB" or "RGBA".
+        palette: for mode "P" the colours [entries, 3 or 4] uint8; values hold colours, not indices.
+        icc_profile: the colour profile, carried along.
+        note: what was changed on reading, for the user; empty if nothing.
+    """
+
+    values: np.ndarray
+    format: str
+    mode: str
+    palette: np.ndarray | None = None
+    icc_profile: bytes | None = None
+    note: str = ""
+
+    @property
+    def height(self) -> int:
+        """Rows."""
+        return self.values.shape[0]
+
+    @property
+    def width(self) -> int:
+        """Columns."""
+        return self.values.shape[1]
+
+    @property
+    def channels(self) -> int:
+        """Numbers per pixel."""
+        return self.values.shape[2]
+
+    @property
+    def white(self) -> float:
+        """The number that stands for 1: 255, 65535, or 1 for floats."""
+        return float(np.iinfo(self.values.dtype).max) if self.values.dtype.kind == "u" else 1.0
+
+    @property
+    def suffix(self) -> str:
+        """File name ending, dot included."""
+        return _SUFFIX[self.format]
+
+    @property
+    def bits(self) -> int:
+        """Bits per channel."""
+        return 1 if self.mode == "1" else 8 * self.values.dtype.itemsize
+
+    def like(self, unit_values: np.ndarray) -> "Picture":
+        """A picture of this kind with other content, rounded to what this kind can hold.
+
+        Args:
+            unit_values: [height, width, channels], floating point; clamped to [0, 1].
+
+        Returns:
+            values of this dtype: rounded to the nearest step, to black or white for mode "1", to the nearest palette
+            colour for mode "P".
+        """
+        values = np.clip(unit_values, 0, 1)
+        if self.mode == "1":
+            values = np.where(values >= 0.5, np.uint8(255), np.uint8(0))
+        elif self.palette is not None:
+            nearest = cKDTree(self.palette).query(values.reshape(-1, values.shape[-1]) * 255)[1]
+            values = self.palette[nearest].reshape(values.shape)
+        elif self.values.dtype.kind == "u":
+            values = np.rint(values * self.white).astype(self.values.dtype)
+        else:
+            values = values.astype(self.values.dtype)
+        return dataclasses.replace(self, values=values)
+
+    def encode(self) -> bytes:
+        """The file's content: lossless where the format can be, JPEG at its highest quality."""
+        if self.values.dtype.kind == "f" or (self.format == "TIFF" and self.bits > 8):
+            return self._encode_tiff()
+        if self.bits > 8:
+            done, content = cv2.imencode(".png", _swap_red_and_blue(self.values))
+            if not done:
+                raise RuntimeError("OpenCV could not encode a 16-bit PNG")
+            return content.tobytes()
+        image = Image.fromarray(self.values[..., 0] if self.channels == 1 else self.values)
+        if self.mode == "1":
+            image = image.convert("1", dither=Image.Dither.NONE)
+        elif self.palette is not None:
+            image = self._with_palette()
+        options = {
+            "JPEG": {"quality": 100, "subsampling": 0},
+            "TIFF": {"compression": "tiff_deflate"},
+            "WEBP": {"lossless": True, "exact": True},
+        }.get(self.format, {})
+        if self.icc_profile and self.format != "BMP":
+            options["icc_profile"] = self.icc_profile
+        content = io.BytesIO()
+        image.save(content, format=self.format, **options)
+        return content.getvalue()
+
+    def _with_palette(self) -> Image.Image:
+        assert self.palette is not None
+        index = cKDTree(self.palette).query(self.values.reshape(-1, self.channels))[1]
+        image = Image.fromarray(index.reshape(self.values.shape[:2]).astype(np.uint8)).convert("P")
+        image.putpalette(self.palette[:, :3].tobytes())
+        if self.channels == 4:
+            image.info["transparency"] = self.palette[:, 3].tobytes()
+        return image
+
+    def _encode_tiff(self) -> bytes:
+        content = io.BytesIO()
+        tifffile.imwrite(
+            content,
+            self.values[..., 0] if self.channels == 1 else self.values,
+            photometric="rgb" if self.channels >= 3 else "minisblack",
+            extrasamples=["unassalpha"] if self.channels in (2, 4) else None,
+            compression="zlib",
+            iccprofile=self.icc_profile,
+        )
+        return content.getvalue()
+
+
+def read_picture(path: Path) -> Picture:
+    """Read a PNG, JPEG, TIFF, BMP or WebP file, turned upright as its EXIF orientation says.
+
+    Grey, grey with alpha, RGB, RGBA, palette and black-and-white; 8 and 16 bit; float TIFF within [0, 1]. CMYK becomes
+    RGB, with a note.
+
+    Raises:
+        InputError: there is no such file, it is no picture, it is damaged, it is of a kind that is not supported, it
+            holds NaN or values outside [0, 1], or it is too large for this machine's memory.
+    """
+    if not path.exists():
+        raise InputError(f"{path} does not exist: give --data the path of a picture ({', '.join(FORMATS)})")
+    if not path.is_file():
+        raise InputError(f"{path} is not a file: give --data the path of one picture ({', '.join(FORMATS)})")
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from None
+    if not content:
+        raise InputError(f"{path} is empty (0 bytes): it holds no picture")
+    return decode_picture(content, name=str(path))
+
+
+def decode_picture(content: bytes, *, name: str) -> Picture:
+    """read_picture for a file's content in memory; `name` stands for it in error messages."""
+    pixel_limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None  # the real limit is memory, checked below
+    try:
+        return _decode(content, name)
+    except (OSError, SyntaxError, ValueError, tifffile.TiffFileError, EOFError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{name} is damaged or cut short: {str(error).rstrip('.')}. Get a whole copy of it") from None
+    finally:
+        Image.MAX_IMAGE_PIXELS = pixel_limit
+
+
+def _decode(content: bytes, name: str) -> Picture:
+    deep_tiff = _read_float_or_deep_tiff(content, name)
+    if deep_tiff is not None:
+        return deep_tiff
+    try:
+        image = Image.open(io.BytesIO(content))
+    except UnidentifiedImageError:
+        if _png_size(content) == (0, 0):
+            raise InputError(f"{name} has no pixels: its width or height is 0") from None
+        if content.startswith(_SIGNATURES) or content[8:12] == b"WEBP":
+            raise InputError(f"{name} is damaged or cut short. Get a whole copy of it") from None
+        raise InputError(f"{name} is not a picture that can be read: {', '.join(FORMATS)} are supported") from None
+    file_format = "JPEG" if image.format == "MPO" else image.format or "?"  # MPO: a phone's JPEG with a second view
+    if file_format not in FORMATS:
+        raise InputError(f"{name} is a {file_format} picture: convert it to one of {', '.join(FORMATS)}")
+    if file_format != "JPEG" and getattr(image, "n_frames", 1) > 1:
+        raise InputError(f"{name} holds {image.n_frames} pictures: save the one that you want on its own")  # type: ignore[attr-defined]
+    if 0 in image.size:
+        raise InputError(f"{name} has no pixels: it is {image.width} x {image.height}")
+    deep_png = file_format == "PNG" and content[24] == 16
+    channels = len(image.getbands())
+    check_memory(image.height, image.width, channels, 2 if deep_png else 1, name)
+    icc_profile = image.info.get("icc_profile")
+    orientation = image.getexif().get(0x0112, 1)
+    if deep_png:
+        image.load()  # Pillow says what is wrong with a damaged file; OpenCV would only leave it black
+        return _deep_png(content, image.mode, icc_profile, orientation, name)
+
+    note = ""
+    if image.mode in ("CMYK", "YCbCr", "LAB", "RGBX", "RGBa"):
+        target = "RGBA" if image.mode == "RGBa" else "RGB"
+        note = f"{name} is {image.mode}: converted to {target}, and written back as {target}"
+        image, icc_profile = image.convert(target), None
+    image.load()
+    image = ImageOps.exif_transpose(image)
+    palette = None
+    mode = image.mode
+    if mode in ("P", "PA"):
+        if mode == "PA":
+            raise InputError(f"{name} has a palette with an alpha channel beside it: convert it to RGBA")
+        colours = "RGBA" if "transparency" in image.info else "RGB"
+        entries = len(image.getpalette("RGB") or ()) // 3
+        ramp = Image.fromarray(np.arange(entries, dtype=np.uint8)[None]).convert("P")
+        ramp.putpalette(image.getpalette("RGB"))  # type: ignore[arg-type]
+        if "transparency" in image.info:
+            ramp.info["transparency"] = image.info["transparency"]
+        palette = np.asarray(ramp.convert(colours)).reshape(entries, -1)
+        values = palette[np.minimum(np.asarray(image), entries - 1)]
+    elif mode in ("1", "L", "LA", "RGB", "RGBA"):
+        values = np.asarray(image.convert("L") if mode == "1" else image)
+    else:
+        raise InputError(f"{name} has pixels of kind {mode!r}: convert it to 8 or 16 bits per channel, grey or colour")
+    return Picture(np.array(np.atleast_3d(values)), file_format, mode, palette, icc_profile, note)
+
+
+def _png_size(content: bytes) -> tuple[int, int] | None:
+    """(0, 0) for a PNG that declares no pixels, which Pillow takes for no picture at all; None for anything else."""
+    is_png = content[:8] == b"\x89PNG\r\n\x1a\n" and content[12:16] == b"IHDR" and len(content) >= 24
+    return (0, 0) if is_png and 0 in np.frombuffer(content[16:24], ">u4") else None
+
+
+def _deep_png(content: bytes, mode: str, icc_profile: bytes | None, orientation: int, name: str) -> Picture:
+    """A PNG of 16 bits per channel, which Pillow would cut down to 8 in colour."""
+    values = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
+    if values is None:
+        raise InputError(f"{name} is a 16-bit PNG that OpenCV cannot decode: it may be damaged")
+    values = np.atleast_3d(values)
+    note = ""
+    if content[25] == 4:  # PNG's colour type "grey with alpha"
+        note = f"{name} is 16-bit grey with alpha: written back as RGBA"
+    values = _upright(_swap_red_and_blue(values), orientation)
+    return Picture(np.array(values), "PNG", _CHANNEL_NAMES[values.shape[2]], None, icc_profile, note)
+
+
+def _read_float_or_deep_tiff(content: bytes, name: str) -> Picture | None:
+    """A TIFF of 16 bits or of floats per channel; None for everything that Pillow reads in full."""
+    if content[:4] not in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+        return None
+    with tifffile.TiffFile(io.BytesIO(content)) as tiff:
+        page = tiff.pages[0]
+        assert isinstance(page, tifffile.TiffPage)
+        if page.dtype is None or page.dtype in (np.uint8, np.bool_):
+            return None
+        if len(tiff.pages) > 1:
+            raise InputError(f"{name} holds {len(tiff.pages)} pictures: save the one that you want on its own")
+        if page.dtype.kind not in "uf" or (page.dtype.kind == "u" and page.dtype.itemsize > 2):
+            raise InputError(f"{name} holds {page.dtype} numbers: convert it to 8 or 16 bits per channel, or to floats")
+        height, width, channels = page.imagelength, page.imagewidth, page.samplesperpixel
+        if 0 in (height, width):
+            raise InputError(f"{name} has no pixels: it is {width} x {height}")
+        if channels not in _CHANNEL_NAMES or page.imagedepth != 1:
+            raise InputError(f"{name} has {channels} channels and depth {page.imagedepth}: 1 to 4 channels are supported")
+        check_memory(height, width, channels, page.dtype.itemsize, name)
+        try:
+            values = page.asarray()
+            if page.planarconfig == tifffile.PLANARCONFIG.SEPARATE and channels > 1:
+                values = np.moveaxis(values, 0, -1)
+        except ValueError:  # a compression that tifffile leaves to other packages
+            values = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
+            if values is None:
+                raise InputError(f"{name}: TIFF with {page.compression.name} compression cannot be decoded") from None
+            values = _swap_red_and_blue(np.atleast_3d(values))
+        orientation = page.tags.get(274)
+        icc_profile = page.iccprofile
+    values = values.reshape(height, width, channels)
+    if values.dtype.kind == "f":
+        values = values.astype(np.float32)
+        bad = int(values.size - np.isfinite(values).sum())
+        if bad:
+            raise InputError(f"{name} holds {bad} values that are NaN or infinite: replace them before fitting")
+        if values.min() < 0 or values.max() > 1:
+            raise InputError(
+                f"{name} holds floats from {values.min():g} to {values.max():g}: scale them into 0..1 before fitting"
+            )
+    values = _upright(values, 1 if orientation is None else orientation.value)
+    return Picture(np.array(values), "TIFF", _CHANNEL_NAMES[channels], None, icc_profile)
+
+
+def _swap_red_and_blue(values: np.ndarray) -> np.ndarray:
+    """OpenCV's channel order to ours and back."""
+    order = {1: [0], 3: [2, 1, 0], 4: [2, 1, 0, 3]}[values.shape[2]]
+    return values[..., order]
+
+
+def _upright(values: np.ndarray, orientation: int) -> np.ndarray:
+    """Apply EXIF orientation 1 to 8 to [height, width, channels]."""
+    if orientation in (5, 6, 7, 8):
+        values = values.swapaxes(0, 1)
+    if orientation in (2, 3, 6, 7):
+        values = values[:, ::-1]
+    if orientation in (3, 4, 7, 8):
+        values = values[::-1]
+    return values
+
+
+def available_memory() -> int:
+    """Bytes that this process may still take: what is free on the machine, or in its control group if that is less."""
+    free = psutil.virtual_memory().available
+    for limit, used in (
+        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    ):
+        try:
+            free = min(free, int(Path(limit).read_text()) - int(Path(used).read_text()))
+        except (OSError, ValueError):  # no control groups, or "max"
+            continue
+    return max(0, free)
+
+
+def check_memory(height: int, width: int, channels: int, bytes_per_value: int, name: str) -> None:
+    """Refuse a picture that cannot be fitted in this machine's memory.
+
+    Raises:
+        InputError: with the sizes, and what helps.
+    """
+    needed = height * width * (4 * channels * bytes_per_value + 8 * channels + _BYTES_PER_PIXEL)
+    free = available_memory()
+    if needed > free:
+        shrink = (free / needed) ** 0.5
+        raise InputError(
+            f"{name} is too large for memory: {width} x {height} pixels of {channels} channels take about "
+            f"{needed / 2**30:.1f} GiB to fit and {free / 2**30:.1f} GiB are free. Fit a crop, or scale it to at most "
+            f"{int(width * shrink)} x {int(height * shrink)}"
+        )

@@ -1,0 +1,151 @@
+"""nerfstudio's Pipeline for one picture: what is measured, and what is written at the end."""
+
+import math
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from nerfstudio.data.datamanagers.base_datamanager import DataManagerConfig
+from nerfstudio.models.base_model import ModelConfig
+from nerfstudio.pipelines.base_pipeline import VanillaPipeline, VanillaPipelineConfig
+from skimage.metrics import structural_similarity
+
+from loe_field.files import write_whole
+from loe_field.image.datamanager import ImageDataManager, ImageDataManagerConfig
+from loe_field.image.model import LoEImageModel, LoEImageModelConfig
+from loe_field.image.picture import Picture, decode_picture
+from loe_field.training.checkpoints import require_same_shapes
+
+_SSIM_SIGMA, _SSIM_WINDOW = 1.5, 11
+
+
+@dataclass
+class ImagePipelineConfig(VanillaPipelineConfig):
+    """A picture and the field that is fitted to it."""
+
+    _target: type = field(default_factory=lambda: ImagePipeline)
+    datamanager: DataManagerConfig = field(default_factory=ImageDataManagerConfig)
+    """The picture."""
+    model: ModelConfig = field(default_factory=LoEImageModelConfig)
+    """The field."""
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A fit as its file holds it, and how good it is.
+
+    Attributes:
+        reconstruction: the picture as it reads back from its file.
+        content: the file.
+        psnr: dB over all values on [0, 1] of `reconstruction`; infinite if not one value differs.
+        psnr_unrounded: dB of the field's own floats, clamped to [0, 1], before rounding to the file's depth.
+        ssim: of `reconstruction`, mean over the channels; None if a side is shorter than the window of 11.
+    """
+
+    reconstruction: Picture
+    content: bytes
+    psnr: float
+    psnr_unrounded: float
+    ssim: float | None
+
+
+def psnr(values: np.ndarray, target: np.ndarray, white: float) -> float:
+    """Peak signal-to-noise ratio in dB, 10 log10(white^2 / mean squared error), over all values; infinite if equal."""
+    error = np.subtract(values, target, dtype=np.float32)
+    mean_square = float(np.mean(np.square(error, out=error), dtype=np.float64)) / white**2
+    return math.inf if mean_square == 0 else -10 * math.log10(mean_square)
+
+
+def ssim(picture: Picture, target: Picture) -> float | None:
+    """Structural similarity (Wang et al., 2004: Gaussian window, sigma 1.5) on [0, 1], mean over the channels."""
+    if min(picture.height, picture.width) < _SSIM_WINDOW:
+        return None
+    channels = [
+        structural_similarity(
+            picture.values[..., c] / picture.white,
+            target.values[..., c] / target.white,
+            data_range=1.0,
+            gaussian_weights=True,
+            sigma=_SSIM_SIGMA,
+            use_sample_covariance=False,
+        )
+        for c in range(picture.channels)
+    ]
+    return float(np.mean(channels))
+
+
+class ImagePipeline(VanillaPipeline):
+    """One picture, one field, and the measurements between them."""
+
+    datamanager: ImageDataManager
+
+    @property
+    def model(self) -> LoEImageModel:
+        """The model, also when it is wrapped for several processes."""
+        model = super().model
+        assert isinstance(model, LoEImageModel)
+        return model
+
+    def evaluate(self) -> float:
+        """PSNR in dB over the whole picture, rounded to its depth. The quick measure during training."""
+        target = self.datamanager.picture
+        return psnr(target.like(self.model.render().numpy()).values, target.values, target.white)
+
+    def fit(self) -> Fit:
+        """Reconstruct the picture in its own format, and measure what one gets back from that file."""
+        target = self.datamanager.picture
+        rendered = self.model.render().numpy()
+        content = target.like(rendered).encode()
+        reconstruction = decode_picture(content, name="the reconstruction")
+        return Fit(
+            reconstruction=reconstruction,
+            content=content,
+            psnr=psnr(reconstruction.values, target.values, target.white),
+            psnr_unrounded=psnr(np.clip(rendered, 0, 1), target.values / np.float32(target.white), 1.0),
+            ssim=ssim(reconstruction, target),
+        )
+
+    def get_average_eval_image_metrics(
+        self, step: int | None = None, output_path: Path | None = None, get_std: bool = False
+    ) -> dict[str, float]:
+        """The host's evaluation (ns-eval): psnr, ssim and speed of the one picture.
+
+        Args:
+            step: unused, there is one picture at every step.
+            output_path: where to write the reconstruction, in the picture's own format; None writes none.
+            get_std: adds the spread over the pictures, 0 for one.
+        """
+        start = time.perf_counter()
+        fit = self.fit()
+        seconds = time.perf_counter() - start
+        pixels = self.datamanager.pixels.num_pixels
+        metrics = {"psnr": fit.psnr, "psnr_unrounded": fit.psnr_unrounded}
+        if fit.ssim is not None:
+            metrics["ssim"] = fit.ssim
+        metrics |= {"num_rays_per_sec": pixels / seconds, "fps": 1 / seconds}
+        if get_std:
+            metrics |= {f"{name}_std": 0.0 for name in tuple(metrics)}
+        if output_path is not None:
+            output_path.mkdir(parents=True, exist_ok=True)
+            with write_whole(output_path / f"reconstruction{fit.reconstruction.suffix}") as path:
+                path.write_bytes(fit.content)
+        return metrics
+
+    @torch.no_grad()
+    def get_eval_image_metrics_and_images(self, step: int) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The host's evaluation of one picture, for its loggers."""
+        camera, batch = self.datamanager.next_eval_image(step)
+        metrics, images = self.model.get_image_metrics_and_images(self.model.get_outputs_for_camera(camera), batch)
+        return {**metrics, "num_rays": self.datamanager.pixels.num_pixels}, images
+
+    def load_pipeline(self, loaded_state: dict[str, Any], step: int) -> None:
+        """Load a checkpoint's weights.
+
+        Raises:
+            InputError: they belong to a network of another shape.
+        """
+        require_same_shapes(loaded_state, self.state_dict())
+        super().load_pipeline(loaded_state, step)

@@ -1,0 +1,278 @@
+"""The layers and the network: they own the parameters; `ops` and `grouped` do the arithmetic."""
+
+import math
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from loe_field.grouped import group_rows, grouped_linear, permute_rows
+from loe_field.ops import Implementation, position_dependent_linear, resolve_implementation
+from loe_field.tiling import MAX_DIM, Blending, Level, Pattern, expert_index, make_levels, num_experts
+
+Activation = Literal["sine", "leaky_relu", "relu"]
+Initialization = Literal["default", "siren"]
+
+
+def _init_linear_(weight: Tensor, bias: Tensor | None, initialization: Initialization, omega_0: float, first: bool) -> None:
+    """Fill weight [..., out, in] and bias [out] uniformly within +-bound.
+
+    "default" is torch's linear layer: bound 1 / sqrt(in) for both. "siren" (Sitzmann et al., 2020, section 3.2):
+    weight bound 1 / in for the first layer and sqrt(6 / in) / omega_0 for the others.
+    """
+    fan_in = weight.shape[-1]
+    bias_bound = 1 / math.sqrt(fan_in)
+    bound = bias_bound
+    if initialization == "siren":
+        bound = 1 / fan_in if first else math.sqrt(6 / fan_in) / omega_0
+    with torch.no_grad():
+        weight.uniform_(-bound, bound)
+        if bias is not None:
+            bias.uniform_(-bias_bound, bias_bound)
+
+
+class PositionDependentLinear(nn.Module):
+    """A linear layer whose matrix depends on where the point lies: `h(x, p) = W(p) x + b` (Eq. 1 of the paper).
+
+    Args:
+        in_features: width of x.
+        out_features: width of the result.
+        level: scale alpha and shift beta of the grid of cells.
+        dim: coordinates per point, 1 to 4.
+        tile_size: experts per axis, >= 1; 1 is an ordinary linear layer.
+        blending: "nearest" (one expert per point) or "linear" (cyclic multilinear blend).
+        bias: whether there is a bias [out_features], shared by the experts.
+        implementation: "auto", "torch" or "reference".
+
+    Attributes:
+        weight: experts [tile_size ** dim, out_features, in_features].
+        bias: [out_features] or None.
+
+    Raises:
+        ValueError: a size is out of range or a choice unknown.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        level: Level,
+        dim: int = 2,
+        tile_size: int = 2,
+        blending: Blending = "nearest",
+        bias: bool = True,
+        implementation: Implementation = "auto",
+    ) -> None:
+        super().__init__()
+        for name, value in (("in_features", in_features), ("out_features", out_features), ("tile_size", tile_size)):
+            if value < 1:
+                raise ValueError(f"{name} is {value}: it must be at least 1")
+        if not 1 <= dim <= MAX_DIM:
+            raise ValueError(f"dim is {dim}: 1 to {MAX_DIM} coordinates per point are supported")
+        if blending not in get_args(Blending):
+            raise ValueError(f"unknown blending {blending!r}: choose one of {', '.join(get_args(Blending))}")
+        self.level, self.dim, self.tile_size, self.blending = level, dim, tile_size, blending
+        self.implementation: Implementation = resolve_implementation(implementation)
+        self.weight = nn.Parameter(torch.empty(num_experts(tile_size, dim), out_features, in_features))
+        self.bias = nn.Parameter(torch.empty(out_features)) if bias else None
+        _init_linear_(self.weight, self.bias, "default", 1.0, False)
+
+    def forward(self, x: Tensor, coords: Tensor) -> Tensor:
+        """x [..., in_features] at coords [..., dim] to [..., out_features]."""
+        return position_dependent_linear(
+            x,
+            coords,
+            self.weight,
+            self.bias,
+            self.level,
+            tile_size=self.tile_size,
+            blending=self.blending,
+            implementation=self.implementation,
+        )
+
+    def extra_repr(self) -> str:
+        """Sizes and choices, for print(module)."""
+        experts, out_features, in_features = self.weight.shape
+        return (
+            f"{in_features}, {out_features}, experts={experts}, alpha={self.level.alpha:g}, beta={self.level.beta:g}, "
+            f"tile_size={self.tile_size}, blending={self.blending}, bias={self.bias is not None}"
+        )
+
+
+class PositionalEncoding(nn.Module):
+    """`p -> (p, sin(2^j pi (2p - 1)), cos(2^j pi (2p - 1)))` for j = 0 .. num_frequencies - 1.
+
+    The encoding of Mildenhall et al. (NeRF, Eq. 4) on coordinates stretched from [0, 1] to [-1, 1], with p itself kept.
+
+    Args:
+        dim: coordinates per point.
+        num_frequencies: octaves, >= 0; 0 passes p through.
+
+    Attributes:
+        out_features: dim * (1 + 2 * num_frequencies).
+    """
+
+    def __init__(self, dim: int, num_frequencies: int) -> None:
+        super().__init__()
+        if num_frequencies < 0:
+            raise ValueError(f"num_frequencies is {num_frequencies}: it must be 0 (no encoding) or more")
+        self.num_frequencies = num_frequencies
+        self.out_features = dim * (1 + 2 * num_frequencies)
+
+    def forward(self, coords: Tensor) -> Tensor:
+        """coords [..., dim] to [..., out_features]."""
+        if self.num_frequencies == 0:
+            return coords
+        octaves = 2.0 ** torch.arange(self.num_frequencies, dtype=coords.dtype, device=coords.device)
+        phase = (math.pi * (2 * coords - 1)[..., None] * octaves).flatten(-2)
+        return torch.cat([coords, phase.sin(), phase.cos()], -1)
+
+
+class LoEMLP(nn.Module):
+    """Levels of experts: an MLP whose layers, all but the last, choose their matrix by position.
+
+    Each of the num_layers - 1 position-dependent layers has its own scale, so that few experts per layer still give
+    every cell of the finest grid its own path through the network (Hao et al., NeurIPS 2022); the activation is a sine
+    by default (Atikuzzaman and Bae). With tile_size 1 it is the ordinary dense MLP.
+
+    Args:
+        dim: coordinates per point, 1 to 4.
+        out_features: width of the result.
+        num_layers: linear layers in all, the final position-independent one included, >= 2.
+        layer_width: channels of the hidden layers, >= 1.
+        tile_size: experts per axis, >= 1.
+        pattern: "fine_to_coarse", "quad_tree", "gray_code", or one (alpha, beta) per position-dependent layer.
+        blending: "nearest" or "linear".
+        activation: "sine" is sin(omega_0 y), its phase in fp32 or wider; "leaky_relu" has slope 0.2; "relu".
+        omega_0: frequency of the sine, > 0. The other activations have none and take only 1.
+        initialization: "default" (torch's linear layer) or "siren" (Sitzmann et al., 2020, for this omega_0).
+        num_frequencies: octaves of positional encoding of the input, >= 0.
+        implementation: "auto", "torch" or "reference".
+
+    Raises:
+        ValueError: a size is out of range, a choice is unknown, or two of them contradict each other.
+
+    Example:
+        >>> field = LoEMLP(dim=2, out_features=3)
+        >>> colours = field(torch.rand(1000, 2))  # [1000, 3]
+    """
+
+    def __init__(
+        self,
+        *,
+        dim: int = 2,
+        out_features: int = 1,
+        num_layers: int = 10,
+        layer_width: int = 64,
+        tile_size: int = 2,
+        pattern: Pattern | Sequence[tuple[float, float]] = "fine_to_coarse",
+        blending: Blending = "nearest",
+        activation: Activation = "sine",
+        omega_0: float = 1.0,
+        initialization: Initialization = "default",
+        num_frequencies: int = 0,
+        implementation: Implementation = "auto",
+    ) -> None:
+        super().__init__()
+        if num_layers < 2:
+            raise ValueError(f"num_layers is {num_layers}: at least 2, one position-dependent layer and the final one")
+        if layer_width < 1:
+            raise ValueError(f"layer_width is {layer_width}: it must be at least 1")
+        if tile_size < 1:
+            raise ValueError(f"tile_size is {tile_size}: it counts experts per axis and must be at least 1")
+        if activation not in get_args(Activation):
+            raise ValueError(f"unknown activation {activation!r}: choose one of {', '.join(get_args(Activation))}")
+        if initialization not in get_args(Initialization):
+            raise ValueError(
+                f"unknown initialization {initialization!r}: choose one of {', '.join(get_args(Initialization))}"
+            )
+        if not (math.isfinite(omega_0) and omega_0 > 0):
+            raise ValueError(f"omega_0 is {omega_0}: it is the frequency of the sine and must be positive")
+        if activation != "sine" and omega_0 != 1:
+            raise ValueError(f"omega_0 is {omega_0} but the activation is {activation}: only sine has a frequency")
+        self.dim, self.tile_size, self.blending = dim, tile_size, blending
+        self.activation: Activation = activation
+        self.omega_0 = omega_0
+        self.implementation = resolve_implementation(implementation)
+        self.levels = make_levels(pattern, num_layers - 1)
+        self.encoding = PositionalEncoding(dim, num_frequencies)
+        self.layers = nn.ModuleList(
+            PositionDependentLinear(
+                self.encoding.out_features if i == 0 else layer_width,
+                layer_width,
+                level=level,
+                dim=dim,
+                tile_size=tile_size,
+                blending=blending,
+                implementation=implementation,
+            )
+            for i, level in enumerate(self.levels)
+        )
+        self.head = nn.Linear(layer_width, out_features)
+        for i, layer in enumerate([*self.layers, self.head]):
+            _init_linear_(layer.weight, layer.bias, initialization, omega_0, first=i == 0)
+
+    def forward(self, coords: Tensor) -> Tensor:
+        """Evaluate the field.
+
+        Under autocast the hidden products run in autocast's dtype; coordinates, first layer, phases and the final layer
+        stay in the parameters' dtype, because half precision cannot tell neighbouring pixels apart.
+
+        Args:
+            coords: points [..., dim] in the parameters' dtype; any batch shape, also an empty one.
+
+        Returns:
+            [..., out_features].
+
+        Raises:
+            ValueError: coords has another number of coordinates.
+        """
+        if coords.shape[-1] != self.dim:
+            raise ValueError(f"coords is {tuple(coords.shape)}: the last axis must hold {self.dim} coordinates")
+        points = coords.reshape(-1, self.dim)
+        if self.blending == "nearest" and self.implementation == "torch" and self.tile_size > 1:
+            out = self._forward_grouped(points)
+        else:
+            x = self.encoding(points)
+            for i, layer in enumerate(self.layers):
+                with torch.autocast(x.device.type, enabled=i > 0 and torch.is_autocast_enabled(x.device.type)):
+                    x = self._activate(layer(x, points))
+            out = self._head(x)
+        return out.view(*coords.shape[:-1], -1) if len(points) else out.view(*coords.shape[:-1], self.head.out_features)
+
+    def _forward_grouped(self, points: Tensor) -> Tensor:
+        """All levels with one row permutation between each two; rows return to their order after the narrow head."""
+        index = expert_index(points, self.levels, self.tile_size)
+        groups, back = group_rows(index, num_experts(self.tile_size, self.dim))
+        x = self.encoding(permute_rows(points, groups[0]))
+        for i, (layer, level) in enumerate(zip(self.layers, groups)):
+            if i > 0:
+                x = permute_rows(x, level)
+            with torch.autocast(x.device.type, enabled=i > 0 and torch.is_autocast_enabled(x.device.type)):
+                x = grouped_linear(x, layer.weight, layer.bias, level.splits)  # type: ignore[arg-type]
+            x = self._activate(x)
+        return permute_rows(self._head(x), back)
+
+    def _activate(self, y: Tensor) -> Tensor:
+        if self.activation == "sine":
+            y = y.to(self.head.weight.dtype)
+            return torch.sin(y if self.omega_0 == 1 else self.omega_0 * y)
+        return nn.functional.leaky_relu(y, 0.2) if self.activation == "leaky_relu" else torch.relu(y)
+
+    def _head(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            return self.head(x.to(self.head.weight.dtype))
+
+    @property
+    def num_parameters(self) -> int:
+        """Trainable numbers in all."""
+        return sum(p.numel() for p in self.parameters())
+
+    @property
+    def macs_per_point(self) -> int:
+        """Multiply-adds of the matrix products for one point; linear blending multiplies by the 2^dim experts."""
+        corners = 2**self.dim if self.blending == "linear" and self.tile_size > 1 else 1
+        hidden = sum(layer.weight[0].numel() for layer in self.layers)  # type: ignore[union-attr, index]
+        return corners * hidden + self.head.weight.numel()

@@ -1,0 +1,37 @@
+"""The methods that `ns-train` finds through the entry points of this package.
+
+nerfstudio imports this module at the start of each of its tools: it must not fail, and it does nothing but define.
+"""
+
+from dataclasses import replace
+
+from nerfstudio.plugins.types import MethodSpecification
+
+from loe_field.image.model import LoEImageModelConfig
+from loe_field.image.pipeline import ImagePipelineConfig
+from loe_field.image.trainer import ImageTrainerConfig
+from loe_field.training.optimizers import AdamConfig, LinearDecayConfig, MuonConfig
+
+loe_image = MethodSpecification(
+    config=ImageTrainerConfig(
+        method_name="loe-image",
+        optimizers={
+            "experts": {"optimizer": MuonConfig(), "scheduler": LinearDecayConfig()},
+            "fields": {"optimizer": AdamConfig(), "scheduler": LinearDecayConfig()},
+        },
+    ),
+    description="Fit a picture with a Levels-of-Experts field and sine activation: the recipe that measured best.",
+)
+
+loe_image_paper = MethodSpecification(
+    config=replace(
+        loe_image.config,
+        method_name="loe-image-paper",
+        pipeline=ImagePipelineConfig(model=LoEImageModelConfig(num_frequencies=0)),
+        optimizers={
+            group: {"optimizer": AdamConfig(lr=5e-3, beta2=0.95), "scheduler": LinearDecayConfig()}
+            for group in ("experts", "fields")
+        },
+    ),
+    description="Fit a picture as in 'A Dive into Levels-of-Experts and Sine Activation': raw coordinates, Adam.",
+)

@@ -1,0 +1,108 @@
+"""The position-dependent linear layer as one function: validates once, then runs the chosen implementation."""
+
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from loe_field.grouped import group_rows, grouped_linear, permute_rows
+from loe_field.reference import position_dependent_linear_ref
+from loe_field.tiling import MAX_DIM, Blending, Level, blending_weights, expert_index, num_experts
+
+Implementation = Literal["auto", "torch", "reference"]
+"""How the layer is computed: "auto" takes the fastest that runs here, "reference" is the readable definition."""
+
+
+def resolve_implementation(implementation: Implementation) -> Literal["torch", "reference"]:
+    """What "auto" means here.
+
+    Raises:
+        ValueError: the name is unknown.
+    """
+    if implementation not in get_args(Implementation):
+        raise ValueError(f"unknown implementation {implementation!r}: choose one of {', '.join(get_args(Implementation))}")
+    return "torch" if implementation == "auto" else implementation
+
+
+def position_dependent_linear(
+    x: Tensor,
+    coords: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    level: Level,
+    *,
+    tile_size: int,
+    blending: Blending = "nearest",
+    implementation: Implementation = "auto",
+) -> Tensor:
+    """`h(x, p) = W(p) x + b`: what `reference.position_dependent_linear_ref` defines, without W(p) for every point.
+
+    Differentiable any number of times in x, weight and bias, and in coords under linear blending (under nearest the
+    gradient for coords is zero almost everywhere and none is returned).
+
+    Args:
+        x: features [..., in_features].
+        coords: points [..., dim], dim 1 to 4, with the batch shape of x.
+        weight: experts [tile_size ** dim, out_features, in_features].
+        bias: [out_features], shared by the experts, or None.
+        level: scale alpha and shift beta.
+        tile_size: experts per axis, >= 1.
+        blending: "nearest" or "linear".
+        implementation: "auto", "torch" or "reference".
+
+    Returns:
+        [..., out_features].
+
+    Raises:
+        ValueError: shapes do not fit together, or tile_size, blending or implementation is none of the above.
+    """
+    implementation = resolve_implementation(implementation)
+    if tile_size < 1:
+        raise ValueError(f"tile_size is {tile_size}: it counts experts per axis and must be at least 1")
+    if blending not in ("nearest", "linear"):
+        raise ValueError(f"unknown blending {blending!r}: choose nearest or linear")
+    dim = coords.shape[-1]
+    if not 1 <= dim <= MAX_DIM:
+        raise ValueError(f"coords has {dim} coordinates per point: 1 to {MAX_DIM} are supported")
+    if x.shape[:-1] != coords.shape[:-1]:
+        raise ValueError(f"x {tuple(x.shape)} and coords {tuple(coords.shape)} must agree in all but the last axis")
+    experts = num_experts(tile_size, dim)
+    if weight.dim() != 3 or weight.shape[0] != experts or weight.shape[2] != x.shape[-1]:
+        raise ValueError(
+            f"weight is {tuple(weight.shape)}: with tile_size {tile_size}, {dim} coordinates and {x.shape[-1]} input "
+            f"features it must be [{experts}, out_features, {x.shape[-1]}]"
+        )
+    if bias is not None and bias.shape != weight.shape[1:2]:
+        raise ValueError(f"bias is {tuple(bias.shape)}: it must be [{weight.shape[1]}], shared by the experts")
+
+    batch = x.shape[:-1]
+    x, coords = x.reshape(-1, x.shape[-1]), coords.reshape(-1, dim)
+    if implementation == "reference":
+        out = position_dependent_linear_ref(x, coords, weight, bias, level, tile_size=tile_size, blending=blending)
+    elif experts == 1:
+        out = torch.nn.functional.linear(x, weight[0], bias)
+    elif blending == "nearest":
+        (groups,), back = group_rows(expert_index(coords, [level], tile_size), experts)
+        out = permute_rows(grouped_linear(permute_rows(x, groups), weight, bias, groups.splits), back)
+    else:
+        out = blended_linear(x, coords, weight, bias, level, tile_size)
+    return out.view(*batch, weight.shape[1])
+
+
+def blended_linear(
+    x: Tensor, coords: Tensor, weight: Tensor, bias: Tensor | None, level: Level, tile_size: int
+) -> Tensor:
+    """Linear blending of x [N, in_features] at coords [N, dim]: every row visits the 2^dim experts at its corners."""
+    index, share = blending_weights(coords, level, tile_size)
+    corners = index.shape[-1]
+    if corners >= len(weight):
+        # Every expert of a 2-tile is a corner of every cell: one dense product with all of them, no row moves.
+        scale = share.new_zeros(len(x), len(weight)).scatter_add(1, index, share).to(x.dtype)
+        products = torch.mm(x, weight.flatten(0, 1).t()).view(len(x), *weight.shape[:2])
+        out = (products * scale[..., None]).sum(1)
+    else:
+        rows = x[:, None].expand(-1, corners, -1).reshape(-1, x.shape[-1])
+        (groups,), back = group_rows(index.view(1, -1), len(weight))
+        products = permute_rows(grouped_linear(permute_rows(rows, groups), weight, None, groups.splits), back)
+        out = (products.view(len(x), corners, -1) * share.to(x.dtype)[..., None]).sum(1)
+    return out if bias is None else out + bias

@@ -1,0 +1,154 @@
+"""Muon for stacks of expert matrices, and the learning-rate schedule."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.optimizer import Optimizer
+
+
+def orthogonalize(matrices: Tensor, num_iterations: int = 5) -> Tensor:
+    """Push all singular values of every matrix towards 1 by the quintic Newton-Schulz iteration of Muon.
+
+    `X <- a X + (b A + c A^2) X` with A = X X^T and (a, b, c) = (3.4445, -4.7750, 2.0315) (Jordan et al., "Muon: An
+    optimizer for hidden layers in neural networks", 2024). The result is within about 30 % of orthogonal, which is all
+    that an update direction needs. One batched product serves the whole stack.
+
+    Args:
+        matrices: [..., rows, columns], floating point; a zero matrix stays zero.
+        num_iterations: >= 1.
+
+    Returns:
+        The same shape and dtype.
+    """
+    a, b, c = 3.4445, -4.7750, 2.0315
+    x = matrices.flatten(0, -3) if matrices.dim() > 2 else matrices[None]
+    tall = x.shape[-2] > x.shape[-1]
+    if tall:
+        x = x.mT
+    x = x / (torch.linalg.matrix_norm(x, keepdim=True) + 1e-7)
+    for _ in range(num_iterations):
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return (x.mT if tall else x).reshape(matrices.shape)
+
+
+class Muon(Optimizer):
+    """Muon with per-neuron scaling for parameters that are stacks of matrices [..., rows, columns].
+
+    Every matrix of a stack is orthogonalised on its own; matrices of equal size from all parameters go through one
+    batched product. `torch.optim.Muon` takes single 2D matrices only.
+
+    Per matrix, with gradient G: momentum M <- m M + (1 - m) G, Nesterov direction D = m M + (1 - m) G, O = orthogonalize(D);
+    then NorMuon's scaling (Li et al., 2025): v <- beta2 v + (1 - beta2) mean(O^2 over columns) per row, O <- O / sqrt(v),
+    brought back to its Frobenius norm; W <- W - lr sqrt(max(1, rows / columns)) O.
+
+    Args:
+        params: parameters or groups, each parameter with at least 2 axes.
+        lr: step size, >= 0: the update's root mean square per singular direction.
+        momentum: m, 0 <= m < 1.
+        beta2: decay of v, 0 <= beta2 < 1; 0 turns the scaling off (plain Muon).
+        num_iterations: Newton-Schulz iterations, >= 1.
+        eps: added to sqrt(v).
+
+    Raises:
+        ValueError: a value is out of range or a parameter has fewer than 2 axes.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Tensor] | Iterable[dict[str, Any]],
+        lr: float = 0.015,
+        *,
+        momentum: float = 0.95,
+        beta2: float = 0.95,
+        num_iterations: int = 5,
+        eps: float = 1e-8,
+    ) -> None:
+        if not lr >= 0:
+            raise ValueError(f"lr is {lr}: it must be 0 or more")
+        for name, value in (("momentum", momentum), ("beta2", beta2)):
+            if not 0 <= value < 1:
+                raise ValueError(f"{name} is {value}: it must lie in [0, 1)")
+        if num_iterations < 1:
+            raise ValueError(f"num_iterations is {num_iterations}: it must be at least 1")
+        defaults = {"lr": lr, "momentum": momentum, "beta2": beta2, "num_iterations": num_iterations, "eps": eps}
+        super().__init__(params, defaults)
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.dim() < 2:
+                    raise ValueError(
+                        f"Muon got a parameter of shape {tuple(p.shape)}: it takes matrices and stacks of matrices; "
+                        "give biases to Adam"
+                    )
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """One update of every parameter that has a gradient."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            by_size: dict[tuple[Any, ...], list[Tensor]] = {}
+            for p in group["params"]:
+                if p.grad is not None:
+                    by_size.setdefault((p.shape[-2:], p.dtype, p.device), []).append(p)
+            for stacks in by_size.values():
+                self._update(stacks, group)
+        return loss
+
+    def _update(self, params: list[Tensor], group: dict[str, Any]) -> None:
+        """Update parameters whose matrices have one size, all matrices in one stack."""
+        for p in params:
+            if not self.state[p]:
+                self.state[p]["momentum"] = torch.zeros_like(p)
+                self.state[p]["row_scale"] = torch.zeros_like(p[..., :1])
+        grads = [p.grad for p in params]
+        momenta = [self.state[p]["momentum"] for p in params]
+        torch._foreach_lerp_(momenta, grads, 1 - group["momentum"])
+        directions = torch._foreach_lerp(grads, momenta, group["momentum"])
+        rows, columns = params[0].shape[-2:]
+        sizes = [p.numel() // (rows * columns) for p in params]
+        update = orthogonalize(torch.cat([d.reshape(-1, rows, columns) for d in directions]), group["num_iterations"])
+        if group["beta2"] > 0:
+            scales = [self.state[p]["row_scale"] for p in params]
+            mean_square = update.square().mean(-1, keepdim=True).split(sizes)
+            torch._foreach_lerp_(
+                scales, [m.view(s.shape) for m, s in zip(mean_square, scales)], 1 - group["beta2"]
+            )
+            stacked = torch.cat([s.reshape(-1, rows, 1) for s in scales])
+            scaled = update / (stacked.sqrt() + group["eps"])
+            norm, scaled_norm = (torch.linalg.matrix_norm(u, keepdim=True) for u in (update, scaled))
+            update = scaled * (norm / (scaled_norm + group["eps"]))
+        step_size = group["lr"] * max(1.0, rows / columns) ** 0.5
+        torch._foreach_add_(params, [u.view(p.shape) for u, p in zip(update.split(sizes), params)], alpha=-step_size)
+
+
+def linear_decay(optimizer: Optimizer, max_steps: int, *, warmup_steps: int = 0, final_factor: float = 0.0) -> LambdaLR:
+    """Learning rates rise linearly over warmup_steps, then fall linearly to final_factor of themselves at max_steps.
+
+    All factors are Python floats, so that checkpoints load under torch.load(weights_only=True).
+
+    Args:
+        optimizer: whose groups are scheduled.
+        max_steps: steps of the run, >= 1; the factor stays final_factor after it.
+        warmup_steps: 0 or more; step k of the warm-up has factor (k + 1) / (warmup_steps + 1).
+        final_factor: 0 to 1.
+
+    Raises:
+        ValueError: a value is out of range.
+    """
+    if max_steps < 1:
+        raise ValueError(f"max_steps is {max_steps}: it must be at least 1")
+    if warmup_steps < 0 or not 0 <= final_factor <= 1:
+        raise ValueError(f"warmup_steps is {warmup_steps}, final_factor {final_factor}: >= 0 and 0 to 1 are wanted")
+
+    def factor(step: int) -> float:
+        warmup = min(1.0, (step + 1) / (warmup_steps + 1))
+        done = min(1.0, max(0.0, (step - warmup_steps) / max(1, max_steps - warmup_steps)))
+        return warmup * (1.0 + (final_factor - 1.0) * done)
+
+    return LambdaLR(optimizer, factor)

@@ -1,0 +1,318 @@
+"""nerfstudio's Trainer with an end that evaluates, checkpoints that survive a kill, and steps counted absolutely.
+
+What differs from the host's: `max_num_iterations` is the run's length also when it is resumed; every run ends with an
+evaluation, early stop and Ctrl-C included; nothing is written before the input has been found good; scalars go to the
+loggers at steps_per_log, not at every step.
+"""
+
+import signal
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any, Literal
+
+import torch
+from nerfstudio.configs.base_config import LocalWriterConfig, LoggingConfig, MachineConfig, ViewerConfig
+from nerfstudio.engine.callbacks import TrainingCallbackLocation
+from nerfstudio.engine.optimizers import Optimizers
+from nerfstudio.engine.trainer import Trainer, TrainerConfig
+from nerfstudio.utils import writer
+from nerfstudio.utils.decorators import check_main_thread
+from nerfstudio.utils.rich_utils import CONSOLE
+
+from loe_field.errors import InputError
+from loe_field.training.checkpoints import find_checkpoint, read_checkpoint, save_checkpoint
+from loe_field.training.optimizers import LinearDecayConfig
+from loe_field.training.progress import TrainProgress
+from loe_field.training.record import RunRecord
+
+
+@dataclass
+class LoETrainerConfig(TrainerConfig):
+    """How to train: the host's options, with defaults that need no account, no browser and no GPU."""
+
+    _target: type = field(default_factory=lambda: LoETrainer)
+    max_num_iterations: int = 8000
+    """Steps of the whole run, those before a resume included."""
+    target_psnr: float | None = None
+    """Stop as soon as an evaluation reaches this PSNR, dB."""
+    steps_per_eval_all_images: int = 250
+    """Steps between evaluations of the whole evaluation set; the run ends with one in any case."""
+    steps_per_save: int = 100
+    """Steps between checkpoints."""
+    vis: Literal[
+        "none", "viewer", "wandb", "tensorboard", "comet", "viewer+wandb", "viewer+tensorboard", "viewer+comet"
+    ] = "none"  # type: ignore[assignment]
+    """Where to watch the run besides the console."""
+    machine: MachineConfig = field(
+        default_factory=lambda: MachineConfig(device_type="cuda" if torch.cuda.is_available() else "cpu")
+    )
+    """The device: a GPU if there is one."""
+    viewer: ViewerConfig = field(
+        default_factory=lambda: ViewerConfig(websocket_host="127.0.0.1", quit_on_train_completion=True)
+    )
+    """The viewer listens on this machine only, and closes at the end of the run."""
+    logging: LoggingConfig = field(
+        default_factory=lambda: LoggingConfig(
+            steps_per_log=100, local_writer=LocalWriterConfig(enable=False), profiler="none"
+        )
+    )
+    """Loggers; the console has its own lines."""
+
+    def set_experiment_name(self) -> None:
+        """Name the experiment after the data: a file's stem or a folder's name."""
+        if self.experiment_name is None:
+            data = self.pipeline.datamanager.data
+            self.experiment_name = "default" if data is None else Path(data).stem
+
+    def print_to_terminal(self) -> None:
+        """Say where the run goes; the full configuration is written to config.yml."""
+        CONSOLE.print(f"{self.method_name} on {self.machine.device_type}: {self.get_base_dir()}", soft_wrap=True)
+
+    def save_config(self) -> None:
+        """Nothing yet: the host calls this before the input has been looked at. See write_config."""
+
+    def write_config(self) -> None:
+        """Write config.yml into the run's folder. Called by the Trainer once everything stands."""
+        super().save_config()
+
+    def get_checkpoint_dir(self) -> Path:
+        """The run's checkpoint folder; the latest checkpoint in it, if any, is one that loads.
+
+        Raises:
+            InputError: the latest checkpoint is damaged. The host's tools would end in a traceback.
+        """
+        folder = super().get_checkpoint_dir()
+        if folder.is_dir() and any(folder.glob("step-*.ckpt")):
+            read_checkpoint(find_checkpoint(folder))
+        return folder
+
+
+class LoETrainer(Trainer):
+    """Trains a pipeline; see the module's first lines for what it does its own way.
+
+    Raises:
+        InputError: an option, the device, the output folder or a checkpoint cannot be used.
+    """
+
+    config: LoETrainerConfig
+    unit = "rays"
+    """What the pipeline's batches count."""
+
+    def __init__(self, config: LoETrainerConfig, local_rank: int = 0, world_size: int = 1) -> None:
+        _check_options(config)
+        config.output_dir = config.output_dir.expanduser().resolve()
+        datamanager = config.pipeline.datamanager
+        if datamanager.data is not None:
+            datamanager.data = Path(datamanager.data).expanduser().resolve()
+        _check_writable(config.output_dir)
+        super().__init__(config, local_rank, world_size)
+        self.record = RunRecord()
+
+    def setup(self, test_mode: Literal["test", "val", "inference"] = "val") -> None:
+        """Build everything, load the checkpoint if one is wanted, then write config.yml."""
+        for group in self.config.optimizers.values():
+            if isinstance(group["scheduler"], LinearDecayConfig) and group["scheduler"].max_steps is None:
+                group["scheduler"].max_steps = self.config.max_num_iterations
+        if self.config.is_viewer_enabled():
+            self.base_dir.mkdir(parents=True, exist_ok=True)  # the host's viewer makes only the last folder
+        super().setup(test_mode)
+        if self.local_rank == 0:
+            self.config.write_config()
+
+    def setup_optimizers(self) -> Optimizers:
+        """The host's optimizers; a value out of range is the user's to mend."""
+        try:
+            return super().setup_optimizers()
+        except ValueError as error:
+            raise InputError(f"{error} (an option of --optimizers)") from None
+
+    def train(self) -> None:
+        """Train, evaluate, write the results; stop early at the target or when asked to."""
+        self._init_viewer_state()
+        self.stop_training = False
+        total = self.config.max_num_iterations
+        per_step = self.pipeline.datamanager.get_train_rays_per_batch()
+        if self._start_step >= total:
+            CONSOLE.print(
+                f"the checkpoint has {self._start_step} steps already and --max-num-iterations is {total}: evaluating only"
+            )
+        self.step = self._start_step - 1
+        self.record.start()
+        with _graceful_stop(self) as stopped, TrainProgress(
+            self._start_step, total, per_step=per_step, unit=self.unit
+        ) as progress:
+            for step in range(self._start_step, total):
+                while self.training_state == "paused" and not self.stop_training:
+                    time.sleep(0.05)
+                if self.stop_training:
+                    break
+                with self.train_lock:
+                    self._step(step)
+                self._update_viewer_state(step)
+                self._after_step(step, progress)
+            self._finish(progress)
+        if stopped:
+            raise SystemExit(128 + stopped[0])
+        if not self.config.viewer.quit_on_train_completion:
+            self._train_complete_viewer()
+
+    def _step(self, step: int) -> None:
+        """One optimizer step with the callbacks around it."""
+        self.step = step
+        self.pipeline.train()
+        for callback in self.callbacks:
+            callback.run_callback_at_location(step, location=TrainingCallbackLocation.BEFORE_TRAIN_ITERATION)
+        loss, loss_dict, metrics_dict = self.train_iteration(step)
+        for callback in self.callbacks:
+            callback.run_callback_at_location(step, location=TrainingCallbackLocation.AFTER_TRAIN_ITERATION)
+        if step % self.config.logging.steps_per_log == 0 and writer.EVENT_WRITERS:
+            writer.put_scalar(name="Train Loss", scalar=loss, step=step)
+            writer.put_dict(name="Train Loss Dict", scalar_dict=loss_dict, step=step)
+            writer.put_dict(name="Train Metrics Dict", scalar_dict=metrics_dict, step=step)
+            writer.write_out_storage()
+        else:
+            writer.EVENT_STORAGE.clear()  # the host notes the learning rates at every step
+
+    def _after_step(self, step: int, progress: TrainProgress) -> None:
+        """Evaluate, show and save as often as the config says; the end of the run has its own."""
+        done = step + 1
+        last = done == self.config.max_num_iterations
+        if done % self.config.steps_per_eval_all_images == 0 and not last:
+            self._evaluate(progress)
+            target = self.config.target_psnr
+            if target is not None and self.record.curve[-1].psnr >= target:
+                CONSOLE.print(f"PSNR {self.record.curve[-1].psnr:.2f} dB has reached --target-psnr {target:g}: stopping")
+                self.stop_training = True
+        if done % 10 == 0:
+            psnr = self.record.curve[-1].psnr if self.record.curve else None
+            progress.update(done, self.record.seconds - self.record.seconds_before, psnr)
+        if done % self.config.steps_per_save == 0 and not last:
+            self.save_checkpoint(step)
+
+    def _evaluate(self, progress: TrainProgress) -> None:
+        """Measure the PSNR and note it."""
+        with self.train_lock:
+            self.pipeline.eval()
+            point = self.record.add(self.step + 1, self.evaluate())
+        progress.evaluated(point, self.record.psnr_best, self.record.seconds - self.record.seconds_before)
+        if writer.EVENT_WRITERS:
+            writer.put_scalar(name="Eval PSNR", scalar=point.psnr, step=self.step)
+            writer.write_out_storage()
+
+    def evaluate(self) -> float:
+        """PSNR in dB over the evaluation set; subclasses may know a cheaper way."""
+        return self.pipeline.get_average_eval_image_metrics(step=self.step)["psnr"]
+
+    def _finish(self, progress: TrainProgress) -> None:
+        """The end of every run: a checkpoint first, then the evaluation and whatever is to be left behind."""
+        self.training_state = "completed"
+        if self.step >= 0:
+            self.save_checkpoint(self.step)
+        if self.local_rank != 0:
+            return
+        self._evaluate(progress)
+        for callback in self.callbacks:
+            callback.run_callback_at_location(step=self.step, location=TrainingCallbackLocation.AFTER_TRAIN)
+        self.write_results()
+
+    def write_results(self) -> None:
+        """Leave results in the run's folder and say where. Subclasses have more to leave."""
+        CONSOLE.print(f"config       {self.base_dir / 'config.yml'}\ncheckpoints  {self.checkpoint_dir}", soft_wrap=True)
+
+    def _load_checkpoint(self) -> None:
+        """Load --load-checkpoint, or the latest (or --load-step) of --load-dir, with the run's record."""
+        config = self.config
+        if config.load_checkpoint is not None:
+            path = config.load_checkpoint.expanduser()
+        elif config.load_dir is not None:
+            path = find_checkpoint(config.load_dir.expanduser(), config.load_step)
+        else:
+            return
+        state = read_checkpoint(path)
+        self.pipeline.load_pipeline(state["pipeline"], state["step"])
+        try:
+            self.optimizers.load_optimizers(state["optimizers"])
+            if config.load_scheduler:
+                self.optimizers.load_schedulers(state["schedulers"])
+        except (KeyError, ValueError) as error:
+            raise InputError(f"{path} was trained with other optimizers ({error}): give the same --optimizers") from None
+        self.grad_scaler.load_state_dict(state["scalers"])
+        if "record" in state:
+            self.record.load_state_dict(state["record"])
+        self._start_step = state["step"] + 1
+        CONSOLE.print(f"going on after step {self._start_step} of {path}", soft_wrap=True)
+
+    @check_main_thread
+    def save_checkpoint(self, step: int) -> None:
+        """Write a checkpoint that torch.load(weights_only=True) reads, whole or not at all."""
+        pipeline = getattr(self.pipeline, "module", self.pipeline)
+        save_checkpoint(
+            self.checkpoint_dir,
+            step,
+            {
+                "step": step,
+                "pipeline": pipeline.state_dict(),
+                "optimizers": {name: o.state_dict() for name, o in self.optimizers.optimizers.items()},
+                "schedulers": {name: s.state_dict() for name, s in self.optimizers.schedulers.items()},
+                "scalers": self.grad_scaler.state_dict(),
+                "record": self.record.state_dict(),
+            },
+            only_latest=self.config.save_only_latest_checkpoint,
+        )
+
+    def _check_viewer_warnings(self) -> None:
+        """The host warns that nothing is evaluated without a logger; here everything is."""
+
+
+@contextmanager
+def _graceful_stop(trainer: LoETrainer) -> Iterator[list[int]]:
+    """Ctrl-C and SIGTERM end the run after the step that is under way; a second one ends it at once.
+
+    Yields:
+        a list that holds the signal's number once it came.
+    """
+    received: list[int] = []
+
+    def handler(number: int, frame: FrameType | None) -> None:
+        if received:
+            raise SystemExit(128 + number)
+        received.append(number)
+        trainer.stop_training = True
+        CONSOLE.print("stopping after this step, then evaluating and saving; once more quits at once")
+
+    previous = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, old in previous.items():
+            signal.signal(number, old)
+
+
+def _check_options(config: LoETrainerConfig) -> None:
+    """Refuse counts below 1 and a device that is not there."""
+    for name in ("max_num_iterations", "steps_per_eval_all_images", "steps_per_save"):
+        if getattr(config, name) < 1:
+            raise InputError(f"--{name.replace('_', '-')} is {getattr(config, name)}: it must be at least 1")
+    if config.logging.steps_per_log < 1:
+        raise InputError(f"--logging.steps-per-log is {config.logging.steps_per_log}: it must be at least 1")
+    if config.machine.device_type == "cuda" and not torch.cuda.is_available():
+        raise InputError("--machine.device-type is cuda but torch finds no CUDA GPU: leave the option out, or give cpu")
+
+
+def _check_writable(folder: Path) -> None:
+    """Refuse an output folder that cannot be made or written, by trying it on its nearest existing ancestor."""
+    ancestor: Any = folder
+    while not ancestor.exists():
+        ancestor = ancestor.parent
+    try:
+        with tempfile.TemporaryDirectory(dir=ancestor, prefix=".loe_field-"):
+            pass
+    except OSError as error:
+        raise InputError(
+            f"{folder} cannot be written ({ancestor}: {error.strerror}): give --output-dir another folder"
+        ) from None
