@@ -178,10 +178,9 @@ class LoEMLP(nn.Module):
         super().__init__()
         if num_layers < 2:
             raise ValueError(f"num_layers is {num_layers}: at least 2, one position-dependent layer and the final one")
-        if layer_width < 1:
-            raise ValueError(f"layer_width is {layer_width}: it must be at least 1")
-        if tile_size < 1:
-            raise ValueError(f"tile_size is {tile_size}: it counts experts per axis and must be at least 1")
+        for name, size in (("out_features", out_features), ("layer_width", layer_width), ("tile_size", tile_size)):
+            if size < 1:
+                raise ValueError(f"{name} is {size}: it must be at least 1")
         if activation not in get_args(Activation):
             raise ValueError(f"unknown activation {activation!r}: choose one of {', '.join(get_args(Activation))}")
         if initialization not in get_args(Initialization):

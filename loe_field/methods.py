@@ -27,7 +27,8 @@ loe_image_paper = MethodSpecification(
     config=replace(
         loe_image.config,
         method_name="loe-image-paper",
-        pipeline=ImagePipelineConfig(model=LoEImageModelConfig(num_frequencies=0)),
+        max_num_iterations=9000,
+        pipeline=ImagePipelineConfig(model=LoEImageModelConfig(num_layers=10, num_frequencies=0)),
         optimizers={
             group: {"optimizer": AdamConfig(lr=5e-3, beta2=0.95), "scheduler": LinearDecayConfig()}
             for group in ("experts", "fields")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -105,6 +106,8 @@ class Picture:
             if not done:
                 raise RuntimeError("OpenCV could not encode a 16-bit PNG")
             return content.tobytes()
+        if self.format == "BMP" and self.channels == 4:
+            return self._encode_bmp_with_alpha()
         image = Image.fromarray(self.values[..., 0] if self.channels == 1 else self.values)
         if self.mode == "1":
             image = image.convert("1", dither=Image.Dither.NONE)
@@ -129,6 +132,15 @@ class Picture:
         if self.channels == 4:
             image.info["transparency"] = self.palette[:, 3].tobytes()
         return image
+
+    def _encode_bmp_with_alpha(self) -> bytes:
+        """Bottom-up 32-bit rows under a version 4 header, whose channel masks name the alpha; Pillow's has none."""
+        rows = self.values[::-1].tobytes()
+        masks = (0x000000FF, 0x0000FF00, 0x00FF0000, 0xFF000000)
+        header = struct.pack(
+            "<IiiHHIIiiII4I4s48x", 108, self.width, self.height, 1, 32, 3, len(rows), 2835, 2835, 0, 0, *masks, b"BGRs"
+        )
+        return struct.pack("<2sIHHI", b"BM", 14 + len(header) + len(rows), 0, 0, 14 + len(header)) + header + rows
 
     def _encode_tiff(self) -> bytes:
         content = io.BytesIO()

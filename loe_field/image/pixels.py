@@ -50,7 +50,9 @@ class PixelBatches:
             return self._whole
         number, k = divmod(step, self.batches_per_pass)
         if number != self._pass:
-            generator = torch.Generator(self._values.device).manual_seed((self._seed << 32) + number)
+            # Mixed into 32 bits, of which torch's CPU generator would otherwise take only the lower ones.
+            mixed = int(np.random.SeedSequence([self._seed, number]).generate_state(1)[0])
+            generator = torch.Generator(self._values.device).manual_seed(mixed)
             self._order = torch.randperm(self.num_pixels, generator=generator, device=self._values.device)
             self._pass = number
         first, last = (i * self.num_pixels // self.batches_per_pass for i in (k, k + 1))

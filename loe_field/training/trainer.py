@@ -25,6 +25,7 @@ from nerfstudio.utils.decorators import check_main_thread
 from nerfstudio.utils.rich_utils import CONSOLE
 
 from loe_field.errors import InputError
+from loe_field.training.allocator import keep_freed_memory
 from loe_field.training.checkpoints import find_checkpoint, read_checkpoint, save_checkpoint
 from loe_field.training.optimizers import LinearDecayConfig
 from loe_field.training.progress import TrainProgress
@@ -120,6 +121,8 @@ class LoETrainer(Trainer):
                 group["scheduler"].max_steps = self.config.max_num_iterations
         if self.config.is_viewer_enabled():
             self.base_dir.mkdir(parents=True, exist_ok=True)  # the host's viewer makes only the last folder
+        if self.device == "cpu":
+            keep_freed_memory()
         super().setup(test_mode)
         if self.local_rank == 0:
             self.config.write_config()
@@ -209,13 +212,14 @@ class LoETrainer(Trainer):
         return self.pipeline.get_average_eval_image_metrics(step=self.step)["psnr"]
 
     def _finish(self, progress: TrainProgress) -> None:
-        """The end of every run: a checkpoint first, then the evaluation and whatever is to be left behind."""
+        """The end of every run: an evaluation, a checkpoint, and whatever is to be left behind."""
         self.training_state = "completed"
-        if self.step >= 0:
-            self.save_checkpoint(self.step)
         if self.local_rank != 0:
             return
-        self._evaluate(progress)
+        if not self.record.curve or self.record.curve[-1].step != self.step + 1:
+            self._evaluate(progress)
+        if self.step >= 0:
+            self.save_checkpoint(self.step)
         for callback in self.callbacks:
             callback.run_callback_at_location(step=self.step, location=TrainingCallbackLocation.AFTER_TRAIN)
         self.write_results()

@@ -1,0 +1,379 @@
+"""The chain as a user runs it: ns-train, ns-eval, resume, stop; on small real pictures."""
+
+import csv
+import io
+import json
+import math
+import os
+import shutil
+import signal
+import time
+import urllib.request
+
+import numpy as np
+import pytest
+import torch
+from conftest import FAST, read_metrics, run, run_folder, start, waves
+from PIL import Image
+
+LEFT_BEHIND = {"reconstruction.png", "error.png", "curve.csv", "curve.png", "metrics.json", "config.yml"}
+KEYS = (
+    "method data width height channels psnr psnr_best ssim num_parameters num_targets parameters_per_target "
+    "macs_per_pixel num_steps train_seconds seconds_to_target seed device versions"
+).split()
+
+
+def psnr_of_files(a, b, white=255):
+    a, b = (np.asarray(Image.open(path)).astype(float) for path in (a, b))
+    return -10 * math.log10(np.mean((a - b) ** 2) / white**2)
+
+
+def read_curve(folder):
+    with open(folder / "curve.csv") as file:
+        return [(int(r["step"]), float(r["seconds"]), float(r["psnr"])) for r in csv.DictReader(file)]
+
+
+@pytest.fixture(scope="module")
+def fitted(small_picture, tmp_path_factory):
+    """A finished run on the small picture, started with relative paths: (its folder, what the console said)."""
+    work = tmp_path_factory.mktemp("work")
+    shutil.copy(small_picture, work)
+    options = ("--max-num-iterations", 300, "--steps-per-eval-all-images", 100, "--output-dir", "out", *FAST)
+    done = run("ns-train", "loe-image", "--data", small_picture.name, *options, cwd=work)
+    assert done.returncode == 0, done.stderr
+    return run_folder(work / "out"), done.stdout
+
+
+def test_a_run_leaves_what_it_promises(fitted, small_picture):
+    folder, console = fitted
+    assert folder.parts[-3:-1] == ("waves", "loe-image")
+    assert {p.name for p in folder.iterdir() if p.is_file()} == LEFT_BEHIND
+    metrics = read_metrics(folder)
+    assert set(KEYS) <= metrics.keys()
+    assert (metrics["width"], metrics["height"], metrics["channels"]) == (24, 16, 3)
+    assert metrics["num_targets"] == 24 * 16 * 3
+    assert metrics["num_steps"] == 300
+    assert metrics["psnr"] == pytest.approx(psnr_of_files(folder / "reconstruction.png", small_picture), abs=1e-3)
+    assert metrics["psnr"] > 25
+    assert metrics["psnr_best"] >= metrics["psnr"]
+    curve = read_curve(folder)
+    assert [step for step, _, _ in curve] == [100, 200, 300]
+    assert curve[-1][2] == pytest.approx(metrics["psnr"], abs=1e-3)
+    assert curve[-1][1] <= metrics["train_seconds"]
+    for name in ("error.png", "curve.png"):
+        Image.open(folder / name).verify()
+    last_lines = "\n".join(console.splitlines()[-8:])
+    assert all(str(folder / name) in last_lines for name in LEFT_BEHIND)
+    assert "PSNR" in console
+    assert "ETA" in console
+
+
+def test_checkpoints_need_no_trust(fitted):
+    (path,) = (fitted[0] / "nerfstudio_models").iterdir()
+    assert torch.load(path, weights_only=True)["step"] == 299
+
+
+def test_ns_eval_from_another_folder(fitted, tmp_path):
+    done = run("ns-eval", "--load-config", fitted[0] / "config.yml", "--output-path", "e/o.json",
+               "--render-output-path", "e", cwd=tmp_path)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    results = json.loads((tmp_path / "e" / "o.json").read_text())["results"]
+    metrics = read_metrics(fitted[0])
+    assert results["psnr"] == pytest.approx(metrics["psnr"], abs=1e-3)
+    assert results["ssim"] == pytest.approx(metrics["ssim"], abs=1e-4)
+    assert results["psnr_std"] == 0
+    assert (tmp_path / "e" / "reconstruction.png").read_bytes() == (fitted[0] / "reconstruction.png").read_bytes()
+
+
+def test_resume_counts_steps_absolutely(fitted, small_picture, tmp_path):
+    options = ("--data", small_picture, "--output-dir", tmp_path, "--steps-per-eval-all-images", 100, *FAST)
+    (path,) = (fitted[0] / "nerfstudio_models").iterdir()
+    done = run("ns-train", "loe-image", *options, "--load-checkpoint", path, "--max-num-iterations", 350)
+    assert done.returncode == 0, done.stderr
+    folder = run_folder(tmp_path)
+    assert read_metrics(folder)["num_steps"] == 350
+    assert [step for step, _, _ in read_curve(folder)] == [100, 200, 300, 350]
+    assert "going on after step 300" in done.stdout
+    assert "(100 %)" in done.stdout
+
+
+def wait_for(condition, process, seconds=120):
+    deadline = time.time() + seconds
+    while not condition():
+        assert process.poll() is None, process.stdout.read()
+        assert time.time() < deadline
+        time.sleep(0.02)
+
+
+def test_a_killed_run_goes_on_to_the_same_end(small_picture, tmp_path):
+    options = ("--data", small_picture, "--max-num-iterations", 400, "--steps-per-save", 20, *FAST)
+    process = start("ns-train", "loe-image", *options, "--output-dir", tmp_path / "killed")
+    wait_for(lambda: list((tmp_path / "killed").glob("*/*/*/nerfstudio_models/*.ckpt")), process)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    killed = run_folder(tmp_path / "killed")
+    assert not (killed / "metrics.json").exists()
+    done = run("ns-train", "loe-image", *options, "--output-dir", tmp_path / "resumed",
+               "--load-dir", killed / "nerfstudio_models")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    done = run("ns-train", "loe-image", *options, "--output-dir", tmp_path / "whole")
+    assert done.returncode == 0, done.stderr
+    resumed, whole = (read_metrics(run_folder(tmp_path / name)) for name in ("resumed", "whole"))
+    assert resumed["num_steps"] == whole["num_steps"] == 400
+    assert resumed["psnr"] == pytest.approx(whole["psnr"], abs=0.2)
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_run_leaves_everything(small_picture, tmp_path, number, status):
+    process = start("ns-train", "loe-image", "--data", small_picture, "--output-dir", tmp_path, *FAST)
+    wait_for(lambda: list(tmp_path.glob("*/*/*/nerfstudio_models/*.ckpt")), process)
+    process.send_signal(number)
+    console, _ = process.communicate(timeout=120)
+    assert process.returncode == status, console
+    assert "Traceback" not in console
+    folder = run_folder(tmp_path)
+    assert {p.name for p in folder.iterdir() if p.is_file()} == LEFT_BEHIND
+    (path,) = (folder / "nerfstudio_models").iterdir()
+    steps = read_metrics(folder)["num_steps"]
+    assert torch.load(path, weights_only=True)["step"] == steps - 1
+    assert 100 <= steps < 8000
+
+
+def test_ns_viewer_serves_the_fit_on_this_machine_only(fitted):
+    port = 20_000 + os.getpid() % 10_000
+    process = start("ns-viewer", "--load-config", fitted[0] / "config.yml",
+                    "--viewer.websocket-port", port, "--viewer.websocket-host", "127.0.0.1")  # fmt: skip
+    try:
+
+        def answers():
+            try:
+                return urllib.request.urlopen(f"http://127.0.0.1:{port}", timeout=5).status == 200
+            except OSError:
+                return False
+
+        wait_for(answers, process)
+    finally:
+        process.kill()
+        process.wait()
+
+
+# The commands below run inside this process, which imports the host once: `call` is the same entry point.
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    from nerfstudio.scripts import eval as host_eval
+    from nerfstudio.scripts import train as host_train
+    from nerfstudio.utils import writer
+
+    entry_points = {"ns-train": host_train.entrypoint, "ns-eval": host_eval.entrypoint}
+
+    def call(tool, *arguments):
+        writer.EVENT_WRITERS.clear()
+        monkeypatch.setattr("sys.argv", [tool, *map(str, arguments)])
+        try:
+            entry_points[tool]()
+            status = 0
+        except SystemExit as error:
+            status = error.code
+        return status, capsys.readouterr()
+
+    return call
+
+
+def fit(call, data, output, *options, method="loe-image"):
+    status, console = call("ns-train", method, "--data", data, "--output-dir", output, *FAST, *options)
+    assert status == 0, (status, console)
+    return run_folder(output, method)
+
+
+def image_of(values, mode=None):
+    return Image.fromarray(values[..., 0] if values.shape[2] == 1 else values, mode)
+
+
+PALETTE = image_of(waves(20, 30, 3)).convert("P", palette=Image.Palette.ADAPTIVE, colors=12)
+KINDS = {
+    "grey.png": image_of(waves(20, 30, 1)),
+    "rgba.png": image_of(waves(20, 30, 4)),
+    "deep.png": image_of(waves(20, 30, 1, np.uint16)),
+    "palette.png": PALETTE,
+    "line.png": image_of(waves(1, 200, 1)),
+    "photo.jpg": image_of(waves(30, 20, 3)),
+    "tall.bmp": image_of(waves(40, 10, 3)),
+    "grey.tif": image_of(waves(20, 30, 1, np.uint16)),
+    "rgba.webp": image_of(waves(20, 30, 4)),
+}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_every_kind_of_picture_comes_back_in_its_own_kind(name, call, tmp_path):
+    path = tmp_path / name
+    KINDS[name].save(path, **({"lossless": True} if name.endswith("webp") else {}))
+    folder = fit(call, path, tmp_path / "out", "--max-num-iterations", 40)
+    metrics = read_metrics(folder)
+    (written,) = folder.glob("reconstruction.*")
+    before, after = Image.open(path), Image.open(written)
+    assert (after.format, after.mode, after.size) == (before.format, before.mode, before.size)
+    colours = [im.convert("RGB") if im.mode == "P" else im for im in (before, after)]
+    a, b = (np.asarray(im).astype(float) for im in colours)
+    white = 65535 if before.mode.startswith("I") else 255
+    expected = -10 * math.log10(np.mean((a - b) ** 2) / white**2)
+    assert metrics["psnr"] == pytest.approx(expected, abs=0.01)
+    assert (metrics["ssim"] is None) == (min(before.size) < 11)
+    status, _ = call("ns-eval", "--load-config", folder / "config.yml", "--output-path", tmp_path / "e.json")
+    assert status == 0
+    assert json.loads((tmp_path / "e.json").read_text())["results"]["psnr"] == pytest.approx(expected, abs=0.1)
+
+
+def test_an_exact_fit_is_infinite_in_valid_json(call, tmp_path):
+    Image.new("L", (12, 12), 255).save(tmp_path / "white.png")
+    metrics = read_metrics(fit(call, tmp_path / "white.png", tmp_path / "out", "--max-num-iterations", 150))
+    assert metrics["psnr"] == math.inf
+    assert metrics["psnr_unrounded"] < math.inf
+
+
+def test_the_default_picture_is_camera(call, tmp_path):
+    options = ("--max-num-iterations", 2, "--output-dir", tmp_path)
+    for method in ("loe-image", "loe-image-paper"):
+        status, _ = call("ns-train", method, *options)
+        assert status == 0
+        metrics = read_metrics(run_folder(tmp_path, method))
+        assert metrics["data"].endswith("camera.png")
+        assert (metrics["width"], metrics["height"], metrics["channels"]) == (512, 512, 1)
+        assert metrics["num_parameters"] == (132_225 if method.endswith("paper") else 139_393)
+
+
+def test_early_stop_at_the_target(call, small_picture, tmp_path):
+    options = ("--target-psnr", 22, "--steps-per-eval-all-images", 10)
+    folder = fit(call, small_picture, tmp_path, *options)
+    metrics = read_metrics(folder)
+    assert metrics["num_steps"] < 1000
+    assert metrics["psnr_best"] >= 22
+    reached = next(seconds for _, seconds, psnr in read_curve(folder) if psnr >= 22)
+    assert metrics["seconds_to_target"] == pytest.approx(reached, abs=2e-3)
+
+
+def test_the_seed_decides_the_run(call, small_picture, tmp_path):
+    psnrs = []
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        folder = fit(call, small_picture, tmp_path / name, "--max-num-iterations", 20, "--machine.seed", seed)
+        psnrs.append(read_metrics(folder)["psnr_unrounded"])
+    assert psnrs[0] == psnrs[1] != psnrs[2]
+
+
+def test_loggers_of_the_host(call, small_picture, tmp_path):
+    folder = fit(call, small_picture, tmp_path, "--vis", "tensorboard", "--max-num-iterations", 20)
+    assert list(folder.glob("events.out.tfevents*"))
+
+
+def test_own_levels_and_whole_picture_steps(call, small_picture, tmp_path):
+    levels = ("--pipeline.model.levels", 16, 0, 8, 0.5, 4, 0, 2, 0, "--pipeline.datamanager.pixels-per-batch", "None")
+    folder = fit(call, small_picture, tmp_path, "--max-num-iterations", 5, *levels)
+    assert "alpha" not in (folder / "metrics.json").read_text()
+
+
+def write(path, content):
+    path.write_bytes(content)
+    return path
+
+
+def whole_png():
+    content = io.BytesIO()
+    image_of(waves(64, 64, 3)).save(content, "PNG")
+    return content.getvalue()
+
+
+def nan_tiff():
+    content = io.BytesIO()
+    Image.fromarray(np.full((8, 8), np.nan, np.float32)).save(content, "TIFF")
+    return content.getvalue()
+
+
+BAD_DATA = {
+    "missing": (lambda d: d / "none.png", "does not exist"),
+    "folder": (lambda d: d, "is not a file"),
+    "text": (lambda d: write(d / "x.png", b"hello\n" * 30), "is not a picture that can be read"),
+    "truncated": (lambda d: write(d / "x.png", whole_png()[:500]), "damaged or cut short"),
+    "nan": (lambda d: write(d / "x.tif", nan_tiff()), "64 values that are NaN"),
+    "empty": (lambda d: write(d / "x.png", b""), "is empty"),
+    "zero size": (lambda d: write(d / "x.png", whole_png()[:16] + bytes(4) + whole_png()[20:]), "has no pixels"),
+    "huge": (
+        lambda d: write(d / "x.bmp", b"BM" + bytes(12) + bytes.fromhex("28000000a0860100a086010001001800") + bytes(24)),
+        "100000 x 100000 pixels of 3 channels take about",
+    ),
+}
+BAD_OPTIONS = {
+    "width": (("--pipeline.model.layer-width", 0), "layer_width is 0"),
+    "tile": (("--pipeline.model.tile-size", 0), "tile_size is 0"),
+    "levels": (("--pipeline.model.levels", 2, 0), "lists 1"),
+    "batch": (("--pipeline.datamanager.pixels-per-batch", 0), "pixels_per_batch is 0"),
+    "steps": (("--max-num-iterations", 0), "max-num-iterations is 0"),
+    "rate": (("--optimizers.experts.optimizer.lr", -1), "lr is -1"),
+    "output": (("--output-dir", "/proc/no-such-place"), "cannot be written"),
+    "checkpoint": (("--load-checkpoint", "none.ckpt"), "none.ckpt does not exist"),
+    "load dir": (("--load-dir", "nowhere"), "nowhere is not a folder"),
+}
+
+
+def refused(call, output, words, *arguments):
+    """The command ends with one clear line and leaves nothing behind."""
+    status, console = call("ns-train", "loe-image", "--output-dir", output, *arguments)
+    assert isinstance(status, str), console
+    assert words in status
+    assert "\n" not in status
+    assert not output.exists()
+
+
+@pytest.mark.parametrize("case", BAD_DATA)
+def test_bad_pictures_are_refused(case, call, tmp_path):
+    make, words = BAD_DATA[case]
+    refused(call, tmp_path / "out", words, "--data", make(tmp_path))
+
+
+@pytest.mark.parametrize("case", BAD_OPTIONS)
+def test_bad_options_are_refused(case, call, small_picture, tmp_path):
+    options, words = BAD_OPTIONS[case]
+    refused(call, tmp_path / "out", words, "--data", small_picture, *options)
+
+
+def test_an_output_folder_that_is_a_file(call, small_picture, tmp_path):
+    (tmp_path / "file").touch()
+    status, _ = call("ns-train", "loe-image", "--data", small_picture, "--output-dir", tmp_path / "file" / "out")
+    assert "cannot be written" in status
+
+
+def test_a_gpu_that_is_not_there(call, small_picture, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    refused(call, tmp_path / "out", "no CUDA GPU", "--data", small_picture, "--machine.device-type", "cuda")
+
+
+def test_an_unknown_pattern_names_the_known_ones(call, small_picture, tmp_path):
+    status, console = call("ns-train", "loe-image", "--data", small_picture, "--output-dir", tmp_path / "out",
+                           "--pipeline.model.pattern", "spiral")  # fmt: skip
+    assert status == 2
+    assert "fine_to_coarse" in console.out + console.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_checkpoint_of_another_shape(call, fitted, small_picture, tmp_path):
+    arguments = ("--data", small_picture, "--load-dir", fitted[0] / "nerfstudio_models")
+    refused(call, tmp_path / "out", "is of another shape", *arguments)
+
+
+def test_a_damaged_checkpoint_with_a_good_one_beside_it(call, fitted, small_picture, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(fitted[0] / "nerfstudio_models", folder)
+    (good,) = folder.iterdir()
+    damaged = write(folder / "step-000000400.ckpt", good.read_bytes()[:1000])
+    arguments = ("--data", small_picture, "--load-dir", folder, *FAST)
+    refused(call, tmp_path / "out", f"{good.name} beside it is good", *arguments)
+    assert damaged.exists()
+
+
+def test_ns_eval_on_a_damaged_checkpoint(call, small_picture, tmp_path):
+    folder = fit(call, small_picture, tmp_path, "--max-num-iterations", 3)
+    (path,) = (folder / "nerfstudio_models").iterdir()
+    path.write_bytes(path.read_bytes()[:1000])
+    status, _ = call("ns-eval", "--load-config", folder / "config.yml", "--output-path", tmp_path / "e.json")
+    assert "is damaged" in status
+    assert not (tmp_path / "e.json").exists()

@@ -1,0 +1,39 @@
+"""What `import loe_field` must not bring along."""
+
+import subprocess
+import sys
+
+
+def imported_by(statement):
+    code = f"import sys; {statement}; print(' '.join(sorted(sys.modules)))"
+    return set(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split())
+
+
+def test_the_layer_is_useful_without_the_host():
+    modules = imported_by("import loe_field, loe_field.optim, torch; assert not torch.cuda.is_initialized()")
+    assert "loe_field.layers" in modules
+    for package in ("nerfstudio", "triton", "tyro", "rich", "cv2", "matplotlib", "skimage"):
+        assert package not in modules, package
+
+
+def test_only_the_rooms_of_the_host_import_it():
+    """tiling, reference, grouped, ops, layers and optim stand on torch alone; so do files and errors."""
+    from pathlib import Path
+
+    import loe_field
+
+    root = Path(loe_field.__file__).parent
+    with_host = {p.relative_to(root).parts[0] for p in root.rglob("*.py") if "nerfstudio" in imports_of(p)}
+    assert with_host <= {"image", "nerf", "training", "methods.py"}
+
+
+def imports_of(path):
+    import ast
+
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module.split(".")[0])
+    return names
