@@ -92,7 +92,7 @@ class _GroupedLinear(torch.autograd.Function):
 
 
 class _GroupedOuter(torch.autograd.Function):
-    """Per group a^T b: rows a [N, out] and b [N, in] to [experts, out, in]. The gradient of a grouped linear's weight."""
+    """Per group a^T b: rows a [N, out] and b [N, in] to [experts, out, in]; the weight gradient of a grouped linear."""
 
     @staticmethod
     def forward(ctx: Any, a: Tensor, b: Tensor, splits: list[int]) -> Tensor:

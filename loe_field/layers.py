@@ -15,7 +15,9 @@ Activation = Literal["sine", "leaky_relu", "relu"]
 Initialization = Literal["default", "siren"]
 
 
-def _init_linear_(weight: Tensor, bias: Tensor | None, initialization: Initialization, omega_0: float, first: bool) -> None:
+def _init_linear_(
+    weight: Tensor, bias: Tensor | None, initialization: Initialization, omega_0: float, first: bool
+) -> None:
     """Fill weight [..., out, in] and bias [out] uniformly within +-bound.
 
     "default" is torch's linear layer: bound 1 / sqrt(in) for both. "siren" (Sitzmann et al., 2020, section 3.2):
@@ -73,14 +75,15 @@ class PositionDependentLinear(nn.Module):
             raise ValueError(f"dim is {dim}: 1 to {MAX_DIM} coordinates per point are supported")
         if blending not in get_args(Blending):
             raise ValueError(f"unknown blending {blending!r}: choose one of {', '.join(get_args(Blending))}")
-        self.level, self.dim, self.tile_size, self.blending = level, dim, tile_size, blending
+        self.level, self.dim, self.tile_size = level, dim, tile_size
+        self.blending: Blending = blending
         self.implementation: Implementation = resolve_implementation(implementation)
         self.weight = nn.Parameter(torch.empty(num_experts(tile_size, dim), out_features, in_features))
         self.bias = nn.Parameter(torch.empty(out_features)) if bias else None
         _init_linear_(self.weight, self.bias, "default", 1.0, False)
 
     def forward(self, x: Tensor, coords: Tensor) -> Tensor:
-        """x [..., in_features] at coords [..., dim] to [..., out_features]."""
+        """Apply it to x [..., in_features] at coords [..., dim]; returns [..., out_features]."""
         return position_dependent_linear(
             x,
             coords,
@@ -122,7 +125,7 @@ class PositionalEncoding(nn.Module):
         self.out_features = dim * (1 + 2 * num_frequencies)
 
     def forward(self, coords: Tensor) -> Tensor:
-        """coords [..., dim] to [..., out_features]."""
+        """Encode coords [..., dim] as [..., out_features]."""
         if self.num_frequencies == 0:
             return coords
         octaves = 2.0 ** torch.arange(self.num_frequencies, dtype=coords.dtype, device=coords.device)
@@ -211,7 +214,7 @@ class LoEMLP(nn.Module):
         )
         self.head = nn.Linear(layer_width, out_features)
         for i, layer in enumerate([*self.layers, self.head]):
-            _init_linear_(layer.weight, layer.bias, initialization, omega_0, first=i == 0)
+            _init_linear_(layer.weight, layer.bias, initialization, omega_0, first=i == 0)  # type: ignore[arg-type]
 
     def forward(self, coords: Tensor) -> Tensor:
         """Evaluate the field.

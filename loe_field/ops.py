@@ -20,7 +20,9 @@ def resolve_implementation(implementation: Implementation) -> Literal["torch", "
         ValueError: the name is unknown.
     """
     if implementation not in get_args(Implementation):
-        raise ValueError(f"unknown implementation {implementation!r}: choose one of {', '.join(get_args(Implementation))}")
+        raise ValueError(
+            f"unknown implementation {implementation!r}: choose one of {', '.join(get_args(Implementation))}"
+        )
     return "torch" if implementation == "auto" else implementation
 
 

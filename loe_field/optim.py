@@ -41,9 +41,9 @@ class Muon(Optimizer):
     Every matrix of a stack is orthogonalised on its own; matrices of equal size from all parameters go through one
     batched product. `torch.optim.Muon` takes single 2D matrices only.
 
-    Per matrix, with gradient G: momentum M <- m M + (1 - m) G, Nesterov direction D = m M + (1 - m) G, O = orthogonalize(D);
-    then NorMuon's scaling (Li et al., 2025): v <- beta2 v + (1 - beta2) mean(O^2 over columns) per row, O <- O / sqrt(v),
-    brought back to its Frobenius norm; W <- W - lr sqrt(max(1, rows / columns)) O.
+    Per matrix, with gradient G: momentum M <- m M + (1 - m) G, Nesterov direction D = m M + (1 - m) G, then
+    O = orthogonalize(D); then NorMuon's scaling (Li et al., 2025): v <- beta2 v + (1 - beta2) mean(O^2 over columns)
+    per row, O <- O / sqrt(v), brought back to its Frobenius norm; W <- W - lr sqrt(max(1, rows / columns)) O.
 
     Args:
         params: parameters or groups, each parameter with at least 2 axes.
@@ -106,7 +106,7 @@ class Muon(Optimizer):
             if not self.state[p]:
                 self.state[p]["momentum"] = torch.zeros_like(p)
                 self.state[p]["row_scale"] = torch.zeros_like(p[..., :1])
-        grads = [p.grad for p in params]
+        grads = [p.grad for p in params if p.grad is not None]
         momenta = [self.state[p]["momentum"] for p in params]
         torch._foreach_lerp_(momenta, grads, 1 - group["momentum"])
         directions = torch._foreach_lerp(grads, momenta, group["momentum"])
@@ -116,9 +116,7 @@ class Muon(Optimizer):
         if group["beta2"] > 0:
             scales = [self.state[p]["row_scale"] for p in params]
             mean_square = update.square().mean(-1, keepdim=True).split(sizes)
-            torch._foreach_lerp_(
-                scales, [m.view(s.shape) for m, s in zip(mean_square, scales)], 1 - group["beta2"]
-            )
+            torch._foreach_lerp_(scales, [m.view(s.shape) for m, s in zip(mean_square, scales)], 1 - group["beta2"])
             stacked = torch.cat([s.reshape(-1, rows, 1) for s in scales])
             scaled = update / (stacked.sqrt() + group["eps"])
             norm, scaled_norm = (torch.linalg.matrix_norm(u, keepdim=True) for u in (update, scaled))

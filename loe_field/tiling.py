@@ -34,17 +34,17 @@ class Level(NamedTuple):
 
 
 def fine_to_coarse(num_levels: int) -> tuple[Level, ...]:
-    """alpha_i = 2^(L + 1 - i) for i = 1..L: the first layer has the finest cells (2^(10 - i) in the paper's L = 9)."""
+    """The first layer has the finest cells: alpha_i = 2^(L + 1 - i) for i = 1..L; 2^(10 - i) in the paper's L = 9."""
     return tuple(Level(2.0 ** (num_levels + 1 - i)) for i in range(1, num_levels + 1))
 
 
 def quad_tree(num_levels: int) -> tuple[Level, ...]:
-    """alpha_i = 2^i for i = 1..L: the first layer has the coarsest cells."""
+    """The first layer has the coarsest cells: alpha_i = 2^i for i = 1..L."""
     return tuple(Level(2.0**i) for i in range(1, num_levels + 1))
 
 
 def gray_code(num_levels: int) -> tuple[Level, ...]:
-    """alpha_1 = 2, then alpha_i = 2^(i - 1), with beta_i = 0.5 throughout: borders of two levels never coincide."""
+    """Cells shifted by half: alpha_1 = 2, then alpha_i = 2^(i - 1), and beta_i = 0.5 throughout."""
     return tuple(Level(2.0 ** max(1, i - 1), 0.5) for i in range(1, num_levels + 1))
 
 
@@ -64,7 +64,7 @@ def make_levels(pattern: Pattern | Sequence[tuple[float, float]], num_levels: in
     if isinstance(pattern, str):
         if pattern not in _PATTERNS:
             raise ValueError(
-                f"unknown pattern {pattern!r}: choose one of {', '.join(get_args(Pattern))}, or give a list of (alpha, beta)"
+                f"unknown pattern {pattern!r}: choose one of {', '.join(get_args(Pattern))}, or list (alpha, beta) pairs"
             )
         return _PATTERNS[pattern](num_levels)
     levels = tuple(Level(float(alpha), float(beta)) for alpha, beta in pattern)
@@ -85,7 +85,7 @@ def num_experts(tile_size: int, dim: int) -> int:
 
 
 def _scaled(coords: Tensor, levels: Sequence[Level]) -> Tensor:
-    """alpha * p + beta for every level, [levels, ..., dim], in fp32 at least: half precision cannot tell pixels apart."""
+    """Alpha * p + beta for every level, [levels, ..., dim]; fp32 at least, half precision cannot tell pixels apart."""
     dtype = torch.promote_types(coords.dtype, torch.float32)
     shape = (len(levels),) + (1,) * coords.dim()
     alpha = torch.tensor([level.alpha for level in levels], dtype=dtype, device=coords.device).view(shape)

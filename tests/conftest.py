@@ -12,7 +12,14 @@ import torch
 from PIL import Image
 
 SCRIPTS = Path(sys.executable).parent
-FAST = ("--pipeline.model.num-layers", "5", "--pipeline.model.layer-width", "16", "--pipeline.model.num-frequencies", "4")
+FAST = (
+    "--pipeline.model.num-layers",
+    "5",
+    "--pipeline.model.layer-width",
+    "16",
+    "--pipeline.model.num-frequencies",
+    "4",
+)
 """A network that fits a small picture in seconds."""
 
 

@@ -30,9 +30,7 @@ class Sine(nn.Module):
         return torch.sin(x)
 
 
-@pytest.mark.parametrize(
-    ("name", "module"), [("sine", Sine()), ("relu", nn.ReLU()), ("leaky_relu", nn.LeakyReLU(0.2))]
-)
+@pytest.mark.parametrize(("name", "module"), [("sine", Sine()), ("relu", nn.ReLU()), ("leaky_relu", nn.LeakyReLU(0.2))])
 @pytest.mark.parametrize("blending", ["nearest", "linear"])
 def test_tile_size_1_is_the_dense_mlp_exactly(name, module, blending):
     field = make(torch.float32, tile_size=1, activation=name, blending=blending)

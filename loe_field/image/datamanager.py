@@ -38,8 +38,8 @@ def default_picture() -> Path:
 class PictureDataset:
     """What the host and its viewer ask of a data set, for one picture.
 
-    The picture lies in the plane z = 0, centred, its longer side 1 unit long; the one camera looks at it from a distance
-    of 1 so that pixel falls on pixel.
+    The picture lies in the plane z = 0, centred, its longer side 1 unit long; the one camera looks at it from a
+    distance of 1 so that pixel falls on pixel.
     """
 
     def __init__(self, picture: Picture) -> None:
@@ -134,7 +134,7 @@ class ImageDataManager(DataManager):
         centers, colours = self.pixels.batch(step)
         return centers, {"image": colours}
 
-    next_eval = next_train
+    next_eval = next_train  # type: ignore[assignment]
 
     def next_eval_image(self, step: int) -> tuple[Cameras, dict[str, Tensor]]:
         """The camera that sees the picture pixel by pixel, and the picture."""
@@ -158,4 +158,3 @@ class ImageDataManager(DataManager):
     def get_param_groups(self) -> dict[str, list[Parameter]]:
         """Nothing here is learned."""
         return {}
-

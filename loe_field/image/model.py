@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from nerfstudio.cameras.cameras import Cameras
@@ -96,7 +95,7 @@ class LoEImageModel(Model):
         self.register_buffer("picture_size", size, persistent=False)
 
     def get_param_groups(self) -> dict[str, list[Parameter]]:
-        """"experts": the stacks of hidden expert matrices. "fields": first layer, biases and final layer."""
+        """The stacks of hidden expert matrices as "experts"; first layer, biases and final layer as "fields"."""
         experts = [layer.weight for layer in list(self.field.layers)[1:]]
         chosen = {id(p) for p in experts}
         groups = {"experts": experts, "fields": [p for p in self.field.parameters() if id(p) not in chosen]}

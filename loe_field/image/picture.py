@@ -11,7 +11,7 @@ import numpy as np
 import psutil
 import tifffile
 from PIL import Image, ImageOps, UnidentifiedImageError
-from scipy.spatial import cKDTree
+from scipy.spatial import KDTree
 
 from loe_field.errors import InputError
 
@@ -89,7 +89,7 @@ class Picture:
         if self.mode == "1":
             values = np.where(values >= 0.5, np.uint8(255), np.uint8(0))
         elif self.palette is not None:
-            nearest = cKDTree(self.palette).query(values.reshape(-1, values.shape[-1]) * 255)[1]
+            nearest = KDTree(self.palette).query(values.reshape(-1, values.shape[-1]) * 255)[1]
             values = self.palette[nearest].reshape(values.shape)
         elif self.values.dtype.kind == "u":
             values = np.rint(values * self.white).astype(self.values.dtype)
@@ -126,7 +126,7 @@ class Picture:
 
     def _with_palette(self) -> Image.Image:
         assert self.palette is not None
-        index = cKDTree(self.palette).query(self.values.reshape(-1, self.channels))[1]
+        index = KDTree(self.palette).query(self.values.reshape(-1, self.channels))[1]
         image = Image.fromarray(index.reshape(self.values.shape[:2]).astype(np.uint8)).convert("P")
         image.putpalette(self.palette[:, :3].tobytes())
         if self.channels == 4:
@@ -282,7 +282,9 @@ def _read_float_or_deep_tiff(content: bytes, name: str) -> Picture | None:
         if 0 in (height, width):
             raise InputError(f"{name} has no pixels: it is {width} x {height}")
         if channels not in _CHANNEL_NAMES or page.imagedepth != 1:
-            raise InputError(f"{name} has {channels} channels and depth {page.imagedepth}: 1 to 4 channels are supported")
+            raise InputError(
+                f"{name} has {channels} channels and depth {page.imagedepth}: 1 to 4 channels are supported"
+            )
         check_memory(height, width, channels, page.dtype.itemsize, name)
         try:
             values = page.asarray()
@@ -291,7 +293,7 @@ def _read_float_or_deep_tiff(content: bytes, name: str) -> Picture | None:
         except ValueError:  # a compression that tifffile leaves to other packages
             values = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
             if values is None:
-                raise InputError(f"{name}: TIFF with {page.compression.name} compression cannot be decoded") from None
+                raise InputError(f"{name}: TIFF with {tifffile.COMPRESSION(page.compression).name} compression cannot be decoded") from None
             values = _swap_red_and_blue(np.atleast_3d(values))
         orientation = page.tags.get(274)
         icc_profile = page.iccprofile

@@ -20,7 +20,9 @@ class PixelBatches:
         seed: of the order.
     """
 
-    def __init__(self, picture: Picture, device: torch.device | str, *, pixels_per_batch: int | None, seed: int) -> None:
+    def __init__(
+        self, picture: Picture, device: torch.device | str, *, pixels_per_batch: int | None, seed: int
+    ) -> None:
         self.width, self.num_pixels = picture.width, picture.height * picture.width
         flat = picture.values.reshape(self.num_pixels, picture.channels)
         # 8 bits stay 8 bits on the device; torch has no arithmetic for uint16.

@@ -19,7 +19,9 @@ from loe_field.image.pipeline import Fit
 from loe_field.training.record import RunRecord
 
 
-def write_report(folder: Path, fit: Fit, target: Picture, record: RunRecord, metrics: dict[str, Any]) -> dict[str, Path]:
+def write_report(
+    folder: Path, fit: Fit, target: Picture, record: RunRecord, metrics: dict[str, Any]
+) -> dict[str, Path]:
     """Write reconstruction, error.png, curve.csv, curve.png and metrics.json, each whole or not at all.
 
     Args:
@@ -87,13 +89,15 @@ def _to_json(metrics: dict[str, Any]) -> str:
 
 
 def _error_figure(reconstruction: Picture, target: Picture, psnr: float) -> Figure:
-    """The error of every pixel (the largest over its channels) in steps of 1/255, brightest at the 99.9th percentile."""
+    """Error of every pixel (the largest over its channels) in steps of 1/255, brightest at the 99.9th percentile."""
     difference = np.abs(np.subtract(reconstruction.values, target.values, dtype=np.float32)).max(-1)
     difference *= 255 / target.white
     top = max(float(np.percentile(difference, 99.9)), 1.0)
     height, width = difference.shape
     scale = min(6 / max(height, width), 1 / 50)
-    figure = Figure(figsize=(max(4.0, width * scale + 1.6), max(2.0, height * scale + 1.0)), dpi=120, layout="constrained")
+    figure = Figure(
+        figsize=(max(4.0, width * scale + 1.6), max(2.0, height * scale + 1.0)), dpi=120, layout="constrained"
+    )
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     drawn = axes.imshow(difference, cmap="magma", vmin=0, vmax=top, interpolation="nearest")

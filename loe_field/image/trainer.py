@@ -47,7 +47,7 @@ class ImageTrainer(LoETrainer):
         exact = " (not one value differs)" if fit.psnr == float("inf") else ""
         ssim = "" if fit.ssim is None else f", SSIM {fit.ssim:.4f}"
         CONSOLE.print(
-            f"PSNR {fit.psnr:.2f} dB{exact}{ssim} after {metrics['num_steps']} steps, {metrics['train_seconds']:.0f} s, "
+            f"PSNR {fit.psnr:.2f} dB{exact}{ssim} after {self.step + 1} steps and {self.record.seconds:.0f} s, "
             f"{metrics['num_parameters']:,} parameters ({metrics['parameters_per_target']:.3f} per target)",
             soft_wrap=True,
         )

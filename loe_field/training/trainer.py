@@ -141,14 +141,13 @@ class LoETrainer(Trainer):
         total = self.config.max_num_iterations
         per_step = self.pipeline.datamanager.get_train_rays_per_batch()
         if self._start_step >= total:
-            CONSOLE.print(
-                f"the checkpoint has {self._start_step} steps already and --max-num-iterations is {total}: evaluating only"
-            )
+            CONSOLE.print(f"the checkpoint has {self._start_step} steps already, of {total}: evaluating only")
         self.step = self._start_step - 1
         self.record.start()
-        with _graceful_stop(self) as stopped, TrainProgress(
-            self._start_step, total, per_step=per_step, unit=self.unit
-        ) as progress:
+        with (
+            _graceful_stop(self) as stopped,
+            TrainProgress(self._start_step, total, per_step=per_step, unit=self.unit) as progress,
+        ):
             for step in range(self._start_step, total):
                 while self.training_state == "paused" and not self.stop_training:
                     time.sleep(0.05)
@@ -189,7 +188,9 @@ class LoETrainer(Trainer):
             self._evaluate(progress)
             target = self.config.target_psnr
             if target is not None and self.record.curve[-1].psnr >= target:
-                CONSOLE.print(f"PSNR {self.record.curve[-1].psnr:.2f} dB has reached --target-psnr {target:g}: stopping")
+                CONSOLE.print(
+                    f"PSNR {self.record.curve[-1].psnr:.2f} dB has reached --target-psnr {target:g}: stopping"
+                )
                 self.stop_training = True
         if done % 10 == 0:
             psnr = self.record.curve[-1].psnr if self.record.curve else None
@@ -226,7 +227,9 @@ class LoETrainer(Trainer):
 
     def write_results(self) -> None:
         """Leave results in the run's folder and say where. Subclasses have more to leave."""
-        CONSOLE.print(f"config       {self.base_dir / 'config.yml'}\ncheckpoints  {self.checkpoint_dir}", soft_wrap=True)
+        CONSOLE.print(
+            f"config       {self.base_dir / 'config.yml'}\ncheckpoints  {self.checkpoint_dir}", soft_wrap=True
+        )
 
     def _load_checkpoint(self) -> None:
         """Load --load-checkpoint, or the latest (or --load-step) of --load-dir, with the run's record."""
@@ -244,7 +247,9 @@ class LoETrainer(Trainer):
             if config.load_scheduler:
                 self.optimizers.load_schedulers(state["schedulers"])
         except (KeyError, ValueError) as error:
-            raise InputError(f"{path} was trained with other optimizers ({error}): give the same --optimizers") from None
+            raise InputError(
+                f"{path} was trained with other optimizers ({error}): give the same --optimizers"
+            ) from None
         self.grad_scaler.load_state_dict(state["scalers"])
         if "record" in state:
             self.record.load_state_dict(state["record"])

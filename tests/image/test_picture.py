@@ -68,7 +68,7 @@ def test_eight_bits_come_back_as_they_were(file_format, mode):
 
 
 def test_bmp_with_alpha():
-    """Pillow reads the alpha of a BMP but writes none: the file that it reads here is our own, bytes as the format has them."""
+    """Pillow reads the alpha of a BMP but writes none; it reads what we write."""
     read = Picture(EIGHT, "BMP", "RGBA")
     image = Image.open(io.BytesIO(read.encode()))
     assert (image.format, image.mode) == ("BMP", "RGBA")

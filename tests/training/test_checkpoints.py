@@ -40,9 +40,14 @@ def test_only_the_latest_is_kept_if_so_wanted(folder):
 def test_a_write_that_fails_leaves_the_old_file(tmp_path):
     path = tmp_path / "file.txt"
     path.write_text("old")
-    with pytest.raises(RuntimeError), write_whole(path) as temporary:
-        temporary.write_text("ne")
-        raise RuntimeError
+
+    def write_half():
+        with write_whole(path) as temporary:
+            temporary.write_text("ne")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        write_half()
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
 
@@ -56,7 +61,9 @@ def test_a_damaged_one_is_named_and_the_older_good_one_offered(folder, harm):
         path.write_text("not a checkpoint")
     else:
         torch.save([1, 2], path)
-    with pytest.raises(InputError, match=r"000000019.ckpt is damaged .*step-000000009.ckpt beside it is good") as caught:
+    with pytest.raises(
+        InputError, match=r"000000019.ckpt is damaged .*step-000000009.ckpt beside it is good"
+    ) as caught:
         read_checkpoint(path)
     assert "\n" not in str(caught.value)
     checkpoint_path(folder, 9).write_bytes(b"")
@@ -81,7 +88,7 @@ def test_shapes_are_compared_by_name():
     require_same_shapes({"module._model.field.w": torch.zeros(2, 3)}, wanted)
     with pytest.raises(InputError, match=r"field.w is \[4, 3\] in it and \[2, 3\] in this network"):
         require_same_shapes({"_model.field.w": torch.zeros(4, 3)}, wanted)
-    with pytest.raises(InputError, match="has no field.w"):
+    with pytest.raises(InputError, match="has no field"):
         require_same_shapes({}, wanted)
-    with pytest.raises(InputError, match="also has field.v"):
+    with pytest.raises(InputError, match="also has field"):
         require_same_shapes({"_model.field.w": torch.zeros(2, 3), "_model.field.v": torch.zeros(1)}, wanted)
