@@ -64,7 +64,7 @@ def make_levels(pattern: Pattern | Sequence[tuple[float, float]], num_levels: in
     if isinstance(pattern, str):
         if pattern not in _PATTERNS:
             raise ValueError(
-                f"unknown pattern {pattern!r}: choose one of {', '.join(get_args(Pattern))}, or list (alpha, beta) pairs"
+                f"unknown pattern {pattern!r}: choose {', '.join(get_args(Pattern))}, or list (alpha, beta) pairs"
             )
         return _PATTERNS[pattern](num_levels)
     levels = tuple(Level(float(alpha), float(beta)) for alpha, beta in pattern)

@@ -23,6 +23,14 @@ FAST = (
 """A network that fits a small picture in seconds."""
 
 
+def pytest_collection_modifyitems(items):
+    """Tests marked gpu are skipped where there is none."""
+    if not torch.cuda.is_available():
+        for item in items:
+            if "gpu" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason="no CUDA GPU"))
+
+
 @pytest.fixture(autouse=True)
 def _one_thread():
     """Small tensors gain nothing from threads, and parallel test workers would fight over them."""

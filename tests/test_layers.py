@@ -210,3 +210,18 @@ def test_layer_module():
     out = layer(torch.rand(6, 5), torch.rand(6, 2))
     assert out.shape == (6, 3)
     assert "experts=4" in repr(layer)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("blending", ["nearest", "linear"])
+@pytest.mark.parametrize("dim", [2, 3])
+def test_a_gpu_computes_the_same(dim, blending):
+    field = make(dim=dim, blending=blending, num_frequencies=2)
+    points = torch.rand(500, dim, dtype=torch.float64)
+    expected = field(points)
+    (expected_grad,) = torch.autograd.grad(expected.square().sum(), field.layers[1].weight)
+    field.cuda()
+    out = field(points.cuda())
+    (grad,) = torch.autograd.grad(out.square().sum(), field.layers[1].weight)
+    torch.testing.assert_close(out.cpu(), expected, atol=1e-10, rtol=1e-10)
+    torch.testing.assert_close(grad.cpu(), expected_grad, atol=1e-9, rtol=1e-9)

@@ -16,7 +16,7 @@ from torch.nn import Parameter
 
 from loe_field.errors import InputError
 from loe_field.image.picture import Picture, read_picture
-from loe_field.image.pixels import PixelBatches
+from loe_field.image.pixels import PixelBatches, as_seen
 
 
 @dataclass
@@ -38,8 +38,8 @@ def default_picture() -> Path:
 class PictureDataset:
     """What the host and its viewer ask of a data set, for one picture.
 
-    The picture lies in the plane z = 0, centred, its longer side 1 unit long; the one camera looks at it from a
-    distance of 1 so that pixel falls on pixel.
+    The picture stands upright (z is up, as in the host's viewer) in the plane y = 0, centred, its face towards +y, its
+    longer side 1 unit long; the one camera looks at it from a distance of 1 so that pixel falls on pixel.
     """
 
     def __init__(self, picture: Picture) -> None:
@@ -51,8 +51,8 @@ class PictureDataset:
             "channels": picture.channels,
         }
         longer = float(max(picture.height, picture.width))
-        pose = torch.eye(4)[:3]
-        pose[2, 3] = 1.0
+        # Columns: the camera's right, up and back, and its place.
+        pose = torch.tensor([[-1.0, 0.0, 0.0, 0.0], [0.0, 0.0, 1.0, 1.0], [0.0, 1.0, 0.0, 0.0]])
         self.cameras = Cameras(
             camera_to_worlds=pose[None],
             fx=longer,
@@ -67,9 +67,10 @@ class PictureDataset:
         return 1
 
     def __getitem__(self, index: int) -> dict[str, Any]:
+        """What the viewer shows beside its camera: the picture as seen, [height, width, 3]."""
         if index != 0:
             raise IndexError(index)
-        return {"image_idx": 0, "image": self.image}
+        return {"image_idx": 0, "image": as_seen(self.image)}
 
     @cached_property
     def image(self) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from loe_field.errors import InputError
+from loe_field.image.pixels import as_seen
 from loe_field.layers import Activation, Initialization, LoEMLP
 from loe_field.ops import Implementation
 from loe_field.tiling import Blending, Pattern
@@ -55,7 +56,7 @@ class LoEImageModel(Model):
 
     Takes places in pixels; the field sees them divided by the picture's width and height, so that every picture fills
     the unit square and every expert of every level has its share of it. As a scene the picture is a rectangle in the
-    plane z = 0 (see PictureDataset).
+    plane y = 0 (see PictureDataset).
     """
 
     config: LoEImageModelConfig
@@ -124,7 +125,7 @@ class LoEImageModel(Model):
 
     @torch.no_grad()
     def get_outputs_for_camera(self, camera: Cameras, obb_box: OrientedBox | None = None) -> dict[str, Tensor]:
-        """What a camera sees of the picture in the plane z = 0, for the host's viewer.
+        """What a camera sees of the picture in the plane y = 0, for the host's viewer.
 
         Returns:
             rgb [H, W, 3] in [0, 1] (grey repeated, alpha over black), depth [H, W, 1] along the ray, accumulation
@@ -132,15 +133,16 @@ class LoEImageModel(Model):
         """
         rays = camera.to(self.device).generate_rays(camera_indices=0, keep_shape=True, obb_box=obb_box)
         origins, directions = rays.origins.flatten(0, 1), rays.directions.flatten(0, 1)
-        distance = -origins[:, 2:] / torch.where(directions[:, 2:].abs() < 1e-9, 1e-9, directions[:, 2:])
-        hit = (origins + distance * directions)[:, :2]
+        towards = directions[:, 1:2]
+        distance = -origins[:, 1:2] / torch.where(towards.abs() < 1e-9, 1e-9, towards)
+        hit = origins + distance * directions
         longer = max(self.height, self.width)
-        pixel = torch.stack([hit[:, 0], -hit[:, 1]], -1) * longer + self.picture_size / 2
+        pixel = -hit[:, [0, 2]] * longer + self.picture_size / 2
         inside = (distance[:, 0] > 0) & (pixel >= 0).all(-1) & (pixel < self.picture_size).all(-1)
         rgb = torch.zeros(len(hit), 3, device=hit.device)
         where = inside.nonzero().squeeze(1)
         for rows in where.split(self.config.eval_num_rays_per_chunk):
-            rgb[rows] = self._to_rgb(self.get_outputs(pixel[rows])["rgb"].float())
+            rgb[rows] = as_seen(self.get_outputs(pixel[rows])["rgb"].float())
         shape = rays.origins.shape[:2]
         far = torch.full_like(distance, 1e3)
         return {
@@ -149,17 +151,11 @@ class LoEImageModel(Model):
             "accumulation": inside.to(rgb.dtype).view(*shape, 1),
         }
 
-    def _to_rgb(self, colours: Tensor) -> Tensor:
-        """Colours [N, channels] as they look on a screen: [N, 3] in [0, 1]."""
-        colours = colours.clamp(0, 1)
-        alpha = colours[:, -1:] if self.channels in (2, 4) else 1.0
-        return (colours[:, :1].expand(-1, 3) if self.channels < 3 else colours[:, :3]) * alpha
-
     def get_image_metrics_and_images(
         self, outputs: dict[str, Tensor], batch: dict[str, Tensor]
     ) -> tuple[dict[str, float], dict[str, Tensor]]:
         """The picture beside the fit, as the host logs it: metrics {"psnr"} of what is seen, images {"img"}."""
-        target = self._to_rgb(batch["image"].to(self.device).flatten(0, 1)).view_as(outputs["rgb"])
+        target = as_seen(batch["image"].to(self.device))
         error = (outputs["rgb"] - target).square().mean()
         return {"psnr": float(-10 * torch.log10(error))}, {"img": torch.cat([target, outputs["rgb"]], 1)}
 

@@ -212,7 +212,7 @@ def _decode(content: bytes, name: str) -> Picture:
         raise InputError(f"{name} has no pixels: it is {image.width} x {image.height}")
     deep_png = file_format == "PNG" and content[24] == 16
     channels = len(image.getbands())
-    check_memory(image.height, image.width, channels, 2 if deep_png else 1, name)
+    check_picture_memory(image.height, image.width, channels, 2 if deep_png else 1, name)
     icc_profile = image.info.get("icc_profile")
     orientation = image.getexif().get(0x0112, 1)
     if deep_png:
@@ -285,7 +285,7 @@ def _read_float_or_deep_tiff(content: bytes, name: str) -> Picture | None:
             raise InputError(
                 f"{name} has {channels} channels and depth {page.imagedepth}: 1 to 4 channels are supported"
             )
-        check_memory(height, width, channels, page.dtype.itemsize, name)
+        check_picture_memory(height, width, channels, page.dtype.itemsize, name)
         try:
             values = page.asarray()
             if page.planarconfig == tifffile.PLANARCONFIG.SEPARATE and channels > 1:
@@ -293,7 +293,9 @@ def _read_float_or_deep_tiff(content: bytes, name: str) -> Picture | None:
         except ValueError:  # a compression that tifffile leaves to other packages
             values = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
             if values is None:
-                raise InputError(f"{name}: TIFF with {tifffile.COMPRESSION(page.compression).name} compression cannot be decoded") from None
+                raise InputError(
+                    f"{name}: TIFF with {tifffile.COMPRESSION(page.compression).name} compression cannot be decoded"
+                ) from None
             values = _swap_red_and_blue(np.atleast_3d(values))
         orientation = page.tags.get(274)
         icc_profile = page.iccprofile
@@ -342,7 +344,7 @@ def available_memory() -> int:
     return max(0, free)
 
 
-def check_memory(height: int, width: int, channels: int, bytes_per_value: int, name: str) -> None:
+def check_picture_memory(height: int, width: int, channels: int, bytes_per_value: int, name: str) -> None:
     """Refuse a picture that cannot be fitted in this machine's memory.
 
     Raises:

@@ -13,10 +13,11 @@ from nerfstudio.models.base_model import ModelConfig
 from nerfstudio.pipelines.base_pipeline import VanillaPipeline, VanillaPipelineConfig
 from skimage.metrics import structural_similarity
 
+from loe_field.errors import InputError
 from loe_field.files import write_whole
 from loe_field.image.datamanager import ImageDataManager, ImageDataManagerConfig
 from loe_field.image.model import LoEImageModel, LoEImageModelConfig
-from loe_field.image.picture import Picture, decode_picture
+from loe_field.image.picture import Picture, available_memory, decode_picture
 from loe_field.training.checkpoints import require_same_shapes
 
 _SSIM_SIGMA, _SSIM_WINDOW = 1.5, 11
@@ -81,6 +82,28 @@ class ImagePipeline(VanillaPipeline):
     """One picture, one field, and the measurements between them."""
 
     datamanager: ImageDataManager
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._check_step_memory()
+
+    def _check_step_memory(self) -> None:
+        """Refuse batches whose activations cannot fit, instead of being killed for them at the first step.
+
+        Raises:
+            InputError: with the sizes, and what helps.
+        """
+        field_, pixels = self.model.field, self.datamanager.pixels.pixels_per_batch
+        corners = 4 if field_.blending == "linear" else 1
+        # Per level the input, the phase and their gradients are alive at the peak of the backward pass.
+        needed = pixels * len(field_.layers) * field_.head.in_features * 4 * 2.5 * corners
+        cuda = self.device.type == "cuda"
+        free = torch.cuda.mem_get_info(self.device)[0] if cuda else available_memory()
+        if needed > free:
+            raise InputError(
+                f"one step on {pixels:,} pixels takes about {needed / 2**30:.1f} GiB and {free / 2**30:.1f} GiB are "
+                f"free on {self.device}: give --pipeline.datamanager.pixels-per-batch 8192"
+            )
 
     @property
     def model(self) -> LoEImageModel:

@@ -7,6 +7,21 @@ from torch import Tensor
 from loe_field.image.picture import Picture
 
 
+def as_seen(colours: Tensor) -> Tensor:
+    """Colours as a screen shows them: grey repeated, alpha over black.
+
+    Args:
+        colours: [..., channels], 1 to 4 of them; clamped to [0, 1].
+
+    Returns:
+        [..., 3].
+    """
+    colours = colours.clamp(0, 1)
+    channels = colours.shape[-1]
+    rgb = colours[..., :3] if channels >= 3 else colours[..., :1].expand(*colours.shape[:-1], 3)
+    return rgb * colours[..., -1:] if channels in (2, 4) else rgb
+
+
 class PixelBatches:
     """Batches of pixel centres and colours, all made on the device.
 

@@ -37,7 +37,7 @@ class LoETrainerConfig(TrainerConfig):
     """How to train: the host's options, with defaults that need no account, no browser and no GPU."""
 
     _target: type = field(default_factory=lambda: LoETrainer)
-    max_num_iterations: int = 8000
+    max_num_iterations: int = 6000
     """Steps of the whole run, those before a resume included."""
     target_psnr: float | None = None
     """Stop as soon as an evaluation reaches this PSNR, dB."""
@@ -119,8 +119,6 @@ class LoETrainer(Trainer):
         for group in self.config.optimizers.values():
             if isinstance(group["scheduler"], LinearDecayConfig) and group["scheduler"].max_steps is None:
                 group["scheduler"].max_steps = self.config.max_num_iterations
-        if self.config.is_viewer_enabled():
-            self.base_dir.mkdir(parents=True, exist_ok=True)  # the host's viewer makes only the last folder
         if self.device == "cpu":
             keep_freed_memory()
         super().setup(test_mode)
@@ -128,11 +126,18 @@ class LoETrainer(Trainer):
             self.config.write_config()
 
     def setup_optimizers(self) -> Optimizers:
-        """The host's optimizers; a value out of range is the user's to mend."""
+        """The host's optimizers, with the checkpoint loaded if one is wanted.
+
+        The host loads it later, when its viewer has already made files.
+        """
         try:
-            return super().setup_optimizers()
+            optimizers = super().setup_optimizers()
         except ValueError as error:
             raise InputError(f"{error} (an option of --optimizers)") from None
+        self._resume(optimizers)
+        if self.config.is_viewer_enabled():
+            self.base_dir.mkdir(parents=True, exist_ok=True)  # the host's viewer makes only the last folder
+        return optimizers
 
     def train(self) -> None:
         """Train, evaluate, write the results; stop early at the target or when asked to."""
@@ -203,7 +208,8 @@ class LoETrainer(Trainer):
         with self.train_lock:
             self.pipeline.eval()
             point = self.record.add(self.step + 1, self.evaluate())
-        progress.evaluated(point, self.record.psnr_best, self.record.seconds - self.record.seconds_before)
+        if self.local_rank == 0:
+            progress.evaluated(point, self.record.psnr_best, self.record.seconds - self.record.seconds_before)
         if writer.EVENT_WRITERS:
             writer.put_scalar(name="Eval PSNR", scalar=point.psnr, step=self.step)
             writer.write_out_storage()
@@ -232,6 +238,9 @@ class LoETrainer(Trainer):
         )
 
     def _load_checkpoint(self) -> None:
+        """Done by setup_optimizers."""
+
+    def _resume(self, optimizers: Optimizers) -> None:
         """Load --load-checkpoint, or the latest (or --load-step) of --load-dir, with the run's record."""
         config = self.config
         if config.load_checkpoint is not None:
@@ -243,9 +252,9 @@ class LoETrainer(Trainer):
         state = read_checkpoint(path)
         self.pipeline.load_pipeline(state["pipeline"], state["step"])
         try:
-            self.optimizers.load_optimizers(state["optimizers"])
+            optimizers.load_optimizers(state["optimizers"])
             if config.load_scheduler:
-                self.optimizers.load_schedulers(state["schedulers"])
+                optimizers.load_schedulers(state["schedulers"])
         except (KeyError, ValueError) as error:
             raise InputError(
                 f"{path} was trained with other optimizers ({error}): give the same --optimizers"
@@ -309,6 +318,8 @@ def _check_options(config: LoETrainerConfig) -> None:
             raise InputError(f"--{name.replace('_', '-')} is {getattr(config, name)}: it must be at least 1")
     if config.logging.steps_per_log < 1:
         raise InputError(f"--logging.steps-per-log is {config.logging.steps_per_log}: it must be at least 1")
+    if config.start_paused and not config.is_viewer_enabled():
+        raise InputError("--start-paused waits for a click in the viewer: give --vis viewer with it")
     if config.machine.device_type == "cuda" and not torch.cuda.is_available():
         raise InputError("--machine.device-type is cuda but torch finds no CUDA GPU: leave the option out, or give cpu")
 
