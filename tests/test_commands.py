@@ -97,6 +97,14 @@ def test_resume_counts_steps_absolutely(fitted, small_picture, tmp_path):
     assert "(100 %)" in done.stdout
 
 
+def test_a_finished_run_is_evaluated_again(call, fitted, small_picture, tmp_path):
+    folder = fit(call, small_picture, tmp_path, "--load-dir", fitted[0] / "nerfstudio_models",
+                 "--max-num-iterations", 300)  # fmt: skip
+    again, before = read_metrics(folder), read_metrics(fitted[0])
+    assert again["psnr"] == pytest.approx(before["psnr"], abs=1e-6)
+    assert again["num_steps"] == 300
+
+
 def wait_for(condition, process, seconds=120):
     deadline = time.time() + seconds
     while not condition():
@@ -315,6 +323,7 @@ BAD_OPTIONS = {
     "levels": (("--pipeline.model.levels", 2, 0), "lists 1"),
     "batch": (("--pipeline.datamanager.pixels-per-batch", 0), "pixels_per_batch is 0"),
     "steps": (("--max-num-iterations", 0), "max-num-iterations is 0"),
+    "evaluations": (("--steps-per-eval-all-images", 0), "steps-per-eval-all-images is 0"),
     "rate": (("--optimizers.experts.optimizer.lr", -1), "lr is -1"),
     "pause": (("--start-paused", "True"), "give --vis viewer"),
     "output": (("--output-dir", "/proc/no-such-place"), "cannot be written"),

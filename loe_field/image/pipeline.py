@@ -112,15 +112,17 @@ class ImagePipeline(VanillaPipeline):
         assert isinstance(model, LoEImageModel)
         return model
 
-    def evaluate(self) -> float:
-        """PSNR in dB over the whole picture, rounded to its depth. The quick measure during training."""
-        target = self.datamanager.picture
-        return psnr(target.like(self.model.render().numpy()).values, target.values, target.white)
+    def evaluate(self, rendered: np.ndarray) -> float:
+        """PSNR in dB over the whole picture of what model.render() gave, rounded to the picture's depth.
 
-    def fit(self) -> Fit:
-        """Reconstruct the picture in its own format, and measure what one gets back from that file."""
+        The quick measure during training; it equals that of `fit` where the format is lossless.
+        """
         target = self.datamanager.picture
-        rendered = self.model.render().numpy()
+        return psnr(target.like(rendered).values, target.values, target.white)
+
+    def fit(self, rendered: np.ndarray) -> Fit:
+        """Put what model.render() gave into the picture's own format, and measure what one gets back from that file."""
+        target = self.datamanager.picture
         content = target.like(rendered).encode()
         reconstruction = decode_picture(content, name="the reconstruction")
         return Fit(
@@ -142,7 +144,7 @@ class ImagePipeline(VanillaPipeline):
             get_std: adds the spread over the pictures, 0 for one.
         """
         start = time.perf_counter()
-        fit = self.fit()
+        fit = self.fit(self.model.render().numpy())
         seconds = time.perf_counter() - start
         pixels = self.datamanager.pixels.num_pixels
         metrics = {"psnr": fit.psnr, "psnr_unrounded": fit.psnr_unrounded}

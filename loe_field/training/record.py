@@ -34,9 +34,14 @@ class RunRecord:
         self._started = time.perf_counter()
 
     @property
+    def seconds_here(self) -> float:
+        """Training time of this part of the run; 0 before the start."""
+        return 0.0 if self._started is None else time.perf_counter() - self._started
+
+    @property
     def seconds(self) -> float:
         """Training time so far, over all resumed parts."""
-        return self.seconds_before + (0.0 if self._started is None else time.perf_counter() - self._started)
+        return self.seconds_before + self.seconds_here
 
     def add(self, step: int, psnr: float) -> Point:
         """Note an evaluation made now; a second one of the same step takes the place of the first."""

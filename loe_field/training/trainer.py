@@ -113,6 +113,7 @@ class LoETrainer(Trainer):
         _check_writable(config.output_dir)
         super().__init__(config, local_rank, world_size)
         self.record = RunRecord()
+        self._evaluated_at: int | None = None
 
     def setup(self, test_mode: Literal["test", "val", "inference"] = "val") -> None:
         """Build everything, load the checkpoint if one is wanted, then write config.yml."""
@@ -178,8 +179,10 @@ class LoETrainer(Trainer):
         for callback in self.callbacks:
             callback.run_callback_at_location(step, location=TrainingCallbackLocation.AFTER_TRAIN_ITERATION)
         if step % self.config.logging.steps_per_log == 0 and writer.EVENT_WRITERS:
-            writer.put_scalar(name="Train Loss", scalar=loss, step=step)
-            writer.put_dict(name="Train Loss Dict", scalar_dict=loss_dict, step=step)
+            writer.put_scalar(name="Train Loss", scalar=loss.detach(), step=step)
+            writer.put_dict(
+                name="Train Loss Dict", scalar_dict={k: v.detach() for k, v in loss_dict.items()}, step=step
+            )
             writer.put_dict(name="Train Metrics Dict", scalar_dict=metrics_dict, step=step)
             writer.write_out_storage()
         else:
@@ -189,7 +192,7 @@ class LoETrainer(Trainer):
         """Evaluate, show and save as often as the config says; the end of the run has its own."""
         done = step + 1
         last = done == self.config.max_num_iterations
-        if done % self.config.steps_per_eval_all_images == 0 and not last:
+        if done % self.steps_per_evaluation == 0 and not last:
             self._evaluate(progress)
             target = self.config.target_psnr
             if target is not None and self.record.curve[-1].psnr >= target:
@@ -199,7 +202,7 @@ class LoETrainer(Trainer):
                 self.stop_training = True
         if done % 10 == 0:
             psnr = self.record.curve[-1].psnr if self.record.curve else None
-            progress.update(done, self.record.seconds - self.record.seconds_before, psnr)
+            progress.update(done, self.record.seconds_here, psnr)
         if done % self.config.steps_per_save == 0 and not last:
             self.save_checkpoint(step)
 
@@ -208,11 +211,17 @@ class LoETrainer(Trainer):
         with self.train_lock:
             self.pipeline.eval()
             point = self.record.add(self.step + 1, self.evaluate())
+        self._evaluated_at = self.step
         if self.local_rank == 0:
-            progress.evaluated(point, self.record.psnr_best, self.record.seconds - self.record.seconds_before)
+            progress.evaluated(point, self.record.psnr_best, self.record.seconds_here)
         if writer.EVENT_WRITERS:
             writer.put_scalar(name="Eval PSNR", scalar=point.psnr, step=self.step)
             writer.write_out_storage()
+
+    @property
+    def steps_per_evaluation(self) -> int:
+        """Steps between evaluations."""
+        return self.config.steps_per_eval_all_images
 
     def evaluate(self) -> float:
         """PSNR in dB over the evaluation set; subclasses may know a cheaper way."""
@@ -223,7 +232,7 @@ class LoETrainer(Trainer):
         self.training_state = "completed"
         if self.local_rank != 0:
             return
-        if not self.record.curve or self.record.curve[-1].step != self.step + 1:
+        if self._evaluated_at != self.step:
             self._evaluate(progress)
         if self.step >= 0:
             self.save_checkpoint(self.step)
@@ -314,8 +323,9 @@ def _graceful_stop(trainer: LoETrainer) -> Iterator[list[int]]:
 def _check_options(config: LoETrainerConfig) -> None:
     """Refuse counts below 1 and a device that is not there."""
     for name in ("max_num_iterations", "steps_per_eval_all_images", "steps_per_save"):
-        if getattr(config, name) < 1:
-            raise InputError(f"--{name.replace('_', '-')} is {getattr(config, name)}: it must be at least 1")
+        value = getattr(config, name)
+        if value is not None and value < 1:
+            raise InputError(f"--{name.replace('_', '-')} is {value}: it must be at least 1")
     if config.logging.steps_per_log < 1:
         raise InputError(f"--logging.steps-per-log is {config.logging.steps_per_log}: it must be at least 1")
     if config.start_paused and not config.is_viewer_enabled():
