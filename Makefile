@@ -15,7 +15,7 @@ fit: $(INSTALLED)
 	$(VENV)/bin/ns-train loe-image $(if $(DATA),--data "$(DATA)") $(ARGS)
 
 test: $(INSTALLED)
-	$(VENV)/bin/python -m pytest -n 2 --dist loadfile
+	$(VENV)/bin/python -m pytest -n 2
 
 check: $(INSTALLED)
 	$(VENV)/bin/ruff format --check .

@@ -106,5 +106,5 @@ def blended_linear(
         rows = x[:, None].expand(-1, corners, -1).reshape(-1, x.shape[-1])
         (groups,), back = group_rows(index.view(1, -1), len(weight))
         products = permute_rows(grouped_linear(permute_rows(rows, groups), weight, None, groups.splits), back)
-        out = (products.view(len(x), corners, -1) * share.to(x.dtype)[..., None]).sum(1)
+        out = (products.view(len(x), corners, weight.shape[1]) * share.to(x.dtype)[..., None]).sum(1)
     return out if bias is None else out + bias

@@ -28,7 +28,7 @@ def make_inputs(rows, dim, tile_size, *, in_features=5, out_features=3, dtype=to
     bias=st.booleans(),
     seed=st.integers(0, 1000),
 )
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_equals_the_reference(rows, dim, tile_size, blending, bias, seed):
     x, coords, weight, b = make_inputs(rows, dim, tile_size, seed=seed)
     level, b = Level(3.7, 0.3), b if bias else None
@@ -126,7 +126,7 @@ def test_wrong_shapes_and_choices_are_named(change, words):
 
 
 @given(levels=st.integers(1, 4), rows=st.integers(0, 30), experts=st.integers(1, 6), seed=st.integers(0, 1000))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_group_rows_lays_equal_experts_side_by_side_and_finds_the_way_back(levels, rows, experts, seed):
     index = torch.randint(experts, (levels, rows), generator=torch.Generator().manual_seed(seed))
     groups, back = group_rows(index, experts)

@@ -32,7 +32,7 @@ def test_finest_cell_of_the_papers_net_is_one_pixel_of_512():
     beta=st.floats(-3, 3),
     seed=st.integers(0, 2**31),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_expert_index_is_floor_mod_with_the_last_axis_fastest(dim, tile_size, alpha, beta, seed):
     points = np.random.default_rng(seed).uniform(-2, 2, (7, dim))
     index = expert_index(torch.from_numpy(points), [Level(alpha, beta)], tile_size)[0]
@@ -44,7 +44,7 @@ def test_expert_index_is_floor_mod_with_the_last_axis_fastest(dim, tile_size, al
 
 
 @given(dim=st.integers(1, 4), tile_size=st.integers(1, 4), seed=st.integers(0, 2**31))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_blending_is_the_cyclic_hat_function_of_every_expert(dim, tile_size, seed):
     rng = np.random.default_rng(seed)
     points = rng.uniform(-2, 2, (5, dim))
