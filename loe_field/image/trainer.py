@@ -21,8 +21,8 @@ class ImageTrainerConfig(LoETrainerConfig):
     pipeline: VanillaPipelineConfig = field(default_factory=ImagePipelineConfig)
     """The picture and the field."""
     steps_per_eval_all_images: int | None = None
-    """Steps between evaluations of the whole picture; the run ends with one in any case. None: 250, or as many more as
-    keep them at about a tenth of the time of a large picture's run."""
+    """Steps between evaluations of the whole picture; the run ends with one in any case. None: about 24 in a run, or
+    as many fewer as keep them at a tenth of the time where the picture is large."""
 
     def set_experiment_name(self) -> None:
         """Name the experiment after the picture."""
@@ -40,9 +40,11 @@ class ImageTrainer(LoETrainer):
 
     @property
     def steps_per_evaluation(self) -> int:
-        """An evaluation is a forward pass over all pixels, a step is three of them over a batch."""
-        pixels = self.pipeline.datamanager.pixels
-        return self.config.steps_per_eval_all_images or max(250, 4 * pixels.batches_per_pass)
+        """Steps between evaluations; one costs a forward pass over all pixels, a step three of them over a batch."""
+        if self.config.steps_per_eval_all_images is not None:
+            return self.config.steps_per_eval_all_images
+        passes = self.pipeline.datamanager.pixels.batches_per_pass
+        return max(4 * passes, self.config.max_num_iterations // 24, 1)
 
     def evaluate(self) -> float:
         """PSNR in dB over the whole picture."""
