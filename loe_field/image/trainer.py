@@ -59,7 +59,7 @@ class ImageTrainer(LoETrainer):
         exact = " (not one value differs)" if fit.psnr == float("inf") else ""
         ssim = "" if fit.ssim is None else f", SSIM {fit.ssim:.4f}"
         CONSOLE.print(
-            f"PSNR {fit.psnr:.2f} dB{exact}{ssim} after {self.step + 1} steps and {self.record.seconds:.0f} s, "
+            f"PSNR {fit.psnr:.2f} dB{exact}{ssim} after {self.step + 1} steps and {metrics['train_seconds']:.0f} s, "
             f"{metrics['num_parameters']:,} parameters ({metrics['parameters_per_target']:.3f} per target)",
             soft_wrap=True,
         )
@@ -86,7 +86,7 @@ class ImageTrainer(LoETrainer):
             "parameters_per_target": field_.num_parameters / targets,
             "macs_per_pixel": field_.macs_per_point,
             "num_steps": self.step + 1,
-            "train_seconds": self.record.seconds,
+            "train_seconds": self.record.curve[-1].seconds,
             "target_psnr": self.config.target_psnr,
             "seconds_to_target": self.record.seconds_to(self.config.target_psnr),
             "seed": self.config.machine.seed,
