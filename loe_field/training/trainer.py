@@ -9,7 +9,7 @@ import signal
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -30,6 +30,7 @@ from loe_field.training.checkpoints import find_checkpoint, read_checkpoint, sav
 from loe_field.training.optimizers import LinearDecayConfig
 from loe_field.training.progress import TrainProgress
 from loe_field.training.record import RunRecord
+from loe_field.training.threads import ThreadTuner
 
 
 @dataclass
@@ -43,6 +44,9 @@ class LoETrainerConfig(TrainerConfig):
     """Stop as soon as an evaluation reaches this PSNR, dB."""
     steps_per_eval_all_images: int = 250
     """Steps between evaluations of the whole evaluation set; the run ends with one in any case."""
+    num_threads: int | None = None
+    """Threads to compute with on a CPU. None: as many as torch takes, or fewer while others use the cores; timed as
+    the run goes on. A fixed number makes a run repeatable to the last bit."""
     steps_per_save: int = 100
     """Steps between checkpoints."""
     vis: Literal[
@@ -114,14 +118,20 @@ class LoETrainer(Trainer):
         super().__init__(config, local_rank, world_size)
         self.record = RunRecord()
         self._evaluated_at: int | None = None
+        if config.num_threads is not None:
+            torch.set_num_threads(config.num_threads)
+        self._most_threads = torch.get_num_threads()
+        self._threads = nullcontext
+        if self.device == "cpu":
+            keep_freed_memory()
+            if config.num_threads is None:
+                self._threads = ThreadTuner(self._most_threads).step
 
     def setup(self, test_mode: Literal["test", "val", "inference"] = "val") -> None:
         """Build everything, load the checkpoint if one is wanted, then write config.yml."""
         for group in self.config.optimizers.values():
             if isinstance(group["scheduler"], LinearDecayConfig) and group["scheduler"].max_steps is None:
                 group["scheduler"].max_steps = self.config.max_num_iterations
-        if self.device == "cpu":
-            keep_freed_memory()
         super().setup(test_mode)
         if self.local_rank == 0:
             self.config.write_config()
@@ -159,10 +169,11 @@ class LoETrainer(Trainer):
                     time.sleep(0.05)
                 if self.stop_training:
                     break
-                with self.train_lock:
+                with self.train_lock, self._threads():
                     self._step(step)
                 self._update_viewer_state(step)
                 self._after_step(step, progress)
+            torch.set_num_threads(self._most_threads)
             self._finish(progress)
         if stopped:
             raise SystemExit(128 + stopped[0])
@@ -322,7 +333,7 @@ def _graceful_stop(trainer: LoETrainer) -> Iterator[list[int]]:
 
 def _check_options(config: LoETrainerConfig) -> None:
     """Refuse counts below 1 and a device that is not there."""
-    for name in ("max_num_iterations", "steps_per_eval_all_images", "steps_per_save"):
+    for name in ("max_num_iterations", "steps_per_eval_all_images", "steps_per_save", "num_threads"):
         value = getattr(config, name)
         if value is not None and value < 1:
             raise InputError(f"--{name.replace('_', '-')} is {value}: it must be at least 1")
