@@ -22,7 +22,7 @@ class ImageTrainerConfig(LoETrainerConfig):
     """The picture and the field."""
     steps_per_eval_all_images: int | None = None
     """Steps between evaluations of the whole picture; the run ends with one in any case. None: about 24 in a run, or
-    as many fewer as keep them at a tenth of the time where the picture is large."""
+    as many fewer as keep them below a tenth of the time where the picture is large."""
 
     def set_experiment_name(self) -> None:
         """Name the experiment after the picture."""
@@ -44,7 +44,7 @@ class ImageTrainer(LoETrainer):
         if self.config.steps_per_eval_all_images is not None:
             return self.config.steps_per_eval_all_images
         passes = self.pipeline.datamanager.pixels.batches_per_pass
-        return max(4 * passes, self.config.max_num_iterations // 24, 1)
+        return max(6 * passes, self.config.max_num_iterations // 24, 1)
 
     def evaluate(self) -> float:
         """PSNR in dB over the whole picture."""
