@@ -2,10 +2,11 @@
 
 Under nearest blending a point needs one expert per level, so a level is a permutation of the rows that puts equal
 experts side by side, followed by one dense product per expert. Between two levels the "undo" of the first and the "do"
-of the second are one permutation, so a network moves its rows once per level instead of twice.
+of the second are one permutation, so a network moves its rows once per level instead of twice. Where the experts serve
+nearly as many rows each, the shorter groups are padded with zero rows and one batched product serves them all.
 
-The two products here, `grouped_linear` and the weight gradient, are each other's derivatives, and a permutation's
-derivative is its inverse: written as such, all of them can be differentiated any number of times.
+The products, `grouped_linear` and the weight gradient, are each other's derivatives, and a permutation's derivative is
+its inverse: written as such, all of them can be differentiated any number of times.
 """
 
 from typing import Any, NamedTuple
@@ -13,16 +14,23 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+_LARGEST_PADDING = 0.25
+"""Zero rows per row up to which padding pays: a batched product took 0.8 of the time of one product per expert."""
+
 
 class RowGroups(NamedTuple):
-    """How the rows reach one level: from the order of the level before into groups of equal expert."""
+    """How the rows reach one level: from the slots of the level before into slots grouped by expert."""
 
     perm: Tensor
-    """int64 [N]: row k of this level is row perm[k] of the level before (of the input, for the first level)."""
+    """int64 [slots]: slot k takes what is in slot perm[k] of the level before (row perm[k] of the input at first)."""
+    pads: Tensor | None
+    """int64: the slots that hold no row and are zero; None if there are none."""
     inverse: Tensor
-    """int64 [N]: the permutation that undoes perm."""
+    """int64 [slots of the level before]: where each of them goes."""
+    pads_before: Tensor | None
+    """int64: the slots of the level before that hold no row."""
     splits: list[int]
-    """Rows per expert, [experts]; sums to N."""
+    """Slots per expert, [experts]."""
 
 
 def group_rows(index: Tensor, num_experts: int) -> tuple[list[RowGroups], RowGroups]:
@@ -41,28 +49,45 @@ def group_rows(index: Tensor, num_experts: int) -> tuple[list[RowGroups], RowGro
     keys = index + num_experts * torch.arange(levels, device=index.device)[:, None]
     keys = keys.to(torch.uint8 if levels * num_experts <= 256 else torch.int32)
     order = keys.flatten().argsort(stable=True).view(levels, rows).remainder(max(rows, 1))
-    inverse = torch.empty_like(order).scatter_(1, order, torch.arange(rows, device=index.device).expand(levels, rows))
+    everyone = torch.arange(rows, device=index.device)
+    slot = torch.empty_like(order).scatter_(1, order, everyone.expand(levels, rows))
     counts = keys.flatten().bincount(minlength=levels * num_experts).view(levels, num_experts).tolist()
-    groups = [RowGroups(order[0], inverse[0], counts[0])]
-    for i in range(1, levels):
-        perm = inverse[i - 1].index_select(0, order[i])
-        undo = inverse[i].index_select(0, order[i - 1])
-        groups.append(RowGroups(perm, undo, counts[i]))
-    return groups, RowGroups(inverse[-1], order[-1], [rows])
+
+    groups: list[RowGroups] = []
+    # Slots of the level before: the slot of every row, the row in every slot, and the slots without one.
+    slot_before, row_before, pads_before = everyone, everyone, None
+    for i, splits in enumerate(counts):
+        slot_here, row_here, pads = slot[i], order[i], None
+        longest = max(splits)
+        if rows < num_experts * longest <= (1 + _LARGEST_PADDING) * rows:
+            starts = [sum(splits[:e]) for e in range(num_experts)]
+            shift = torch.tensor([e * longest - start for e, start in enumerate(starts)], device=index.device)
+            empty = [k for e, n in enumerate(splits) for k in range(e * longest + n, (e + 1) * longest)]
+            pads = torch.tensor(empty, device=index.device)
+            slot_here = slot_here + shift[index[i]]
+            row_here = order.new_zeros(num_experts * longest).scatter_(0, slot_here, everyone)
+            splits = [longest] * num_experts
+        perm, inverse = slot_before.index_select(0, row_here), slot_here.index_select(0, row_before)
+        groups.append(RowGroups(perm, pads, inverse, pads_before, splits))
+        slot_before, row_before, pads_before = slot_here, row_here, pads
+    return groups, RowGroups(slot_before, None, row_before, pads_before, [rows])
 
 
 class _PermuteRows(torch.autograd.Function):
-    """x[perm]; the gradient is a gather too, where index_select's own is a slower scatter-add."""
+    """x[perm], zero at pads; the gradient is of the same kind, where index_select's own is a slower scatter-add."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, perm: Tensor, inverse: Tensor) -> Tensor:
-        ctx.save_for_backward(perm, inverse)
-        return x.index_select(0, perm)
+    def forward(
+        ctx: Any, x: Tensor, perm: Tensor, pads: Tensor | None, inverse: Tensor, pads_before: Tensor | None
+    ) -> Tensor:
+        ctx.save_for_backward(perm, pads, inverse, pads_before)
+        out = x.index_select(0, perm)
+        return out if pads is None else out.index_fill_(0, pads, 0)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        perm, inverse = ctx.saved_tensors
-        return _PermuteRows.apply(grad, inverse, perm), None, None  # type: ignore[return-value]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        perm, pads, inverse, pads_before = ctx.saved_tensors
+        return _PermuteRows.apply(grad, inverse, pads_before, perm, pads), None, None, None, None  # type: ignore[return-value]
 
 
 class _GroupedLinear(torch.autograd.Function):
@@ -116,8 +141,8 @@ class _GroupedOuter(torch.autograd.Function):
 
 
 def permute_rows(x: Tensor, groups: RowGroups) -> Tensor:
-    """Rows of x [N, features] in the order of `groups`."""
-    return _PermuteRows.apply(x, groups.perm, groups.inverse)  # type: ignore[return-value]
+    """Rows of x [slots of the level before, features] in the slots of `groups`."""
+    return _PermuteRows.apply(x, groups.perm, groups.pads, groups.inverse, groups.pads_before)  # type: ignore[return-value]
 
 
 def grouped_linear(x: Tensor, weight: Tensor, bias: Tensor | None, splits: list[int]) -> Tensor:
@@ -133,6 +158,10 @@ def grouped_linear(x: Tensor, weight: Tensor, bias: Tensor | None, splits: list[
         [N, out_features], in the order of x; under autocast in autocast's dtype, like torch's own linear layer.
     """
     device = x.device.type
+    if splits[0] > 0 and splits == splits[:1] * len(splits):
+        groups = x.reshape(len(splits), splits[0], x.shape[1])
+        out = torch.bmm(groups, weight.mT) if bias is None else torch.baddbmm(bias, groups, weight.mT)
+        return out.view(len(x), weight.shape[1])
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
         x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)

@@ -130,12 +130,46 @@ def test_wrong_shapes_and_choices_are_named(change, words):
 def test_group_rows_lays_equal_experts_side_by_side_and_finds_the_way_back(levels, rows, experts, seed):
     index = torch.randint(experts, (levels, rows), generator=torch.Generator().manual_seed(seed))
     groups, back = group_rows(index, experts)
-    x = torch.arange(rows)[:, None]
+    numbers = torch.arange(1, rows + 1)  # 0 is padding
+    x = numbers[:, None]
     for level, group in zip(index, groups):
         x = permute_rows(x, group)
-        assert torch.equal(level[x[:, 0]], torch.arange(experts).repeat_interleave(torch.tensor(group.splits)))
-        assert torch.equal(group.perm[group.inverse], torch.arange(rows))
-    assert torch.equal(permute_rows(x, back)[:, 0], torch.arange(rows))
+        slots = x[:, 0]
+        served = torch.arange(experts).repeat_interleave(torch.tensor(group.splits))
+        assert torch.equal(level[slots[slots > 0] - 1], served[slots > 0])
+        assert torch.equal(slots[slots > 0].sort().values, numbers)
+        assert len(slots) <= 1.25 * rows
+    assert torch.equal(permute_rows(x, back)[:, 0], numbers)
+
+
+def test_padding_adds_nothing():
+    """Nearly equal groups are padded and go through one batched product; no gradient comes from the padding."""
+    index = torch.tensor([[0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2], [3, 3, 2, 2, 1, 1, 0, 0, 3, 2, 1]])
+    groups, back = group_rows(index, 4)
+    assert [len(g.perm) for g in groups] == [12, 12]
+    x, _, weight, bias = make_inputs(11, 2, 2, in_features=3, out_features=3)
+    bias = bias + 1  # a padded row has an output of its own, which nobody may see
+
+    def two_levels(x, weight, bias):
+        for group in groups:
+            x = grouped_linear(permute_rows(x, group), weight, bias, group.splits).cos()
+        return permute_rows(x, back)
+
+    def plain(x, weight, bias):
+        for level in index:
+            x = (torch.einsum("noi,ni->no", weight[level], x) + bias).cos()
+        return x
+
+    inputs = [t.requires_grad_() for t in (x, weight, bias)]
+    torch.testing.assert_close(two_levels(*inputs), plain(*inputs))
+    cotangent = torch.randn(11, 3, dtype=torch.float64)
+    for got, expected in zip(
+        torch.autograd.grad(two_levels(*inputs), inputs, cotangent),
+        torch.autograd.grad(plain(*inputs), inputs, cotangent),
+    ):
+        torch.testing.assert_close(got, expected)
+    assert gradcheck(two_levels, inputs)
+    assert gradgradcheck(two_levels, inputs)
 
 
 def test_uninitialised_memory_never_shows():
