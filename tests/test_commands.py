@@ -277,6 +277,16 @@ def test_the_seed_decides_the_run(call, small_picture, tmp_path):
     assert psnrs[0] == psnrs[1] != psnrs[2]
 
 
+def test_the_schedule_stretches_to_every_run_of_its_own(call, small_picture, tmp_path):
+    """Two runs in one process, as a benchmark makes them: the first leaves nothing behind in the second's schedule."""
+    for steps in (4, 8):
+        folder = fit(call, small_picture, tmp_path / str(steps), "--max-num-iterations", steps)
+        (path,) = (folder / "nerfstudio_models").iterdir()
+        rates = [state["_last_lr"][0] for state in torch.load(path, weights_only=True)["schedulers"].values()]
+        assert rates == [0.0, 0.0]
+        assert f"max_steps: {steps}" in (folder / "config.yml").read_text()
+
+
 def test_loggers_of_the_host(call, small_picture, tmp_path):
     folder = fit(call, small_picture, tmp_path, "--vis", "tensorboard", "--max-num-iterations", 20)
     assert list(folder.glob("events.out.tfevents*"))

@@ -10,7 +10,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
@@ -19,6 +19,7 @@ import torch
 from nerfstudio.configs.base_config import LocalWriterConfig, LoggingConfig, MachineConfig, ViewerConfig
 from nerfstudio.engine.callbacks import TrainingCallbackLocation
 from nerfstudio.engine.optimizers import Optimizers
+from nerfstudio.engine.schedulers import SchedulerConfig
 from nerfstudio.engine.trainer import Trainer, TrainerConfig
 from nerfstudio.utils import writer
 from nerfstudio.utils.decorators import check_main_thread
@@ -129,12 +130,19 @@ class LoETrainer(Trainer):
 
     def setup(self, test_mode: Literal["test", "val", "inference"] = "val") -> None:
         """Build everything, load the checkpoint if one is wanted, then write config.yml."""
-        for group in self.config.optimizers.values():
-            if isinstance(group["scheduler"], LinearDecayConfig) and group["scheduler"].max_steps is None:
-                group["scheduler"].max_steps = self.config.max_num_iterations
+        self.config.optimizers = {
+            name: {**group, "scheduler": self._stretched(group["scheduler"])}
+            for name, group in self.config.optimizers.items()
+        }
         super().setup(test_mode)
         if self.local_rank == 0:
             self.config.write_config()
+
+    def _stretched(self, scheduler: SchedulerConfig | None) -> SchedulerConfig | None:
+        """The scheduler, ending with the run where it was not told when to end."""
+        if isinstance(scheduler, LinearDecayConfig) and scheduler.max_steps is None:
+            return replace(scheduler, max_steps=self.config.max_num_iterations)
+        return scheduler
 
     def setup_optimizers(self) -> Optimizers:
         """The host's optimizers, with the checkpoint loaded if one is wanted.
