@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 _LARGEST_PADDING = 0.25
-"""Zero rows per row up to which padding pays: a batched product took 0.8 of the time of one product per expert."""
+"""Zero rows per row up to which padding pays: with batched products instead of one per expert a network's forward and
+backward took 0.8 of the time (8,192 rows, two threads of an EPYC)."""
 
 
 class RowGroups(NamedTuple):
@@ -96,7 +97,7 @@ class _GroupedLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, splits: list[int]) -> Tensor:
         ctx.save_for_backward(x, weight)
-        ctx.splits, ctx.has_bias = splits, bias is not None
+        ctx.splits = splits
         out = x.new_empty(x.shape[0], weight.shape[1])
         for xs, ws, os in zip(x.split(splits), weight, out.split(splits)):
             if bias is None:

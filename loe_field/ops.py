@@ -61,8 +61,8 @@ def position_dependent_linear(
     implementation = resolve_implementation(implementation)
     if tile_size < 1:
         raise ValueError(f"tile_size is {tile_size}: it counts experts per axis and must be at least 1")
-    if blending not in ("nearest", "linear"):
-        raise ValueError(f"unknown blending {blending!r}: choose nearest or linear")
+    if blending not in get_args(Blending):
+        raise ValueError(f"unknown blending {blending!r}: choose one of {', '.join(get_args(Blending))}")
     dim = coords.shape[-1]
     if not 1 <= dim <= MAX_DIM:
         raise ValueError(f"coords has {dim} coordinates per point: 1 to {MAX_DIM} are supported")

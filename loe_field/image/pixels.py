@@ -22,6 +22,11 @@ def as_seen(colours: Tensor) -> Tensor:
     return rgb * colours[..., -1:] if channels in (2, 4) else rgb
 
 
+def pixel_centers(index: Tensor, width: int) -> Tensor:
+    """Centres (x + 0.5, y + 0.5) in pixels, float32 [N, 2], of pixels numbered row by row, int64 [N]."""
+    return torch.stack([index % width, index // width], -1).to(torch.float32) + 0.5
+
+
 class PixelBatches:
     """Batches of pixel centres and colours, all made on the device.
 
@@ -50,10 +55,6 @@ class PixelBatches:
         self._pass, self._order = -1, torch.empty(0, dtype=torch.int64)
         self._whole: tuple[Tensor, Tensor] | None = None
 
-    def centers(self, index: Tensor) -> Tensor:
-        """Centres (x + 0.5, y + 0.5) in pixels, float32 [N, 2], of pixels numbered row by row, int64 [N]."""
-        return torch.stack([index % self.width, index // self.width], -1).to(torch.float32) + 0.5
-
     def colours(self, index: Tensor) -> Tensor:
         """Colours in [0, 1], float32 [N, channels], of pixels numbered row by row."""
         return self._values.index_select(0, index).to(torch.float32) / self._white
@@ -63,7 +64,7 @@ class PixelBatches:
         if self.batches_per_pass == 1:
             if self._whole is None:
                 everything = torch.arange(self.num_pixels, device=self._values.device)
-                self._whole = self.centers(everything), self.colours(everything)
+                self._whole = pixel_centers(everything, self.width), self.colours(everything)
             return self._whole
         number, k = divmod(step, self.batches_per_pass)
         if number != self._pass:
@@ -74,4 +75,4 @@ class PixelBatches:
             self._pass = number
         first, last = (i * self.num_pixels // self.batches_per_pass for i in (k, k + 1))
         index = self._order[first:last]
-        return self.centers(index), self.colours(index)
+        return pixel_centers(index, self.width), self.colours(index)
