@@ -9,6 +9,7 @@ The products, `grouped_linear` and the weight gradient, are each other's derivat
 its inverse: written as such, all of them can be differentiated any number of times.
 """
 
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -167,3 +168,36 @@ def grouped_linear(x: Tensor, weight: Tensor, bias: Tensor | None, splits: list[
         dtype = torch.get_autocast_dtype(device)
         x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
     return _GroupedLinear.apply(x, weight, bias, splits)  # type: ignore[return-value]
+
+
+def grouped_network(
+    x: Tensor,
+    index: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    activate: Callable[[Tensor], Tensor],
+) -> Tensor:
+    """Position-dependent layers with an activation after each, then the head, one row permutation between each two.
+
+    Under autocast the layers between the first and the head run in autocast's dtype.
+
+    Args:
+        x: what the first layer gets, [N, in_features].
+        index: int64 [levels, N], the expert of every row at every level.
+        weights: per level [experts, out, in], the head's last, [out, in].
+        biases: per layer [out].
+        activate: the activation; what it returns goes into the next product.
+
+    Returns:
+        [N, out_features], in the order of x.
+    """
+    groups, back = group_rows(index, len(weights[0]))
+    device = x.device.type
+    for i, level in enumerate(groups):
+        x = permute_rows(x, level)
+        with torch.autocast(device, enabled=i > 0 and torch.is_autocast_enabled(device)):
+            x = grouped_linear(x, weights[i], biases[i], level.splits)
+        x = activate(x)
+    with torch.autocast(device, enabled=False):
+        x = torch.nn.functional.linear(x.to(weights[-1].dtype), weights[-1], biases[-1])
+    return permute_rows(x, back)

@@ -2,13 +2,20 @@
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from loe_field.grouped import group_rows, grouped_linear, permute_rows
-from loe_field.ops import Implementation, position_dependent_linear, resolve_implementation
+from loe_field.grouped import grouped_network
+from loe_field.ops import (
+    Implementation,
+    Resolved,
+    check_implementation,
+    position_dependent_linear,
+    resolve_implementation,
+)
 from loe_field.tiling import MAX_DIM, Blending, Level, Pattern, expert_index, make_levels, num_experts
 
 Activation = Literal["sine", "leaky_relu", "relu"]
@@ -76,8 +83,9 @@ class PositionDependentLinear(nn.Module):
         if blending not in get_args(Blending):
             raise ValueError(f"unknown blending {blending!r}: choose one of {', '.join(get_args(Blending))}")
         self.level, self.dim, self.tile_size = level, dim, tile_size
+        check_implementation(implementation, blending)
         self.blending: Blending = blending
-        self.implementation: Implementation = resolve_implementation(implementation)
+        self.implementation: Implementation = implementation
         self.weight = nn.Parameter(torch.empty(num_experts(tile_size, dim), out_features, in_features))
         self.bias = nn.Parameter(torch.empty(out_features)) if bias else None
         _init_linear_(self.weight, self.bias, "default", 1.0, False)
@@ -152,7 +160,7 @@ class LoEMLP(nn.Module):
         omega_0: frequency of the sine, > 0. The other activations have none and take only 1.
         initialization: "default" (torch's linear layer) or "siren" (Sitzmann et al., 2020, for this omega_0).
         num_frequencies: octaves of positional encoding of the input, >= 0.
-        implementation: "auto", "torch" or "reference".
+        implementation: "auto", "torch", "triton", "cpu" or "reference" (see ops.Implementation).
 
     Raises:
         ValueError: a size is out of range, a choice is unknown, or two of them contradict each other.
@@ -194,10 +202,12 @@ class LoEMLP(nn.Module):
             raise ValueError(f"omega_0 is {omega_0}: it is the frequency of the sine and must be positive")
         if activation != "sine" and omega_0 != 1:
             raise ValueError(f"omega_0 is {omega_0} but the activation is {activation}: only sine has a frequency")
-        self.dim, self.tile_size, self.blending = dim, tile_size, blending
+        check_implementation(implementation, blending)
+        self.dim, self.tile_size = dim, tile_size
+        self.blending: Blending = blending
         self.activation: Activation = activation
         self.omega_0 = omega_0
-        self.implementation = resolve_implementation(implementation)
+        self.implementation: Implementation = implementation
         self.levels = make_levels(pattern, num_layers - 1)
         self.encoding = PositionalEncoding(dim, num_frequencies)
         self.layers = nn.ModuleList(
@@ -208,7 +218,7 @@ class LoEMLP(nn.Module):
                 dim=dim,
                 tile_size=tile_size,
                 blending=blending,
-                implementation=implementation,
+                implementation="reference" if implementation == "reference" else "torch",
             )
             for i, level in enumerate(self.levels)
         )
@@ -234,38 +244,54 @@ class LoEMLP(nn.Module):
         if coords.shape[-1] != self.dim:
             raise ValueError(f"coords is {tuple(coords.shape)}: the last axis must hold {self.dim} coordinates")
         points = coords.reshape(-1, self.dim)
-        if self.blending == "nearest" and self.implementation == "torch" and self.tile_size > 1:
-            out = self._forward_grouped(points)
+        resolved = self.resolved_implementation
+        if resolved == "cpu":
+            out = self._fused_on_cpu(points)
+        elif resolved == "torch" and self.blending == "nearest" and self.tile_size > 1:
+            out = self._grouped(points, self.encoding(points), *self._parameters_by_kind())
         else:
-            x = self.encoding(points)
-            for i, layer in enumerate(self.layers):
-                with torch.autocast(x.device.type, enabled=i > 0 and torch.is_autocast_enabled(x.device.type)):
-                    x = self._activate(layer(x, points))
-            out = self._head(x)
-        return out.view(*coords.shape[:-1], -1) if len(points) else out.view(*coords.shape[:-1], self.head.out_features)
+            out = self._layer_by_layer(points)
+        return out.view(*coords.shape[:-1], self.head.out_features)
 
-    def _forward_grouped(self, points: Tensor) -> Tensor:
-        """All levels with one row permutation between each two; rows return to their order after the narrow head."""
+    @property
+    def resolved_implementation(self) -> Resolved:
+        """What computes the network where its parameters are now."""
+        weight = self.head.weight
+        return resolve_implementation(
+            self.implementation, device=weight.device, dtype=weight.dtype, blending=self.blending
+        )
+
+    def _parameters_by_kind(self) -> tuple[list[Tensor], list[Tensor]]:
+        """Weights and biases, first layer to head."""
+        layers = [*self.layers, self.head]
+        return [layer.weight for layer in layers], [layer.bias for layer in layers]  # type: ignore[return-value, misc]
+
+    def _fused_on_cpu(self, points: Tensor) -> Tensor:
+        from loe_field.fused_cpu import network
+        from loe_field.kernels.cpu import NetworkShape
+
+        shape = NetworkShape(self.levels, self.dim, self.tile_size, self.activation, self.omega_0)
+        weights, biases = self._parameters_by_kind()
+        recompute = partial(self._grouped, points)
+        return network(points, self.encoding(points), weights, biases, shape, recompute)
+
+    def _grouped(self, points: Tensor, x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> Tensor:
         index = expert_index(points, self.levels, self.tile_size)
-        groups, back = group_rows(index, num_experts(self.tile_size, self.dim))
-        x = self.encoding(permute_rows(points, groups[0]))
-        for i, (layer, level) in enumerate(zip(self.layers, groups)):
-            if i > 0:
-                x = permute_rows(x, level)
+        return grouped_network(x, index, weights, biases, self._activate)
+
+    def _layer_by_layer(self, points: Tensor) -> Tensor:
+        x = self.encoding(points)
+        for i, layer in enumerate(self.layers):
             with torch.autocast(x.device.type, enabled=i > 0 and torch.is_autocast_enabled(x.device.type)):
-                x = grouped_linear(x, layer.weight, layer.bias, level.splits)  # type: ignore[arg-type]
-            x = self._activate(x)
-        return permute_rows(self._head(x), back)
+                x = self._activate(layer(x, points))
+        with torch.autocast(x.device.type, enabled=False):
+            return self.head(x.to(self.head.weight.dtype))
 
     def _activate(self, y: Tensor) -> Tensor:
         if self.activation == "sine":
             y = y.to(self.head.weight.dtype)
             return torch.sin(y if self.omega_0 == 1 else self.omega_0 * y)
         return nn.functional.leaky_relu(y, 0.2) if self.activation == "leaky_relu" else torch.relu(y)
-
-    def _head(self, x: Tensor) -> Tensor:
-        with torch.autocast(x.device.type, enabled=False):
-            return self.head(x.to(self.head.weight.dtype))
 
     @property
     def num_parameters(self) -> int:

@@ -9,21 +9,66 @@ from loe_field.grouped import group_rows, grouped_linear, permute_rows
 from loe_field.reference import position_dependent_linear_ref
 from loe_field.tiling import MAX_DIM, Blending, Level, blending_weights, expert_index, num_experts
 
-Implementation = Literal["auto", "torch", "reference"]
-"""How the layer is computed: "auto" takes the fastest that runs here, "reference" is the readable definition."""
+Implementation = Literal["auto", "torch", "triton", "cpu", "reference"]
+"""How a network is computed: "triton" is kernels for NVIDIA GPUs, "cpu" kernels in C for processors, "torch" grouped
+PyTorch for any device and dtype, "reference" the readable definition; "auto" takes the fastest that serves."""
+Resolved = Literal["torch", "triton", "cpu", "reference"]
 
 
-def resolve_implementation(implementation: Implementation) -> Literal["torch", "reference"]:
-    """What "auto" means here.
+def check_implementation(implementation: Implementation, blending: Blending) -> None:
+    """Refuse an unknown implementation, and kernels where they have no code.
 
     Raises:
-        ValueError: the name is unknown.
+        ValueError: the name is unknown, or it names kernels and blending is linear.
     """
     if implementation not in get_args(Implementation):
         raise ValueError(
             f"unknown implementation {implementation!r}: choose one of {', '.join(get_args(Implementation))}"
         )
-    return "torch" if implementation == "auto" else implementation
+    if blending == "linear" and implementation in ("triton", "cpu"):
+        raise ValueError(
+            f"implementation {implementation!r} has nearest blending only: choose 'auto' or 'torch' for linear blending"
+        )
+
+
+def obstacle(
+    kernels: Literal["triton", "cpu"], *, device: torch.device, dtype: torch.dtype, blending: Blending
+) -> str | None:
+    """Why these kernels cannot serve a network with parameters of this dtype on this device; None if they can."""
+    if blending == "linear":
+        return "the blending is linear and the kernels have nearest only"
+    if dtype != torch.float32:
+        return f"the parameters are {str(dtype).removeprefix('torch.')} and the kernels take float32"
+    if kernels == "cpu":
+        if device.type != "cpu":
+            return f"the network is on {device}"
+        if torch.is_autocast_enabled("cpu"):
+            return "autocast is on and the kernels compute in float32"
+        from loe_field.kernels.cpu import why_unavailable
+
+        return why_unavailable()
+    return "not yet"
+
+
+def resolve_implementation(
+    implementation: Implementation, *, device: torch.device, dtype: torch.dtype, blending: Blending
+) -> Resolved:
+    """What computes a network with parameters of this dtype on this device.
+
+    "auto" takes the device's kernels where they can serve and "torch" elsewhere.
+
+    Raises:
+        RuntimeError: kernels are asked for by name and cannot serve.
+    """
+    if implementation in ("torch", "reference"):
+        return implementation
+    kernels = implementation if implementation != "auto" else "cpu" if device.type == "cpu" else "triton"
+    reason = obstacle(kernels, device=device, dtype=dtype, blending=blending)
+    if reason is None:
+        return kernels
+    if implementation == "auto":
+        return "torch"
+    raise RuntimeError(f"implementation {implementation!r} cannot be used: {reason}; choose 'auto' or 'torch'")
 
 
 def position_dependent_linear(
@@ -58,7 +103,11 @@ def position_dependent_linear(
     Raises:
         ValueError: shapes do not fit together, or tile_size, blending or implementation is none of the above.
     """
-    implementation = resolve_implementation(implementation)
+    check_implementation(implementation, blending)
+    if implementation == "cpu":
+        raise ValueError(
+            "implementation 'cpu' computes whole networks (LoEMLP): choose 'auto' or 'torch' for one layer"
+        )
     if tile_size < 1:
         raise ValueError(f"tile_size is {tile_size}: it counts experts per axis and must be at least 1")
     if blending not in get_args(Blending):
