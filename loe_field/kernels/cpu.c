@@ -30,22 +30,29 @@
 #define VECS 2
 #define ROWS 4
 #endif
+/* What becomes of a product. */
+typedef enum {
+    PLAIN, /* out = sum */
+    SINE,  /* out = sin(omega sum), and sum into `extra` if there is one */
+    LEAKY, /* out = sum, times a slope left of zero, and sum into `extra` if there is one */
+    SCALE  /* out = sum * extra, whose rows are those of the block, not of the list */
+} Finish;
+
 #define PAD 16       /* widths are padded to this many floats, a multiple of LANES */
 #define OUT_ROWS 4   /* rows of a block of a weight gradient */
-#define GROUP 64     /* rows whose features fit the first-level cache while a weight gradient passes over them */
+#define GROUP (64 / ROWS * ROWS) /* rows of one expert that the backward pass handles at once: they fit a core's L1 */
 #define CHUNK 512    /* points of a chunk, if that leaves each expert enough of them */
+#define AHEAD 8      /* rows to fetch ahead from memory */
 #define EXACT 5e4f   /* phases up to which the fast sine is exact to fp32 */
 
 typedef float vec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef int32_t ivec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 
-enum { SINE = 0, LEAKY = 1 };
-
 typedef struct {
     int64_t points, dim, tile_size, experts, levels; /* levels: position-dependent layers; the head comes after them */
     int64_t in_features, width, out_features;
-    int64_t activation, threads;
-    float omega, slope;            /* sin(omega z); the slope of the leaky ReLU left of zero */
+    int64_t threads, activation;   /* SINE or LEAKY */
+    double parameter;              /* omega, or the slope */
     const float *alpha, *beta;     /* [levels] */
     const float *const *weight;    /* [levels + 1]: [experts, out, in]; the head's [1, out, in] */
     const float *const *bias;      /* [levels + 1]: [out] */
@@ -74,6 +81,7 @@ static int64_t chunk_size(const Network *net) {
 /* Floats of one layer's packed matrices: [experts][in][pad(out)], or [experts][out][pad(in)] for the backward pass. */
 static int64_t packed_size(const Network *net, int64_t layer, int backward) {
     int64_t in = inputs(net, layer), out = outputs(net, layer);
+    if (backward && in == pad(in)) return 0; /* the weights as they are */
     return experts(net, layer) * (backward ? out * pad(in) : in * pad(out));
 }
 static int64_t packed_start(const Network *net, int64_t layer, int backward) {
@@ -84,7 +92,8 @@ static int64_t packed_start(const Network *net, int64_t layer, int backward) {
 static void pack_expert(const Network *net, int64_t layer, int64_t expert, int backward, float *packed) {
     int64_t in = inputs(net, layer), out = outputs(net, layer);
     const float *weight = net->weight[layer] + expert * out * in;
-    float *to = packed + packed_start(net, layer, backward) + expert * (packed_size(net, layer, backward) / experts(net, layer));
+    if (packed_size(net, layer, backward) == 0) return;
+    float *to = packed + packed_start(net, layer, backward) + expert * (backward ? out * pad(in) : in * pad(out));
     if (backward) {
         memset(to, 0, out * pad(in) * sizeof(float));
         for (int64_t o = 0; o < out; o++) memcpy(to + o * pad(in), weight + o * in, in * sizeof(float));
@@ -123,126 +132,25 @@ static void expert_index(const Network *net, int64_t level, const float *coords,
 }
 
 /* Row numbers 0 .. rows - 1 by expert: list[starts[e]] .. list[starts[e] + counts[e]]. Each expert's part is filled up
- * to a multiple of ROWS with the number `spare` of a row that nobody reads. */
-static void list_rows(const uint16_t *index, int64_t rows, int64_t experts, int32_t spare,
-                      int32_t *list, int32_t *starts, int32_t *counts, int32_t *next) {
+ * to a multiple of ROWS by repeating its last row, which is then computed twice, to the same end. */
+static void list_rows(const uint16_t *index, int64_t rows, int64_t experts, int32_t *list, int32_t *starts,
+                      int32_t *counts, int32_t *next) {
     memset(counts, 0, experts * sizeof(int32_t));
     for (int64_t r = 0; r < rows; r++) counts[index[r]]++;
     int32_t at = 0;
     for (int64_t e = 0; e < experts; e++) {
         starts[e] = next[e] = at;
         at += (counts[e] + ROWS - 1) / ROWS * ROWS;
-        for (int32_t k = starts[e] + counts[e]; k < at; k++) list[k] = spare;
     }
     for (int64_t r = 0; r < rows; r++) list[next[index[r]]++] = (int32_t)r;
+    for (int64_t e = 0; e < experts; e++)
+        for (int32_t k = counts[e]; k % ROWS; k++) list[starts[e] + k] = list[starts[e] + k - 1];
 }
-static int64_t list_size(const Network *net, int64_t rows) { return rows + net->experts * ROWS; }
-
-/* ---- products ---- */
-
-/* ROWS rows of a times b [depth][stride_b] for `vecs` vectors of columns, plus bias, times scale's rows. */
-static inline __attribute__((always_inline)) void product_block(
-    int vecs, const int32_t *list, const float *a, int64_t stride_a, int64_t depth, const float *b, int64_t stride_b,
-    const float *bias, const float *scale, float *out, int64_t stride_out) {
-    vec sum[ROWS][VECS];
-    const float *row[ROWS];
-#pragma GCC unroll 8
-    for (int r = 0; r < ROWS; r++) {
-        row[r] = a + list[r] * stride_a;
-#pragma GCC unroll 8
-        for (int v = 0; v < vecs; v++) sum[r][v] = bias ? *(const vec *)(bias + v * LANES) : (vec){0};
-    }
-    for (int64_t k = 0; k < depth; k++) {
-        vec column[VECS];
-#pragma GCC unroll 8
-        for (int v = 0; v < vecs; v++) column[v] = *(const vec *)(b + k * stride_b + v * LANES);
-#pragma GCC unroll 8
-        for (int r = 0; r < ROWS; r++) {
-#pragma GCC unroll 8
-            for (int v = 0; v < vecs; v++) sum[r][v] += row[r][k] * column[v];
-        }
-    }
-#pragma GCC unroll 8
-    for (int r = 0; r < ROWS; r++) {
-#pragma GCC unroll 8
-        for (int v = 0; v < vecs; v++) {
-            vec value = sum[r][v];
-            if (scale) value *= *(const vec *)(scale + list[r] * stride_out + v * LANES);
-            *(vec *)(out + list[r] * stride_out + v * LANES) = value;
-        }
-    }
+static void list_all(int64_t rows, int32_t *list, int32_t *starts, int32_t *counts) {
+    starts[0] = 0, counts[0] = (int32_t)rows;
+    for (int64_t k = 0; k < (rows + ROWS - 1) / ROWS * ROWS; k++) list[k] = (int32_t)min(k, rows - 1);
 }
-
-/* The listed rows of a times b, for `columns` (a multiple of PAD) columns; the other arguments as above. */
-static void product(const int32_t *list, int64_t rows, const float *a, int64_t stride_a, int64_t depth, const float *b,
-                    int64_t columns, const float *bias, const float *scale, float *out) {
-    for (int64_t c = 0; c < columns;) {
-        int wide = columns - c >= VECS * LANES;
-        for (int64_t r = 0; r < rows; r += ROWS) {
-            const float *bias_c = bias ? bias + c : 0, *scale_c = scale ? scale + c : 0;
-            if (wide)
-                product_block(VECS, list + r, a, stride_a, depth, b + c, columns, bias_c, scale_c, out + c, columns);
-            else
-                product_block(1, list + r, a, stride_a, depth, b + c, columns, bias_c, scale_c, out + c, columns);
-        }
-        c += wide ? VECS * LANES : LANES;
-    }
-}
-
-/* OUT_ROWS columns of g against `vecs` vectors of columns of x, summed over the listed rows, then added to sums: sums of
- * sums round less. */
-static inline __attribute__((always_inline)) void outer_block(
-    int vecs, const int32_t *list, int64_t rows, const float *g, int64_t stride_g, const float *x, int64_t stride_x,
-    float *sums) {
-    vec sum[OUT_ROWS][VECS] = {0};
-    for (int64_t r = 0; r < rows; r++) {
-        const float *gr = g + list[r] * stride_g, *xr = x + list[r] * stride_x;
-        vec column[VECS];
-#pragma GCC unroll 8
-        for (int v = 0; v < vecs; v++) column[v] = *(const vec *)(xr + v * LANES);
-#pragma GCC unroll 8
-        for (int o = 0; o < OUT_ROWS; o++) {
-#pragma GCC unroll 8
-            for (int v = 0; v < vecs; v++) sum[o][v] += gr[o] * column[v];
-        }
-    }
-#pragma GCC unroll 8
-    for (int o = 0; o < OUT_ROWS; o++) {
-#pragma GCC unroll 8
-        for (int v = 0; v < vecs; v++) *(vec *)(sums + o * stride_x + v * LANES) += sum[o][v];
-    }
-}
-
-/* sums [pad4(out)][in] += g^T x over the listed rows; g has stride_g columns and x `in` (a multiple of PAD). */
-static void outer(const int32_t *list, int64_t rows, const float *g, int64_t stride_g, int64_t out, const float *x,
-                  int64_t in, float *sums) {
-    for (int64_t from = 0; from < rows; from += GROUP) {
-        int64_t group = min(GROUP, rows - from);
-        for (int64_t i = 0; i < in;) {
-            int wide = in - i >= VECS * LANES;
-            for (int64_t o = 0; o < out; o += OUT_ROWS) {
-                if (wide)
-                    outer_block(VECS, list + from, group, g + o, stride_g, x + i, in, sums + o * in + i);
-                else
-                    outer_block(1, list + from, group, g + o, stride_g, x + i, in, sums + o * in + i);
-            }
-            i += wide ? VECS * LANES : LANES;
-        }
-    }
-}
-
-/* sums [columns] += all rows of g [rows][columns], columns a multiple of LANES; by sums of sums too. */
-static void add_rows(const float *g, int64_t rows, int64_t columns, float *sums) {
-    for (int64_t c = 0; c < columns; c += LANES) {
-        vec total = {0};
-        for (int64_t from = 0; from < rows; from += 16) {
-            vec sum = {0};
-            for (int64_t r = from; r < min(from + 16, rows); r++) sum += *(const vec *)(g + r * columns + c);
-            total += sum;
-        }
-        *(vec *)(sums + c) += total;
-    }
-}
+static int64_t list_size(const Network *net) { return chunk_size(net) + net->experts * ROWS + AHEAD; }
 
 /* ---- activations ---- */
 
@@ -270,49 +178,189 @@ static inline __attribute__((always_inline)) void sine_cosine(vec phase, vec *si
     }
 }
 
-/* act(z), and act'(z) if wanted, of n values, n a multiple of LANES. */
-static inline __attribute__((always_inline)) void activate(
-    const Network *net, const float *z, int64_t n, float *value, float *slope) {
-    if (net->activation == LEAKY) {
-        for (int64_t k = 0; k < n; k++) {
-            float s = z[k] > 0 ? 1.0f : net->slope;
-            value[k] = z[k] != z[k] ? z[k] : s * z[k];
-            if (slope) slope[k] = s;
-        }
+/* act(z), and act'(z) if wanted; lanes of `beyond` are set where the fast sine is not exact. */
+static inline __attribute__((always_inline)) void activate(Finish kind, float parameter, vec z, vec *value,
+                                                           vec *slope, ivec *beyond) {
+    if (kind == LEAKY) {
+        ivec positive = z > 0.0f;
+        vec one = (vec){0} + 1.0f, less = (vec){0} + parameter;
+        vec factor = (vec)(((ivec)one & positive) | ((ivec)less & ~positive));
+        *value = factor * z;
+        if (slope) *slope = factor;
         return;
     }
-    const float omega = net->omega;
-    ivec beyond = {0};
-    for (int64_t k = 0; k < n; k += LANES) {
-        vec phase = omega * *(const vec *)(z + k), sine, cosine;
-        vec magnitude = (vec)((ivec)phase & 0x7fffffff);
-        beyond |= ~(magnitude <= EXACT);
-        sine_cosine(phase, &sine, slope ? &cosine : 0);
-        *(vec *)(value + k) = sine;
-        if (slope) *(vec *)(slope + k) = omega * cosine;
+    vec phase = parameter * z;
+    *beyond |= ~((vec)((ivec)phase & 0x7fffffff) <= EXACT);
+    sine_cosine(phase, value, slope);
+    if (slope) *slope *= parameter;
+}
+static int any(ivec lanes) {
+    int32_t all = 0;
+    for (int lane = 0; lane < LANES; lane++) all |= lanes[lane];
+    return all != 0;
+}
+/* The same for n values with large, infinite or undefined phases among them; value may be z. */
+static void activate_exactly(float omega, const float *z, int64_t n, float *value, float *slope) {
+    for (int64_t k = 0; k < n; k++) {
+        float phase = omega * z[k];
+        value[k] = (float)sin(phase);
+        if (slope) slope[k] = omega * (float)cos(phase);
     }
-    int any = 0;
-    for (int lane = 0; lane < LANES; lane++) any |= beyond[lane];
-    if (any) { /* rare: exact for any phase, NaN for infinite ones */
-        for (int64_t k = 0; k < n; k++) {
-            float phase = omega * z[k];
-            if (fabsf(phase) <= EXACT) continue;
-            value[k] = (float)sin(phase);
-            if (slope) slope[k] = omega * (float)cos(phase);
+}
+
+/* ---- products ---- */
+
+/* ROWS listed rows of a times b [depth][stride_b] for `vecs` vectors of columns, plus bias, finished and written to the
+ * same rows of out. */
+static inline __attribute__((always_inline)) void product_block(
+    Finish finish, float parameter, int vecs, const int32_t *list, const float *a, int64_t stride_a, int64_t depth,
+    const float *b, int64_t stride_b, const float *bias, float *extra, float *out, ivec *beyond) {
+    vec sum[ROWS][VECS];
+    const float *row[ROWS];
+#pragma GCC unroll 8
+    for (int r = 0; r < ROWS; r++) {
+        row[r] = a + list[r] * stride_a;
+#pragma GCC unroll 8
+        for (int v = 0; v < vecs; v++) {
+            /* Lists jump about: where the processor cannot guess what comes next, tell it. */
+            if (finish != SCALE && extra) __builtin_prefetch(extra + list[r] * stride_b + v * LANES, 1);
+            sum[r][v] = bias ? *(const vec *)(bias + v * LANES) : (vec){0};
         }
+    }
+    for (int64_t k = 0; k < depth; k++) {
+        vec column[VECS];
+#pragma GCC unroll 8
+        for (int v = 0; v < vecs; v++) column[v] = *(const vec *)(b + k * stride_b + v * LANES);
+#pragma GCC unroll 8
+        for (int r = 0; r < ROWS; r++) {
+#pragma GCC unroll 8
+            for (int v = 0; v < vecs; v++) sum[r][v] += row[r][k] * column[v];
+        }
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < ROWS; r++) {
+#pragma GCC unroll 8
+        for (int v = 0; v < vecs; v++) {
+            const int64_t at = list[r] * stride_b + v * LANES;
+            vec value = sum[r][v];
+            if (finish == SINE || finish == LEAKY) {
+                if (extra) *(vec *)(extra + at) = value;
+                activate(finish, parameter, value, &value, 0, beyond);
+            }
+            if (finish == SCALE) value *= *(const vec *)(extra + r * stride_b + v * LANES);
+            *(vec *)(out + at) = value;
+        }
+    }
+}
+
+static inline __attribute__((always_inline)) int product_as(
+    Finish finish, float parameter, const int32_t *list, int64_t rows, const float *a, int64_t stride_a, int64_t depth,
+    const float *b, int64_t columns, const float *bias, float *extra, float *out) {
+    ivec beyond = {0};
+    for (int64_t c = 0; c < columns;) {
+        const int wide = columns - c >= VECS * LANES;
+        const float *bias_c = bias ? bias + c : 0;
+        float *extra_c = extra ? extra + c : 0;
+        for (int64_t r = 0; r < rows; r += ROWS) {
+            float *extra_r = finish == SCALE ? extra_c + r * columns : extra_c;
+            if (wide)
+                product_block(finish, parameter, VECS, list + r, a, stride_a, depth, b + c, columns, bias_c, extra_r,
+                              out + c, &beyond);
+            else
+                product_block(finish, parameter, 1, list + r, a, stride_a, depth, b + c, columns, bias_c, extra_r,
+                              out + c, &beyond);
+        }
+        c += wide ? VECS * LANES : LANES;
+    }
+    return any(beyond);
+}
+
+/* The listed rows of a times b, for `columns` (a multiple of PAD, and the row length of extra and out) columns; the other
+ * arguments as above. Returns whether a phase was beyond the fast sine. */
+static int product(Finish finish, float parameter, const int32_t *list, int64_t rows, const float *a, int64_t stride_a,
+                   int64_t depth, const float *b, int64_t columns, const float *bias, float *extra, float *out) {
+    switch (finish) { /* each with a loop of its own */
+    case SINE: return product_as(SINE, parameter, list, rows, a, stride_a, depth, b, columns, bias, extra, out);
+    case LEAKY: return product_as(LEAKY, parameter, list, rows, a, stride_a, depth, b, columns, bias, extra, out);
+    case SCALE: return product_as(SCALE, 0, list, rows, a, stride_a, depth, b, columns, bias, extra, out);
+    default: return product_as(PLAIN, 0, list, rows, a, stride_a, depth, b, columns, bias, 0, out);
+    }
+}
+
+/* OUT_ROWS columns of g's listed rows against `vecs` vectors of columns of x's rows, summed over the rows, then added to
+ * sums: sums of sums round less. */
+static inline __attribute__((always_inline)) void outer_block(
+    int vecs, const int32_t *list, int64_t rows, const float *g, int64_t stride_g, const float *x, int64_t stride_x,
+    float *sums) {
+    vec sum[OUT_ROWS][VECS] = {0};
+    for (int64_t r = 0; r < rows; r++) {
+        const float *gr = g + list[r] * stride_g, *xr = x + r * stride_x;
+        vec column[VECS];
+#pragma GCC unroll 8
+        for (int v = 0; v < vecs; v++) column[v] = *(const vec *)(xr + v * LANES);
+#pragma GCC unroll 8
+        for (int o = 0; o < OUT_ROWS; o++) {
+#pragma GCC unroll 8
+            for (int v = 0; v < vecs; v++) sum[o][v] += gr[o] * column[v];
+        }
+    }
+#pragma GCC unroll 8
+    for (int o = 0; o < OUT_ROWS; o++) {
+#pragma GCC unroll 8
+        for (int v = 0; v < vecs; v++) *(vec *)(sums + o * stride_x + v * LANES) += sum[o][v];
+    }
+}
+
+/* sums [out to OUT_ROWS][in] += g^T x: the listed rows of g (stride_g columns), the rows of x (`in` columns, a multiple of
+ * PAD). */
+static void outer(const int32_t *list, int64_t rows, const float *g, int64_t stride_g, int64_t out, const float *x,
+                  int64_t in, float *sums) {
+    for (int64_t i = 0; i < in;) {
+        const int wide = in - i >= VECS * LANES;
+        for (int64_t o = 0; o < out; o += OUT_ROWS) {
+            if (wide)
+                outer_block(VECS, list, rows, g + o, stride_g, x + i, in, sums + o * in + i);
+            else
+                outer_block(1, list, rows, g + o, stride_g, x + i, in, sums + o * in + i);
+        }
+        i += wide ? VECS * LANES : LANES;
+    }
+}
+
+/* sums [columns] += all rows of g [rows][columns], columns a multiple of LANES; by sums of sums too. */
+static void add_rows(const float *g, int64_t rows, int64_t columns, float *sums) {
+    for (int64_t c = 0; c < columns; c += LANES) {
+        vec total = {0};
+        for (int64_t from = 0; from < rows; from += 16) {
+            vec sum = {0};
+            for (int64_t r = from; r < min(from + 16, rows); r++) sum += *(const vec *)(g + r * columns + c);
+            total += sum;
+        }
+        *(vec *)(sums + c) += total;
     }
 }
 
 /* ---- forward ---- */
 
-typedef struct {
-    float *x, *z;
-    int32_t *list, *starts, *counts, *next;
-} ForwardRoom;
+static int thread_number(void) {
+#ifdef _OPENMP
+    extern int omp_get_thread_num(void);
+    return omp_get_thread_num();
+#else
+    return 0;
+#endif
+}
+static int thread_count(void) {
+#ifdef _OPENMP
+    extern int omp_get_num_threads(void);
+    return omp_get_num_threads();
+#else
+    return 1;
+#endif
+}
 
 static int64_t forward_room_size(const Network *net) {
-    int64_t rows = chunk_size(net) + 1;
-    return 2 * rows * widest(net) + list_size(net, rows) + 3 * net->experts;
+    return 2 * chunk_size(net) * widest(net) + list_size(net) + 3 * net->experts;
 }
 static int64_t bias_size(const Network *net) { return (net->levels + 1) * widest(net); }
 
@@ -328,58 +376,55 @@ int64_t loe_forward_workspace(const Network *net) {
  */
 void loe_forward(const Network *net, const float *coords, const float *x, uint16_t *index, float *z, float *out,
                  float *workspace) {
-    const int64_t levels = net->levels, width = pad(net->width), size = chunk_size(net);
+    const int64_t levels = net->levels, width = pad(net->width), size = chunk_size(net), most = widest(net);
     const int64_t in = net->in_features, channels = net->out_features;
     const int64_t chunks = (net->points + size - 1) / size;
     float *packed = workspace, *bias = packed + packed_start(net, levels + 1, 0);
     float *rooms = bias + bias_size(net);
 #pragma omp parallel num_threads(net->threads)
     {
-        int64_t thread = 0;
-#ifdef _OPENMP
-        extern int omp_get_thread_num(void);
-        thread = omp_get_thread_num();
-#endif
 #pragma omp for schedule(static)
         for (int64_t k = 0; k < (levels + 1) * net->experts; k++) {
-            int64_t layer = k / net->experts, expert = k % net->experts;
+            const int64_t layer = k / net->experts, expert = k % net->experts;
             if (expert < experts(net, layer)) pack_expert(net, layer, expert, 0, packed);
             if (expert == 0) {
-                float *to = bias + layer * widest(net);
-                memset(to, 0, widest(net) * sizeof(float));
-                memcpy(to, net->bias[layer], outputs(net, layer) * sizeof(float));
+                memset(bias + layer * most, 0, most * sizeof(float));
+                memcpy(bias + layer * most, net->bias[layer], outputs(net, layer) * sizeof(float));
             }
         }
-        ForwardRoom room;
-        room.x = rooms + thread * forward_room_size(net);
-        room.z = room.x + (size + 1) * widest(net);
-        room.list = (int32_t *)(room.z + (size + 1) * widest(net));
-        room.starts = room.list + list_size(net, size + 1);
-        room.counts = room.starts + net->experts;
-        room.next = room.counts + net->experts;
-        memset(room.x, 0, (size + 1) * widest(net) * sizeof(float));
+        float *here = rooms + thread_number() * forward_room_size(net), *next = here + size * most;
+        int32_t *list = (int32_t *)(next + size * most), *starts = list + list_size(net);
+        int32_t *counts = starts + net->experts, *room = counts + net->experts;
 #pragma omp for schedule(dynamic)
         for (int64_t chunk = 0; chunk < chunks; chunk++) {
             const int64_t first = chunk * size, rows = min(size, net->points - first);
-            for (int64_t r = 0; r < rows; r++) memcpy(room.x + r * in, x + (first + r) * in, in * sizeof(float));
+            const float *input = x + first * in;
             for (int64_t level = 0; level < levels; level++) {
-                uint16_t *here = index + level * net->points + first;
-                expert_index(net, level, coords + first * net->dim, rows, room.z, here);
-                list_rows(here, rows, net->experts, (int32_t)size, room.list, room.starts, room.counts, room.next);
-                const int64_t depth = inputs(net, level);
-                const int64_t stride = level == 0 ? in : width;
+                const int64_t depth = inputs(net, level), stride = level == 0 ? in : width;
+                const float *matrices = packed + packed_start(net, level, 0), *b = bias + level * most;
+                uint16_t *expert = index + level * net->points + first;
+                float *kept = z ? z + (level * net->points + first) * width : 0;
+                expert_index(net, level, coords + first * net->dim, rows, next, expert);
+                list_rows(expert, rows, net->experts, list, starts, counts, room);
+                int beyond = 0;
                 for (int64_t e = 0; e < net->experts; e++)
-                    product(room.list + room.starts[e], room.counts[e], room.x, stride, depth,
-                            packed + packed_start(net, level, 0) + e * depth * width, width,
-                            bias + level * widest(net), 0, room.z);
-                if (z) memcpy(z + (level * net->points + first) * width, room.z, rows * width * sizeof(float));
-                activate(net, room.z, rows * width, room.x, 0);
+                    beyond |= product(net->activation, net->parameter, list + starts[e], counts[e], input, stride, depth,
+                                      matrices + e * depth * width, width, b, kept, next);
+                if (beyond) { /* rare: once more, without the fast sine */
+                    for (int64_t e = 0; e < net->experts; e++)
+                        product(PLAIN, 0, list + starts[e], counts[e], input, stride, depth,
+                                matrices + e * depth * width, width, b, 0, next);
+                    activate_exactly(net->parameter, next, rows * width, next, 0);
+                }
+                input = next;
+                float *swap = here;
+                here = next, next = swap;
             }
-            for (int64_t k = 0; k < (rows + ROWS - 1) / ROWS * ROWS; k++) room.list[k] = (int32_t)(k < rows ? k : size);
-            product(room.list, rows, room.x, width, net->width, packed + packed_start(net, levels, 0), pad(channels),
-                    bias + levels * widest(net), 0, room.z);
+            list_all(rows, list, starts, counts);
+            product(PLAIN, 0, list, rows, input, width, net->width, packed + packed_start(net, levels, 0),
+                    pad(channels), bias + levels * most, 0, next);
             for (int64_t r = 0; r < rows; r++)
-                memcpy(out + (first + r) * channels, room.z + r * pad(channels), channels * sizeof(float));
+                memcpy(out + (first + r) * channels, next + r * pad(channels), channels * sizeof(float));
         }
     }
 }
@@ -394,80 +439,104 @@ static int64_t sums_start(const Network *net, int64_t layer) {
         start += experts(net, i) * sum_rows(outputs(net, i)) * pad(inputs(net, i)) + pad(outputs(net, i));
     return start;
 }
-static int64_t backward_room_size(const Network *net) {
-    int64_t rows = chunk_size(net) + 1;
-    return 4 * rows * widest(net) + list_size(net, rows) + 3 * net->experts + sums_start(net, net->levels + 1);
-}
+static int64_t lists_at(const Network *net) { return (2 * chunk_size(net) + 2 * GROUP) * widest(net); }
+static int64_t sums_at(const Network *net) { return lists_at(net) + list_size(net) + 3 * net->experts; }
+static int64_t backward_room_size(const Network *net) { return sums_at(net) + sums_start(net, net->levels + 1); }
 
 /* Floats that loe_backward needs to work in. */
 int64_t loe_backward_workspace(const Network *net) {
     return packed_start(net, net->levels + 1, 1) + net->threads * backward_room_size(net);
 }
 
+/* act of the listed rows of z [.., columns] into value [rows][columns], act' into slope. */
+static inline __attribute__((always_inline)) void activate_rows(Finish kind, float parameter, const int32_t *list,
+                                                                int64_t rows, const float *z, int64_t columns,
+                                                                float *value, float *slope) {
+    ivec beyond = {0};
+    for (int64_t r = 0; r < rows; r++) {
+        for (int64_t c = 0; c < columns; c += LANES) {
+            vec v, s;
+            __builtin_prefetch(z + list[r + AHEAD] * columns + c); /* beyond the end of the list: any address will do */
+            activate(kind, parameter, *(const vec *)(z + list[r] * columns + c), &v, &s, &beyond);
+            *(vec *)(value + r * columns + c) = v;
+            *(vec *)(slope + r * columns + c) = s;
+        }
+    }
+    if (any(beyond))
+        for (int64_t r = 0; r < rows; r++)
+            activate_exactly(parameter, z + list[r] * columns, columns, value + r * columns, slope + r * columns);
+}
+
+/* The listed rows of x [.., n], filled up with zeros, into value [rows][columns]. */
+static void copy_rows(const int32_t *list, int64_t rows, const float *x, int64_t n, int64_t columns, float *value) {
+    for (int64_t r = 0; r < rows; r++) {
+        memcpy(value + r * columns, x + list[r] * n, n * sizeof(float));
+        memset(value + r * columns + n, 0, (columns - n) * sizeof(float));
+    }
+}
+
 /* Gradients from the output's, grad_out [points, out_features].
  *
  * x, index and z as loe_forward took and left them. grad_x [points, in_features] may be null; grad_weight and grad_bias,
- * [levels + 1] pointers, are each null or complete.
+ * [levels + 1] pointers, are both null or complete.
  */
 void loe_backward(const Network *net, const float *x, const uint16_t *index, const float *z, const float *grad_out,
                   float *grad_x, float *const *grad_weight, float *const *grad_bias, float *workspace) {
-    const int64_t levels = net->levels, width = pad(net->width), size = chunk_size(net);
-    const int64_t in = net->in_features, channels = net->out_features, most = widest(net);
-    const int64_t chunks = (net->points + size - 1) / size;
+    const int64_t levels = net->levels, width = pad(net->width), size = chunk_size(net), most = widest(net);
+    const int64_t in = net->in_features, channels = net->out_features;
+    const int64_t chunks = (net->points + size - 1) / size, room_size = backward_room_size(net);
     float *packed = workspace, *rooms = packed + packed_start(net, levels + 1, 1);
-    const int64_t sums_at = 4 * (size + 1) * most + list_size(net, size + 1) + 3 * net->experts;
 #pragma omp parallel num_threads(net->threads)
     {
-        int64_t thread = 0, threads = 1;
-#ifdef _OPENMP
-        extern int omp_get_thread_num(void), omp_get_num_threads(void);
-        thread = omp_get_thread_num(), threads = omp_get_num_threads();
-#endif
 #pragma omp for schedule(static)
         for (int64_t k = 0; k < (levels + 1) * net->experts; k++)
             if (k % net->experts < experts(net, k / net->experts))
                 pack_expert(net, k / net->experts, k % net->experts, 1, packed);
-        float *grad = rooms + thread * backward_room_size(net); /* with respect to a layer's output before act */
-        float *before = grad + (size + 1) * most;                /* the same of the layer before */
-        float *value = before + (size + 1) * most;               /* the layer's input */
-        float *slope = value + (size + 1) * most;                /* act' where that input came from */
-        int32_t *list = (int32_t *)(slope + (size + 1) * most);
-        int32_t *starts = list + list_size(net, size + 1), *counts = starts + net->experts, *next = counts + net->experts;
-        float *sums = rooms + thread * backward_room_size(net) + sums_at;
+        float *room = rooms + thread_number() * room_size;
+        float *grad = room, *before = grad + size * most; /* by a layer's product, and by that of the layer before */
+        float *value = before + size * most, *slope = value + GROUP * most;
+        int32_t *list = (int32_t *)(room + lists_at(net)), *starts = list + list_size(net);
+        int32_t *counts = starts + net->experts, *next = counts + net->experts;
+        float *sums = room + sums_at(net);
         memset(sums, 0, sums_start(net, levels + 1) * sizeof(float));
-        memset(grad, 0, 4 * (size + 1) * most * sizeof(float));
 #pragma omp for schedule(static)
         for (int64_t chunk = 0; chunk < chunks; chunk++) {
             const int64_t first = chunk * size, rows = min(size, net->points - first);
             for (int64_t r = 0; r < rows; r++) {
                 float *to = grad + r * pad(channels);
                 memcpy(to, grad_out + (first + r) * channels, channels * sizeof(float));
-                for (int64_t c = channels; c < pad(channels); c++) to[c] = 0;
+                memset(to + channels, 0, (pad(channels) - channels) * sizeof(float));
             }
             for (int64_t layer = levels; layer >= 0; layer--) {
-                const int64_t out = outputs(net, layer), depth = inputs(net, layer), columns = pad(depth);
-                if (layer > 0) {
-                    activate(net, z + ((layer - 1) * net->points + first) * width, rows * width, value, slope);
-                } else {
-                    for (int64_t r = 0; r < rows; r++) {
-                        memcpy(value + r * columns, x + (first + r) * in, in * sizeof(float));
-                        for (int64_t c = in; c < columns; c++) value[r * columns + c] = 0;
-                    }
-                }
-                if (layer < levels) {
-                    list_rows(index + layer * net->points + first, rows, net->experts, (int32_t)size, list, starts,
-                              counts, next);
-                } else {
-                    starts[0] = 0, counts[0] = (int32_t)rows;
-                    for (int64_t k = 0; k < (rows + ROWS - 1) / ROWS * ROWS; k++) list[k] = (int32_t)(k < rows ? k : size);
-                }
+                const int64_t out = outputs(net, layer), columns = pad(inputs(net, layer));
+                const float *input = layer == 0 ? x + first * in : z + ((layer - 1) * net->points + first) * width;
+                const float *matrix =
+                    packed_size(net, layer, 1) ? packed + packed_start(net, layer, 1) : net->weight[layer];
                 float *sum = sums + sums_start(net, layer);
-                for (int64_t e = 0; e < experts(net, layer); e++, sum += sum_rows(out) * columns) {
-                    if (grad_weight) outer(list + starts[e], counts[e], grad, pad(out), out, value, columns, sum);
-                    if (layer > 0 || grad_x)
-                        product(list + starts[e], counts[e], grad, pad(out), out,
-                                packed + packed_start(net, layer, 1) + e * out * columns, columns, 0,
-                                layer > 0 ? slope : 0, before);
+                if (layer < levels)
+                    list_rows(index + layer * net->points + first, rows, net->experts, list, starts, counts, next);
+                else
+                    list_all(rows, list, starts, counts);
+                for (int64_t e = 0; e < experts(net, layer); e++) {
+                    for (int64_t from = 0; from < counts[e]; from += GROUP) {
+                        const int64_t group = min(GROUP, counts[e] - from);
+                        const int32_t *part = list + starts[e] + from;
+                        const int64_t filled = (group + ROWS - 1) / ROWS * ROWS;
+                        /* What the layer got, and the activation's slope where that came from. */
+                        if (layer == 0)
+                            copy_rows(part, group, input, in, columns, value);
+                        else if (net->activation == SINE)
+                            activate_rows(SINE, net->parameter, part, filled, input, columns, value, slope);
+                        else
+                            activate_rows(LEAKY, net->parameter, part, filled, input, columns, value, slope);
+                        if (grad_weight) outer(part, group, grad, pad(out), out, value, columns, sum);
+                        if (layer > 0)
+                            product(SCALE, 0, part, group, grad, pad(out), out, matrix, columns, 0, slope, before);
+                        else if (grad_x)
+                            product(PLAIN, 0, part, group, grad, pad(out), out, matrix, columns, 0, 0, before);
+                    }
+                    sum += sum_rows(out) * columns;
+                    matrix += out * columns;
                 }
                 if (grad_bias) add_rows(grad, rows, pad(out), sum);
                 float *swap = grad;
@@ -478,24 +547,23 @@ void loe_backward(const Network *net, const float *x, const uint16_t *index, con
                     memcpy(grad_x + (first + r) * in, grad + r * pad(in), in * sizeof(float));
         }
         /* Add up the threads' sums, one layer's output row after the other. */
-        for (int64_t layer = 0; layer <= levels; layer++) {
+        const int threads = thread_count();
+        for (int64_t layer = 0; layer <= levels && grad_weight; layer++) {
             const int64_t out = outputs(net, layer), depth = inputs(net, layer), columns = pad(depth);
-            const int64_t start = sums_at + sums_start(net, layer), matrices = experts(net, layer);
-            if (grad_weight) {
+            const float *from = rooms + sums_at(net) + sums_start(net, layer);
 #pragma omp for schedule(static) nowait
-                for (int64_t k = 0; k < matrices * out; k++) {
-                    float *to = grad_weight[layer] + k * depth;
-                    const float *from = rooms + start + (k / out * sum_rows(out) + k % out) * columns;
-                    memcpy(to, from, depth * sizeof(float));
-                    for (int64_t t = 1; t < threads; t++)
-                        for (int64_t i = 0; i < depth; i++) to[i] += from[t * backward_room_size(net) + i];
-                }
+            for (int64_t k = 0; k < experts(net, layer) * out; k++) {
+                const float *row = from + (k / out * sum_rows(out) + k % out) * columns;
+                float *to = grad_weight[layer] + k * depth;
+                memcpy(to, row, depth * sizeof(float));
+                for (int t = 1; t < threads; t++)
+                    for (int64_t i = 0; i < depth; i++) to[i] += row[t * room_size + i];
             }
-            if (grad_bias && thread == 0) {
-                const float *from = rooms + start + matrices * sum_rows(out) * columns;
+            if (thread_number() == 0) {
+                from += experts(net, layer) * sum_rows(out) * columns;
                 memcpy(grad_bias[layer], from, out * sizeof(float));
-                for (int64_t t = 1; t < threads; t++)
-                    for (int64_t o = 0; o < out; o++) grad_bias[layer][o] += from[t * backward_room_size(net) + o];
+                for (int t = 1; t < threads; t++)
+                    for (int64_t o = 0; o < out; o++) grad_bias[layer][o] += from[t * room_size + o];
             }
         }
     }

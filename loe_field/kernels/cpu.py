@@ -30,6 +30,8 @@ _OPENMP = ((("-fopenmp",), ()), (("-fopenmp",), ("-fopenmp",)), ((), ()))
 _COMPILE_SECONDS = 120
 _WIDTH_PAD = 16
 """Widths are padded to this many floats: PAD in cpu.c."""
+_ACTIVATIONS = {"sine": lambda omega_0: (1, omega_0), "leaky_relu": lambda _: (2, 0.2), "relu": lambda _: (2, 0.0)}
+"""Finish of cpu.c and its parameter."""
 MAX_EXPERTS = 65535
 """Expert numbers are kept in 16 bits."""
 
@@ -53,9 +55,8 @@ class _Network(ctypes.Structure):
 
     _fields_ = (
         *((name, ctypes.c_int64) for name in ("points", "dim", "tile_size", "experts", "levels")),
-        *((name, ctypes.c_int64) for name in ("in_features", "width", "out_features", "activation", "threads")),
-        ("omega", ctypes.c_float),
-        ("slope", ctypes.c_float),
+        *((name, ctypes.c_int64) for name in ("in_features", "width", "out_features", "threads", "activation")),
+        ("parameter", ctypes.c_double),
         *((name, ctypes.c_void_p) for name in ("alpha", "beta", "weight", "bias")),
     )
 
@@ -186,10 +187,8 @@ class Call:
             x.shape[1],
             self._width,
             self._channels,
-            0 if shape.activation == "sine" else 1,
             torch.get_num_threads(),
-            shape.omega_0,
-            0.2 if shape.activation == "leaky_relu" else 0.0,
+            *_ACTIVATIONS[shape.activation](shape.omega_0),
             *(ctypes.cast(kept, ctypes.c_void_p) for kept in self._kept),
         )
 
