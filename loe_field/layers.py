@@ -13,6 +13,7 @@ from loe_field.ops import (
     Implementation,
     Resolved,
     check_implementation,
+    obstacle,
     position_dependent_linear,
     resolve_implementation,
 )
@@ -260,6 +261,25 @@ class LoEMLP(nn.Module):
         return resolve_implementation(
             self.implementation, device=weight.device, dtype=weight.dtype, blending=self.blending
         )
+
+    @property
+    def obstacle(self) -> str | None:
+        """Why "auto" falls back to plain PyTorch where the parameters are now; None if it does not."""
+        weight = self.head.weight
+        if self.implementation != "auto" or self.resolved_implementation != "torch":
+            return None
+        return obstacle(
+            "cpu" if weight.device.type == "cpu" else "triton",
+            device=weight.device,
+            dtype=weight.dtype,
+            blending=self.blending,
+        )
+
+    @property
+    def never_waits(self) -> bool:
+        """Whether a forward and backward pass on a GPU goes without waiting for it, as a CUDA graph needs."""
+        dense = self.tile_size == 1 or (self.blending == "linear" and self.tile_size == 2)
+        return self.resolved_implementation == "triton" or (self.resolved_implementation == "torch" and dense)
 
     def _parameters_by_kind(self) -> tuple[list[Tensor], list[Tensor]]:
         """Weights and biases, first layer to head."""

@@ -47,7 +47,8 @@ class Muon(Optimizer):
 
     Args:
         params: parameters or groups, each parameter with at least 2 axes.
-        lr: step size, >= 0: the update's root mean square per singular direction.
+        lr: step size, >= 0: the update's root mean square per singular direction. A tensor works too, so that a CUDA
+            graph of the step reads it anew at every replay.
         momentum: m, 0 <= m < 1.
         beta2: decay of v, 0 <= beta2 < 1; 0 turns the scaling off (plain Muon).
         num_iterations: Newton-Schulz iterations, >= 1.
@@ -113,6 +114,7 @@ class Muon(Optimizer):
         rows, columns = params[0].shape[-2:]
         sizes = [p.numel() // (rows * columns) for p in params]
         update = orthogonalize(torch.cat([d.reshape(-1, rows, columns) for d in directions]), group["num_iterations"])
+        step_size = -group["lr"] * max(1.0, rows / columns) ** 0.5
         if group["beta2"] > 0:
             scales = [self.state[p]["row_scale"] for p in params]
             mean_square = update.square().mean(-1, keepdim=True).split(sizes)
@@ -120,9 +122,10 @@ class Muon(Optimizer):
             stacked = torch.cat([s.reshape(-1, rows, 1) for s in scales])
             scaled = update / (stacked.sqrt() + group["eps"])
             norm, scaled_norm = (torch.linalg.matrix_norm(u, keepdim=True) for u in (update, scaled))
-            update = scaled * (norm / (scaled_norm + group["eps"]))
-        step_size = group["lr"] * max(1.0, rows / columns) ** 0.5
-        torch._foreach_add_(params, [u.view(p.shape) for u, p in zip(update.split(sizes), params)], alpha=-step_size)
+            update = scaled * (norm / (scaled_norm + group["eps"]) * step_size)
+        else:
+            update = update * step_size
+        torch._foreach_add_(params, [u.view(p.shape) for u, p in zip(update.split(sizes), params)])
 
 
 def linear_decay(optimizer: Optimizer, max_steps: int, *, warmup_steps: int = 0, final_factor: float = 0.0) -> LambdaLR:

@@ -9,6 +9,7 @@ Sources: Hao et al., "Implicit Neural Representations with Levels-of-Experts" (N
 "A Dive into Levels-of-Experts and Sine Activation" (Eq. 1 to 3).
 """
 
+import functools
 import itertools
 import math
 from collections.abc import Sequence
@@ -84,15 +85,22 @@ def num_experts(tile_size: int, dim: int) -> int:
     return tile_size**dim
 
 
+@functools.lru_cache(maxsize=64)
+def _constants(levels: tuple[Level, ...], dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor | None]:
+    """Alpha and beta as tensors [levels], beta None if all are 0; kept, for a copy to a GPU makes the host wait."""
+    with torch.inference_mode(False), torch.no_grad():
+        alpha = torch.tensor([level.alpha for level in levels], dtype=dtype, device=device)
+        beta = torch.tensor([level.beta for level in levels], dtype=dtype, device=device)
+    return alpha, beta if any(level.beta for level in levels) else None
+
+
 def _scaled(coords: Tensor, levels: Sequence[Level]) -> Tensor:
     """Alpha * p + beta for every level, [levels, ..., dim]; fp32 at least, half precision cannot tell pixels apart."""
     dtype = torch.promote_types(coords.dtype, torch.float32)
     shape = (len(levels),) + (1,) * coords.dim()
-    alpha = torch.tensor([level.alpha for level in levels], dtype=dtype, device=coords.device).view(shape)
-    scaled = coords.to(dtype) * alpha
-    if any(level.beta for level in levels):
-        scaled = scaled + torch.tensor([level.beta for level in levels], dtype=dtype, device=coords.device).view(shape)
-    return scaled
+    alpha, beta = _constants(tuple(levels), dtype, coords.device)
+    scaled = coords.to(dtype) * alpha.view(shape)
+    return scaled if beta is None else scaled + beta.view(shape)
 
 
 def _flat_index(cell: Tensor, tile_size: int) -> Tensor:
@@ -143,7 +151,8 @@ def blending_weights(coords: Tensor, level: Level, tile_size: int) -> tuple[Tens
     cell = cell.to(torch.int64)
     indices, weights = [], []
     for corner in itertools.product((0, 1), repeat=coords.shape[-1]):
-        offset = torch.tensor(corner, device=coords.device)
-        indices.append(_flat_index(cell + offset, tile_size))
-        weights.append(torch.where(offset.bool(), fraction, 1 - fraction).prod(-1))
+        steps = list(enumerate(corner))
+        indices.append(_flat_index(torch.stack([cell[..., axis] + step for axis, step in steps], -1), tile_size))
+        shares = [fraction[..., axis] if step else 1 - fraction[..., axis] for axis, step in steps]
+        weights.append(functools.reduce(torch.mul, shares))
     return torch.stack(indices, -1), torch.stack(weights, -1)

@@ -59,13 +59,12 @@ class PixelBatches:
         """Colours in [0, 1], float32 [N, channels], of pixels numbered row by row."""
         return self._values.index_select(0, index).to(torch.float32) / self._white
 
-    def batch(self, step: int) -> tuple[Tensor, Tensor]:
-        """Centres [N, 2] and colours [N, channels] for a step >= 0; sizes differ by one pixel at most."""
-        if self.batches_per_pass == 1:
-            if self._whole is None:
-                everything = torch.arange(self.num_pixels, device=self._values.device)
-                self._whole = pixel_centers(everything, self.width), self.colours(everything)
-            return self._whole
+    def at(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Centres [N, 2] and colours [N, channels] of pixels numbered row by row."""
+        return pixel_centers(index, self.width), self.colours(index)
+
+    def index(self, step: int) -> Tensor:
+        """The pixels of a step >= 0, numbered row by row, int64 [N]; sizes differ by one pixel at most."""
         number, k = divmod(step, self.batches_per_pass)
         if number != self._pass:
             # Mixed into 32 bits, of which torch's CPU generator would otherwise take only the lower ones.
@@ -74,5 +73,12 @@ class PixelBatches:
             self._order = torch.randperm(self.num_pixels, generator=generator, device=self._values.device)
             self._pass = number
         first, last = (i * self.num_pixels // self.batches_per_pass for i in (k, k + 1))
-        index = self._order[first:last]
-        return pixel_centers(index, self.width), self.colours(index)
+        return self._order[first:last]
+
+    def batch(self, step: int) -> tuple[Tensor, Tensor]:
+        """Centres [N, 2] and colours [N, channels] for a step >= 0."""
+        if self.batches_per_pass > 1:
+            return self.at(self.index(step))
+        if self._whole is None:
+            self._whole = self.at(torch.arange(self.num_pixels, device=self._values.device))
+        return self._whole

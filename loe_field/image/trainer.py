@@ -2,14 +2,18 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import torch
 from nerfstudio.pipelines.base_pipeline import VanillaPipelineConfig
 from nerfstudio.utils.rich_utils import CONSOLE
+from torch import Tensor
 
 from loe_field.image.datamanager import ImageDataManagerConfig, default_picture
 from loe_field.image.pipeline import ImagePipeline, ImagePipelineConfig
 from loe_field.image.report import environment, write_report
+from loe_field.training.graphed import GraphedStep
+from loe_field.training.optimizers import AdamConfig, MuonConfig
 from loe_field.training.trainer import LoETrainer, LoETrainerConfig
 
 
@@ -45,6 +49,53 @@ class ImageTrainer(LoETrainer):
             return self.config.steps_per_eval_all_images
         passes = self.pipeline.datamanager.pixels.batches_per_pass
         return max(6 * passes, self.config.max_num_iterations // 24, 1)
+
+    def setup(self, test_mode: Literal["test", "val", "inference"] = "val") -> None:
+        """Build everything, and say what computes it."""
+        super().setup(test_mode)
+        CONSOLE.print(f"{self.pipeline.model.field.num_parameters:,} parameters, {self._computed_by}", soft_wrap=True)
+        self._graphed = GraphedStep(self._loss, list(self.optimizers.optimizers.values())) if self._can_graph else None
+
+    @property
+    def _computed_by(self) -> str:
+        """The implementation and precision of training, for people."""
+        field_ = self.pipeline.model.field
+        kind = self.device.split(":")[0]
+        with torch.autocast(kind, enabled=self.mixed_precision):
+            used = f"implementation {field_.resolved_implementation}, {self.precision}"
+            reason = field_.obstacle
+        return used if reason is None else f"{used} ({reason})"
+
+    @property
+    def _can_graph(self) -> bool:
+        """Whether a step can be recorded: on a GPU, with nothing in it that waits for the device or changes shape."""
+        config, groups = self.config, self.config.optimizers.values()
+        return (
+            self.device.startswith("cuda")
+            and self.world_size == 1
+            and self.pipeline.model.field.never_waits
+            and not (self.grad_scaler.is_enabled() or config.log_gradients or config.gradient_accumulation_steps)
+            and all(isinstance(group["optimizer"], MuonConfig | AdamConfig) for group in groups)
+            and all(group["optimizer"].max_norm is None for group in groups)
+        )
+
+    def _loss(self, index: Tensor | None = None) -> Tensor:
+        """The loss over pixels numbered row by row, or over the whole picture."""
+        pixels, model = self.pipeline.datamanager.pixels, self.pipeline.model
+        centers, colours = pixels.batch(0) if index is None else pixels.at(index)
+        with torch.autocast(self.device.split(":")[0], enabled=self.mixed_precision):
+            losses = model.get_loss_dict(model(centers), {"image": colours})
+        return sum(losses.values(), torch.zeros((), device=centers.device))
+
+    def train_steps(self, first: int, count: int) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
+        """Take optimizer steps first .. first + count - 1, as replays of a CUDA graph where that can be."""
+        if self._graphed is None:
+            return super().train_steps(first, count)
+        pixels, loss = self.pipeline.datamanager.pixels, torch.empty(0)
+        for step in range(first, first + count):
+            loss = self._graphed(*([] if pixels.batches_per_pass == 1 else [pixels.index(step)]))
+            self.optimizers.scheduler_step_all(step)
+        return loss, {"rgb_loss": loss}, {}
 
     def evaluate(self) -> float:
         """PSNR in dB over the whole picture."""
@@ -90,5 +141,7 @@ class ImageTrainer(LoETrainer):
             "target_psnr": self.config.target_psnr,
             "seconds_to_target": self.record.seconds_to(self.config.target_psnr),
             "seed": self.config.machine.seed,
+            "implementation": field_.resolved_implementation,
+            "precision": self.precision,
             **environment(self.device),
         }

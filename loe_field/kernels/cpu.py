@@ -1,8 +1,8 @@
 """Compiles cpu.c for this processor at first use, keeps the result, and calls it with tensors.
 
 The library lies in `$XDG_CACHE_HOME/loe_field` (`~/.cache/loe_field`), under a name made of its source, the compiler
-and the processor. OpenMP's functions are left open when it is linked: torch's own OpenMP, already loaded, fills them in,
-so that both share one pool of threads instead of fighting over the cores.
+and the processor. OpenMP's functions are left open when it is linked: those of torch's own OpenMP, already loaded, fill
+them in, so that both share one pool of threads instead of fighting over the cores.
 """
 
 import ctypes

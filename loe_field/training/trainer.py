@@ -48,6 +48,12 @@ class LoETrainerConfig(TrainerConfig):
     num_threads: int | None = None
     """Threads to compute with on a CPU. None: as many as torch takes, or fewer while others use the cores; timed as
     the run goes on. A fixed number makes a run repeatable to the last bit."""
+    steps_per_iteration: int | None = None
+    """Optimizer steps in one turn of the training loop; whatever is shown or counted stays optimizer steps. None: 1 on
+    a CPU and 50 on a GPU, where the loop's own time would be felt."""
+    precision: Literal["fp32", "tf32", "bf16"] | None = None
+    """What the hidden layers multiply while training; sums, phases, first and last layer, master weights and every
+    evaluation stay fp32. None: tf32 on a GPU, fp32 on a CPU."""
     steps_per_save: int = 100
     """Steps between checkpoints."""
     vis: Literal[
@@ -117,6 +123,8 @@ class LoETrainer(Trainer):
             datamanager.data = Path(datamanager.data).expanduser().resolve()
         _check_writable(config.output_dir)
         super().__init__(config, local_rank, world_size)
+        # The host's autocast, without its loss scaling: bf16 has the range of fp32.
+        self.mixed_precision = self.mixed_precision or self.precision == "bf16"
         self.record = RunRecord()
         self._evaluated_at: int | None = None
         if config.num_threads is not None:
@@ -172,15 +180,18 @@ class LoETrainer(Trainer):
             _graceful_stop(self) as stopped,
             TrainProgress(self._start_step, total, per_step=per_step, unit=self.unit) as progress,
         ):
-            for step in range(self._start_step, total):
+            step = self._start_step
+            while step < total:
                 while self.training_state == "paused" and not self.stop_training:
                     time.sleep(0.05)
                 if self.stop_training:
                     break
+                count = self._steps_until_due(step)
                 with self.train_lock, self._threads():
-                    self._step(step)
-                self._update_viewer_state(step)
-                self._after_step(step, progress)
+                    self._iterate(step, count)
+                step += count
+                self._update_viewer_state(self.step)
+                self._after_step(self.step, progress)
             torch.set_num_threads(self._most_threads)
             self._finish(progress)
         if stopped:
@@ -188,16 +199,23 @@ class LoETrainer(Trainer):
         if not self.config.viewer.quit_on_train_completion:
             self._train_complete_viewer()
 
-    def _step(self, step: int) -> None:
-        """One optimizer step with the callbacks around it."""
-        self.step = step
+    def _steps_until_due(self, step: int) -> int:
+        """Optimizer steps of the next turn: as many as wanted, but not past anything that is due."""
+        wanted = self.config.steps_per_iteration or (50 if self.device.startswith("cuda") else 1)
+        periods = (self.steps_per_evaluation, self.config.steps_per_save, self.config.logging.steps_per_log)
+        return min(wanted, self.config.max_num_iterations - step, *(period - step % period for period in periods))
+
+    def _iterate(self, first: int, count: int) -> None:
+        """Optimizer steps first .. first + count - 1, with the callbacks around them."""
         self.pipeline.train()
         for callback in self.callbacks:
-            callback.run_callback_at_location(step, location=TrainingCallbackLocation.BEFORE_TRAIN_ITERATION)
-        loss, loss_dict, metrics_dict = self.train_iteration(step)
+            callback.run_callback_at_location(first, location=TrainingCallbackLocation.BEFORE_TRAIN_ITERATION)
+        with training_precision(self.precision, self.device):
+            loss, loss_dict, metrics_dict = self.train_steps(first, count)
+        self.step = step = first + count - 1
         for callback in self.callbacks:
             callback.run_callback_at_location(step, location=TrainingCallbackLocation.AFTER_TRAIN_ITERATION)
-        if step % self.config.logging.steps_per_log == 0 and writer.EVENT_WRITERS:
+        if (step + 1) % self.config.logging.steps_per_log == 0 and writer.EVENT_WRITERS:
             writer.put_scalar(name="Train Loss", scalar=loss.detach(), step=step)
             writer.put_dict(
                 name="Train Loss Dict", scalar_dict={k: v.detach() for k, v in loss_dict.items()}, step=step
@@ -206,6 +224,19 @@ class LoETrainer(Trainer):
             writer.write_out_storage()
         else:
             writer.EVENT_STORAGE.clear()  # the host notes the learning rates at every step
+
+    def train_steps(
+        self, first: int, count: int
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+        """Take optimizer steps first .. first + count - 1; returns loss, losses and metrics of the last."""
+        for step in range(first, first + count - 1):
+            self.train_iteration(step)
+        return self.train_iteration(first + count - 1)
+
+    @property
+    def precision(self) -> Literal["fp32", "tf32", "bf16"]:
+        """What the hidden layers multiply while training."""
+        return self.config.precision or ("tf32" if self.device.startswith("cuda") else "fp32")
 
     def _after_step(self, step: int, progress: TrainProgress) -> None:
         """Evaluate, show and save as often as the config says; the end of the run has its own."""
@@ -219,9 +250,8 @@ class LoETrainer(Trainer):
                     f"PSNR {self.record.curve[-1].psnr:.2f} dB has reached --target-psnr {target:g}: stopping"
                 )
                 self.stop_training = True
-        if done % 10 == 0:
-            psnr = self.record.curve[-1].psnr if self.record.curve else None
-            progress.update(done, self.record.seconds_here, psnr)
+        psnr = self.record.curve[-1].psnr if self.record.curve else None
+        progress.update(done, self.record.seconds_here, psnr)
         if done % self.config.steps_per_save == 0 and not last:
             self.save_checkpoint(step)
 
@@ -316,6 +346,21 @@ class LoETrainer(Trainer):
 
 
 @contextmanager
+def training_precision(precision: Literal["fp32", "tf32", "bf16"], device: str) -> Iterator[None]:
+    """Set what matrix products multiply for as long as this lasts; bf16 needs autocast within."""
+    kind = device.split(":")[0]
+    before = torch.backends.cuda.matmul.allow_tf32, torch.get_autocast_dtype(kind)
+    torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
+    if precision == "bf16":
+        torch.set_autocast_dtype(kind, torch.bfloat16)
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before[0]
+        torch.set_autocast_dtype(kind, before[1])
+
+
+@contextmanager
 def _graceful_stop(trainer: LoETrainer) -> Iterator[list[int]]:
     """Ctrl-C and SIGTERM end the run after the step that is under way; a second one ends it at once.
 
@@ -341,7 +386,8 @@ def _graceful_stop(trainer: LoETrainer) -> Iterator[list[int]]:
 
 def _check_options(config: LoETrainerConfig) -> None:
     """Refuse counts below 1 and a device that is not there."""
-    for name in ("max_num_iterations", "steps_per_eval_all_images", "steps_per_save", "num_threads"):
+    counts = ("max_num_iterations", "steps_per_eval_all_images", "steps_per_save", "steps_per_iteration", "num_threads")
+    for name in counts:
         value = getattr(config, name)
         if value is not None and value < 1:
             raise InputError(f"--{name.replace('_', '-')} is {value}: it must be at least 1")
@@ -349,6 +395,8 @@ def _check_options(config: LoETrainerConfig) -> None:
         raise InputError(f"--logging.steps-per-log is {config.logging.steps_per_log}: it must be at least 1")
     if config.start_paused and not config.is_viewer_enabled():
         raise InputError("--start-paused waits for a click in the viewer: give --vis viewer with it")
+    if config.precision == "tf32" and config.machine.device_type != "cuda":
+        raise InputError("--precision tf32 is an NVIDIA GPU's: give fp32 or bf16 on a CPU")
     if config.machine.device_type == "cuda" and not torch.cuda.is_available():
         raise InputError("--machine.device-type is cuda but torch finds no CUDA GPU: leave the option out, or give cpu")
 
