@@ -43,7 +43,7 @@ def sine_near_zero(r):
 
 @triton.jit
 def _sine(phase, COSINE: tl.constexpr):
-    """sin or cos of an fp32 phase, to 2e-7 for |phase| <= 1e6; NaN where it is not finite.
+    """Sin or cos of an fp32 phase, to 2e-7 for |phase| <= 1e6; NaN where it is not finite.
 
     The nearest multiple n pi (for cos: odd multiple of pi / 2) is taken off in two steps, pi = 3217 / 1024 - 8.9e-6,
     the first of them exact; n comes from adding 1.5 * 2^23, which leaves its parity in the lowest bit. An order of
@@ -79,7 +79,7 @@ def _activate(z, omega_0, ACTIVATION: tl.constexpr):
 
 @triton.jit
 def _pull_back(grad, z, omega_0, ACTIVATION: tl.constexpr):
-    """grad times the activation's derivative at z, fp32."""
+    """Grad times the activation's derivative at z, fp32."""
     if ACTIVATION == "sine":
         grad = grad * (omega_0 * _sine(omega_0 * z, True))
     elif ACTIVATION == "leaky_relu":
@@ -301,7 +301,8 @@ def _weight_gradient(
         matrix = columns[:, None] * IN + inner[None, :]
         tl.store(weight_partials + chunk.to(tl.int64) * (OUT * IN) + matrix, grad_w, mask=inside)
     if bias_partials is not None:
-        tl.store(bias_partials + chunk * OUT + columns, grad_b, mask=(columns < OUT) & (tl.program_id(2) == 0))
+        # The programs of all blocks of `inner` have the same sum; one writes it.
+        tl.store(bias_partials + chunk * OUT + columns, grad_b, mask=columns < tl.where(tl.program_id(2) == 0, OUT, 0))
 
 
 @triton.jit
@@ -381,8 +382,8 @@ def level_blocks(in_features: int, out_features: int, precision: Precision) -> B
     if inner > whole:
         inner = 64 if half else 32
     if half:
-        return Blocks(128, out, inner, 8 if out > 64 else 4, 3, 6)
-    return Blocks(64, out, inner, 4, 2, 8)
+        return Blocks(64, out, inner, 4, 3, 4)
+    return Blocks(32 if precision == "ieee" else 64, out, inner, 4, 2, 4)
 
 
 def backward_blocks(in_features: int, out_features: int, precision: Precision) -> Blocks | None:
@@ -391,7 +392,10 @@ def backward_blocks(in_features: int, out_features: int, precision: Precision) -
     out, inner = _pad(out_features), _pad(in_features)
     if max(out, inner) > (128 if half else 64):
         return None
-    return Blocks(64, out, inner, 8 if max(out, inner) > 64 else 4, 3 if half else 2, 3)
+    if half:
+        wide = max(out, inner) > 64
+        return Blocks(32 if wide else 64, out, inner, 8 if wide else 4, 3, 2)
+    return Blocks(32, out, inner, 4 if precision == "tf32" else 8, 2, 2)
 
 
 def weight_gradient_blocks(in_features: int, out_features: int, precision: Precision) -> Blocks:
@@ -426,7 +430,7 @@ def _launch_level(
     omega_0: float,
     precision: Precision,
 ) -> Tensor:
-    """Launch `_level` on contiguous x and grad_y and any weight [experts, out, in]."""
+    """Launch `_level`; x, bias and grad_y are contiguous, weight [experts, out, in] has any strides."""
     experts, out_features, in_features = weight.shape
     rows = x.shape[0]
     out = torch.empty(rows, out_features, dtype=dtype, device=x.device)
@@ -492,8 +496,8 @@ def level_forward(
     dtype = x.dtype if dtype is None else dtype
     if x.shape[0] == 0:
         return x.new_empty(0, weight.shape[1], dtype=dtype)
-    weight = _operand(weight, precision)
-    return _launch_level(x.contiguous(), weight, bias, None, order, starts, dtype, activation, omega_0, precision)
+    x, weight, bias = x.contiguous(), _operand(weight, precision), None if bias is None else bias.contiguous()
+    return _launch_level(x, weight, bias, None, order, starts, dtype, activation, omega_0, precision)
 
 
 def _operand(weight: Tensor, precision: Precision) -> Tensor:
@@ -536,7 +540,7 @@ def level_backward(
             torch.zeros_like(weight, dtype=torch.float32) if need_weight else None,
             x.new_zeros(out_features, dtype=torch.float32) if need_bias else None,
         )
-    x, grad_y = x.contiguous(), grad_y.contiguous()
+    x, grad_y, bias = x.contiguous(), grad_y.contiguous(), None if bias is None else bias.contiguous()
     grad_x = grad_weight = grad_bias = None
     operand, input_precision = _OPERANDS[precision]
     experts_padded = triton.next_power_of_2(experts)
@@ -614,7 +618,7 @@ def level_backward(
         grad_weight = workspace(need_weight, experts, out_features, in_features)
         grad_bias = workspace(need_bias, out_features)
         size = out_features * in_features
-        _sum_partials[(experts + int(need_bias), triton.cdiv(size, 64))](
+        _sum_partials[(experts + int(need_bias), triton.cdiv(size, 128))](
             weight_partials,
             bias_partials,
             starts,
@@ -627,7 +631,7 @@ def level_backward(
             EXPERTS=experts,
             EXPERTS_PADDED=experts_padded,
             BLOCK_CHUNKS=32,
-            BLOCK=64,
+            BLOCK=128,
             num_warps=4,
         )
     return grad_x, grad_weight, grad_bias

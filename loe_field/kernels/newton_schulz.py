@@ -1,7 +1,5 @@
 """The Newton-Schulz iteration of Muon as one kernel: one program per matrix, which never leaves the chip."""
 
-from typing import Literal
-
 import torch
 import triton
 import triton.language as tl
@@ -19,7 +17,6 @@ def _newton_schulz(
     COLUMNS: tl.constexpr,
     ITERATIONS: tl.constexpr,
     TRANSPOSED: tl.constexpr,
-    INPUT_PRECISION: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLUMNS: tl.constexpr,
 ):
@@ -34,21 +31,19 @@ def _newton_schulz(
     x = tl.load(matrices + place, mask=inside, other=0.0).to(tl.float32)
     x = x / (tl.sqrt(tl.sum(tl.sum(x * x, 1), 0)) + 1e-7)
     for _ in range(ITERATIONS):
-        gram = tl.dot(x, tl.trans(x), input_precision=INPUT_PRECISION)
-        polynomial = 2.0315 * tl.dot(gram, gram, input_precision=INPUT_PRECISION) - 4.7750 * gram
-        x = tl.dot(polynomial, x, 3.4445 * x, input_precision=INPUT_PRECISION)
+        gram = tl.dot(x, tl.trans(x), input_precision="tf32x3")
+        polynomial = 2.0315 * tl.dot(gram, gram, input_precision="tf32x3") - 4.7750 * gram
+        x = tl.dot(polynomial, x, 3.4445 * x, input_precision="tf32x3")
     tl.store(out + place, x.to(out.dtype.element_ty), mask=inside)
 
 
-def newton_schulz(
-    matrices: Tensor, num_iterations: int = 5, *, precision: Literal["ieee", "tf32", "tf32x3"] = "tf32x3"
-) -> Tensor:
+def newton_schulz(matrices: Tensor, num_iterations: int = 5) -> Tensor:
     """What `optim.orthogonalize` defines, for a stack of matrices with at most 64 rows and columns.
 
     Args:
-        matrices: [B, rows, columns], fp32, bf16 or fp16; computed in fp32. A zero matrix stays zero.
+        matrices: [B, rows, columns], fp32, bf16 or fp16; computed in fp32, its products in split TF32. A zero matrix
+            stays zero.
         num_iterations: >= 1.
-        precision: of the products.
 
     Returns:
         The same shape and dtype.
@@ -70,10 +65,9 @@ def newton_schulz(
             COLUMNS=large,
             ITERATIONS=num_iterations,
             TRANSPOSED=rows > columns,
-            INPUT_PRECISION=precision,
             BLOCK_ROWS=max(16, triton.next_power_of_2(small)),
             BLOCK_COLUMNS=max(16, triton.next_power_of_2(large)),
-            num_warps=4 if large <= 32 else 8,
+            num_warps=4,
             num_stages=1,
         )
     return out
