@@ -159,7 +159,8 @@ def expert_linear(
             )
     if len(weight) > 1 and (order is None or starts is None):
         raise ValueError(f"weight holds {len(weight)} experts: give order and starts of segments.expert_rows")
-    return _ExpertLinear.apply(x, weight, bias, order, starts, activation, omega_0, precision, dtype or x.dtype)  # type: ignore[return-value]
+    with torch.cuda.device_of(x):
+        return _ExpertLinear.apply(x, weight, bias, order, starts, activation, omega_0, precision, dtype or x.dtype)  # type: ignore[return-value]
 
 
 def forward_levels(

