@@ -366,7 +366,8 @@ class Blocks(NamedTuple):
     stages: int
     """Buffers of the software pipeline that gathers the rows ahead."""
     programs: int
-    """Programs per multiprocessor that the rows are divided among: chunks = this * multiprocessors."""
+    """Chunks per multiprocessor: about as many as an H100 runs side by side, given their registers and buffers, so that
+    all chunks start together and end together."""
 
 
 def _pad(size: int) -> int:
@@ -381,8 +382,8 @@ def level_blocks(in_features: int, out_features: int, precision: Precision) -> B
     if inner > whole:
         inner = 64 if half else 32
     if half:
-        return Blocks(64, out, inner, 4, 3, 4)
-    return Blocks(32 if precision == "ieee" else 64, out, inner, 4, 2, 4)
+        return Blocks(64, out, inner, 4, 3, 2 if out > 64 else 4)
+    return Blocks(32 if precision == "ieee" else 64, out, inner, 4, 2, 3)
 
 
 def backward_blocks(in_features: int, out_features: int, precision: Precision) -> Blocks | None:
@@ -393,8 +394,8 @@ def backward_blocks(in_features: int, out_features: int, precision: Precision) -
         return None
     if half:
         wide = max(out, inner) > 64
-        return Blocks(32 if wide else 64, out, inner, 8 if wide else 4, 3, 2)
-    return Blocks(32, out, inner, 4 if precision == "tf32" else 8, 2, 2)
+        return Blocks(32, out, inner, 8, 3, 1) if wide else Blocks(64, out, inner, 4, 3, 2)
+    return Blocks(32, out, inner, 4, 2, 3) if precision == "tf32" else Blocks(32, out, inner, 8, 2, 2)
 
 
 def weight_gradient_blocks(in_features: int, out_features: int, precision: Precision) -> Blocks:
