@@ -206,9 +206,10 @@ def test_activations(activation):
 
 
 @kernels
-def test_wide_matrices():
+@pytest.mark.parametrize(("shape", "precision"), [((40, 70, 66, 2), "ieee"), ((20, 132, 130, 1), "fp16")], ids=str)
+def test_wide_matrices(shape, precision):
     """Beyond the fused backward: column blocks, several steps over the input features, a product with the transpose."""
-    check_budget(*make_case(40, 70, 66, 2, "ieee"))
+    check_budget(*make_case(*shape, precision), precision=precision)
 
 
 @kernels

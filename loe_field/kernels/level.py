@@ -247,11 +247,11 @@ def _fused_backward(
         if bias is not None:
             z += b[None, :]
         grad = _pull_back(grad, z, omega_0, ACTIVATION)
+        if bias_partials is not None:
+            grad_z_sum += grad
         grad_z = grad.to(DTYPE)
         if weight_partials is not None:
             grad_w = tl.dot(tl.trans(grad_z), xs, grad_w, input_precision=INPUT_PRECISION)
-        if bias_partials is not None:
-            grad_z_sum += grad
         if grad_x is not None:
             _store(grad_x, tl.dot(grad_z, w, input_precision=INPUT_PRECISION), rows, live, inner, IN)
     if weight_partials is not None:
