@@ -34,6 +34,13 @@ _OPERANDS = {
 }
 
 
+# One compilation serves all batches and levels: not another for a number of rows that 16 divides, nor for a level whose
+# lists happen to begin at a multiple of 16 bytes.
+_jit = functools.partial(
+    triton.jit, do_not_specialize=["num_rows", "chunk_rows"], do_not_specialize_on_alignment=["order", "starts"]
+)
+
+
 @triton.jit
 def sine_near_zero(r):
     """sin(r) for |r| <= pi / 2, to 5e-9 and fp32's rounding: the minimax odd polynomial of degree 9."""
@@ -143,7 +150,7 @@ def _load_transposed(weight, inner, columns, stride_o, stride_k, OUT: tl.constex
     return tl.load(weight + inner[:, None] * stride_k + columns[None, :] * stride_o, mask=mask, other=0.0)
 
 
-@triton.jit(do_not_specialize=["num_rows", "chunk_rows"])
+@_jit()
 def _level(
     x,
     weight,
@@ -200,7 +207,7 @@ def _level(
         _store(out, value, rows, live, columns, OUT)
 
 
-@triton.jit(do_not_specialize=["num_rows", "chunk_rows"])
+@_jit()
 def _fused_backward(
     x,
     weight,
@@ -260,7 +267,7 @@ def _fused_backward(
         tl.store(bias_partials + chunk * OUT + columns, tl.sum(grad_z_sum, 0), mask=columns < OUT)
 
 
-@triton.jit(do_not_specialize=["num_rows", "chunk_rows"])
+@_jit()
 def _weight_gradient(
     x,
     grad_z,
@@ -316,7 +323,7 @@ def _sum_chunks(partials, out, first, stop, SIZE: tl.constexpr, BLOCK_CHUNKS: tl
     tl.store(out + columns, tl.sum(total, 0), mask=columns < SIZE)
 
 
-@triton.jit(do_not_specialize=["num_rows", "chunk_rows"])
+@_jit()
 def _sum_partials(
     weight_partials,
     bias_partials,
