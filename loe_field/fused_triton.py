@@ -163,6 +163,24 @@ def expert_linear(
         return _ExpertLinear.apply(x, weight, bias, order, starts, activation, omega_0, precision, dtype or x.dtype)  # type: ignore[return-value]
 
 
+def hidden_precision(device: torch.device, dtype: torch.dtype) -> tuple[torch.dtype, "Precision"]:
+    """The dtype that rows have between levels, and what products multiply, as torch's own switches want it.
+
+    Under autocast its dtype; otherwise for half-precision rows theirs, and for fp32 ones "tf32" or "ieee" as
+    torch.backends.cuda.matmul.allow_tf32 says.
+
+    Raises:
+        ValueError: autocast or the rows have a dtype without kernels.
+    """
+    if torch.is_autocast_enabled(device.type):
+        dtype = torch.get_autocast_dtype(device.type)
+    if dtype == torch.float32:
+        return dtype, "tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee"
+    if dtype not in _HALF:
+        raise ValueError(f'the kernels have no {dtype}: choose implementation="torch"')
+    return dtype, _HALF[dtype]
+
+
 def forward_levels(
     points: Tensor,
     layers: Sequence[Any],
@@ -194,12 +212,7 @@ def forward_levels(
     _check_device(points)
     from loe_field.kernels.encoding import encode
 
-    device = points.device.type
-    hidden: Precision = "tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee"
-    dtype = torch.float32
-    if torch.is_autocast_enabled(device):
-        dtype = torch.get_autocast_dtype(device)
-        hidden = _HALF[dtype]
+    dtype, hidden = hidden_precision(points.device, torch.float32)
     x = encode(points, num_frequencies)
     for i, layer in enumerate(layers):
         order, starts = (None, None) if rows is None else (rows.order[i], rows.starts[i])

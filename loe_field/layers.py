@@ -17,6 +17,7 @@ from loe_field.ops import (
     position_dependent_linear,
     resolve_implementation,
 )
+from loe_field.segments import ExpertRows, expert_rows
 from loe_field.tiling import MAX_DIM, Blending, Level, Pattern, expert_index, make_levels, num_experts
 
 Activation = Literal["sine", "leaky_relu", "relu"]
@@ -219,7 +220,7 @@ class LoEMLP(nn.Module):
                 dim=dim,
                 tile_size=tile_size,
                 blending=blending,
-                implementation="reference" if implementation == "reference" else "torch",
+                implementation="torch" if implementation in ("auto", "cpu") else implementation,
             )
             for i, level in enumerate(self.levels)
         )
@@ -227,7 +228,7 @@ class LoEMLP(nn.Module):
         for i, layer in enumerate([*self.layers, self.head]):
             _init_linear_(layer.weight, layer.bias, initialization, omega_0, first=i == 0)  # type: ignore[arg-type]
 
-    def forward(self, coords: Tensor) -> Tensor:
+    def forward(self, coords: Tensor, rows: ExpertRows | None = None) -> Tensor:
         """Evaluate the field.
 
         Under autocast the hidden products run in autocast's dtype; coordinates, first layer, phases and the final layer
@@ -235,6 +236,8 @@ class LoEMLP(nn.Module):
 
         Args:
             coords: points [..., dim] in the parameters' dtype; any batch shape, also an empty one.
+            rows: what `expert_rows` gave for these very points, for points that come again: the Triton kernels need not
+                group them anew. The other implementations do not use it.
 
         Returns:
             [..., out_features].
@@ -248,11 +251,18 @@ class LoEMLP(nn.Module):
         resolved = self.resolved_implementation
         if resolved == "cpu":
             out = self._fused_on_cpu(points)
+        elif resolved == "triton":
+            out = self._fused_on_gpu(points, rows)
         elif resolved == "torch" and self.blending == "nearest" and self.tile_size > 1:
             out = self._grouped(points, self.encoding(points), *self._parameters_by_kind())
         else:
             out = self._layer_by_layer(points)
         return out.view(*coords.shape[:-1], self.head.out_features)
+
+    def expert_rows(self, coords: Tensor) -> ExpertRows:
+        """Points [..., dim] grouped by expert at every level."""
+        index = expert_index(coords.reshape(-1, self.dim), self.levels, self.tile_size)
+        return expert_rows(index, num_experts(self.tile_size, self.dim))
 
     @property
     def resolved_implementation(self) -> Resolved:
@@ -294,6 +304,19 @@ class LoEMLP(nn.Module):
         weights, biases = self._parameters_by_kind()
         recompute = partial(self._grouped, points)
         return network(points, self.encoding(points), weights, biases, shape, recompute)
+
+    def _fused_on_gpu(self, points: Tensor, rows: ExpertRows | None) -> Tensor:
+        from loe_field.fused_triton import forward_levels
+
+        return forward_levels(
+            points,
+            list(self.layers),
+            self.head,
+            None if self.tile_size == 1 else rows or self.expert_rows(points),
+            num_frequencies=self.encoding.num_frequencies,
+            activation=self.activation,
+            omega_0=self.omega_0,
+        )
 
     def _grouped(self, points: Tensor, x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> Tensor:
         index = expert_index(points, self.levels, self.tile_size)

@@ -1,5 +1,7 @@
 """The position-dependent linear layer as one function: validates once, then runs the chosen implementation."""
 
+import importlib.util
+import os
 from typing import Literal, get_args
 
 import torch
@@ -7,6 +9,7 @@ from torch import Tensor
 
 from loe_field.grouped import group_rows, grouped_linear, permute_rows
 from loe_field.reference import position_dependent_linear_ref
+from loe_field.segments import expert_rows
 from loe_field.tiling import MAX_DIM, Blending, Level, blending_weights, expert_index, num_experts
 
 Implementation = Literal["auto", "torch", "triton", "cpu", "reference"]
@@ -34,20 +37,22 @@ def check_implementation(implementation: Implementation, blending: Blending) -> 
 def obstacle(
     kernels: Literal["triton", "cpu"], *, device: torch.device, dtype: torch.dtype, blending: Blending
 ) -> str | None:
-    """Why these kernels cannot serve a network with parameters of this dtype on this device; None if they can."""
+    """Why these kernels cannot serve parameters of this dtype on this device; None if they can."""
     if blending == "linear":
         return "the blending is linear and the kernels have nearest only"
     if dtype != torch.float32:
         return f"the parameters are {str(dtype).removeprefix('torch.')} and the kernels take float32"
     if kernels == "cpu":
         if device.type != "cpu":
-            return f"the network is on {device}"
+            return f"the tensors are on {device}"
         if torch.is_autocast_enabled("cpu"):
             return "autocast is on and the kernels compute in float32"
         from loe_field.kernels.cpu import why_unavailable
 
         return why_unavailable()
-    return "not yet"
+    if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+        return f"the tensors are on {device} and the kernels need an NVIDIA GPU"
+    return None if importlib.util.find_spec("triton") else "Triton is not installed: pip install triton"
 
 
 def resolve_implementation(
@@ -130,8 +135,17 @@ def position_dependent_linear(
     x, coords = x.reshape(-1, x.shape[-1]), coords.reshape(-1, dim)
     if implementation == "reference":
         out = position_dependent_linear_ref(x, coords, weight, bias, level, tile_size=tile_size, blending=blending)
-    elif experts == 1:
+    elif experts == 1 and implementation != "triton":
         out = torch.nn.functional.linear(x, weight[0], bias)
+    elif (
+        blending == "nearest"
+        and resolve_implementation(implementation, device=x.device, dtype=weight.dtype, blending=blending) == "triton"
+    ):
+        from loe_field.fused_triton import expert_linear, hidden_precision
+
+        dtype, precision = hidden_precision(x.device, x.dtype)
+        rows = expert_rows(expert_index(coords, [level], tile_size), experts)
+        out = expert_linear(x.to(dtype), weight, bias, rows.order[0], rows.starts[0], precision=precision)
     elif blending == "nearest":
         (groups,), back = group_rows(expert_index(coords, [level], tile_size), experts)
         out = permute_rows(grouped_linear(permute_rows(x, groups), weight, bias, groups.splits), back)

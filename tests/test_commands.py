@@ -287,6 +287,37 @@ def test_the_schedule_stretches_to_every_run_of_its_own(call, small_picture, tmp
         assert f"max_steps: {steps}" in (folder / "config.yml").read_text()
 
 
+def test_several_steps_in_one_turn_are_the_same_steps(call, small_picture, tmp_path):
+    """Counted one by one everywhere: evaluations, checkpoints and the end fall where they would have fallen."""
+    options = (
+        "--max-num-iterations",
+        50,
+        "--steps-per-eval-all-images",
+        15,
+        "--steps-per-save",
+        20,
+        "--num-threads",
+        1,
+    )
+    runs = []
+    for steps in (1, 7):
+        turns = ("--steps-per-iteration", steps, "--save-only-latest-checkpoint", "False")
+        folder = fit(call, small_picture, tmp_path / str(steps), *options, *turns)
+        metrics = read_metrics(folder)
+        curve = [line.split(",")[0] for line in (folder / "curve.csv").read_text().splitlines()[1:]]
+        checkpoints = sorted(path.name for path in folder.rglob("*.ckpt"))
+        runs.append((metrics["psnr_unrounded"], metrics["num_steps"], curve, checkpoints))
+    assert runs[0] == runs[1]
+    assert runs[0][1:3] == (50, ["15", "30", "45", "50"])
+
+
+def test_bf16_trains_and_is_evaluated_in_fp32(call, small_picture, tmp_path):
+    folder = fit(call, small_picture, tmp_path, "--max-num-iterations", 150, "--precision", "bf16", *FAST)
+    metrics = read_metrics(folder)
+    assert metrics["precision"] == "bf16"
+    assert metrics["psnr"] > 25
+
+
 def test_loggers_of_the_host(call, small_picture, tmp_path):
     folder = fit(call, small_picture, tmp_path, "--vis", "tensorboard", "--max-num-iterations", 20)
     assert list(folder.glob("events.out.tfevents*"))
@@ -339,6 +370,16 @@ BAD_OPTIONS = {
     "pause": (("--start-paused", "True"), "give --vis viewer"),
     "output": (("--output-dir", "/proc/no-such-place"), "cannot be written"),
     "checkpoint": (("--load-checkpoint", "none.ckpt"), "none.ckpt does not exist"),
+    "turns": (("--steps-per-iteration", 0), "steps-per-iteration is 0"),
+    "tf32": (("--precision", "tf32", "--machine.device-type", "cpu"), "an NVIDIA GPU's"),
+    "triton": (
+        ("--pipeline.model.implementation", "triton", "--machine.device-type", "cpu"),
+        "need an NVIDIA GPU; choose 'auto' or 'torch'",
+    ),
+    "kernels and bf16": (
+        ("--pipeline.model.implementation", "cpu", "--precision", "bf16", "--machine.device-type", "cpu"),
+        "autocast is on",
+    ),
     "load dir": (("--load-dir", "nowhere"), "nowhere is not a folder"),
 }
 

@@ -14,6 +14,7 @@ from loe_field.errors import InputError
 from loe_field.image.pixels import as_seen, pixel_centers
 from loe_field.layers import Activation, Initialization, LoEMLP
 from loe_field.ops import Implementation
+from loe_field.segments import ExpertRows
 from loe_field.tiling import Blending, Pattern
 
 
@@ -92,6 +93,7 @@ class LoEImageModel(Model):
             )
         except ValueError as error:
             raise InputError(f"{error} (an option of --pipeline.model)") from None
+        self._grouped: tuple[Tensor, ExpertRows] | None = None
         size = torch.tensor([self.width, self.height], dtype=torch.float32)
         self.register_buffer("picture_size", size, persistent=False)
 
@@ -104,7 +106,13 @@ class LoEImageModel(Model):
 
     def get_outputs(self, ray_bundle: Tensor) -> dict[str, Tensor]:  # type: ignore[override]
         """Pixel positions [..., 2] in pixels to {"rgb": colours [..., channels]}, not clamped."""
-        return {"rgb": self.field(ray_bundle / self.picture_size)}
+        places = ray_bundle / self.picture_size
+        if self.field.resolved_implementation != "triton":
+            return {"rgb": self.field(places)}
+        # The whole picture at every step is one and the same tensor: grouped by expert once.
+        if self._grouped is None or self._grouped[0] is not ray_bundle:
+            self._grouped = ray_bundle, self.field.expert_rows(places)
+        return {"rgb": self.field(places, self._grouped[1])}
 
     def get_loss_dict(
         self, outputs: dict[str, Tensor], batch: dict[str, Tensor], metrics_dict: dict[str, Tensor] | None = None

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from nerfstudio.engine.optimizers import Optimizers
 from nerfstudio.pipelines.base_pipeline import VanillaPipelineConfig
 from nerfstudio.utils.rich_utils import CONSOLE
 from torch import Tensor
@@ -12,9 +13,10 @@ from torch import Tensor
 from loe_field.image.datamanager import ImageDataManagerConfig, default_picture
 from loe_field.image.pipeline import ImagePipeline, ImagePipelineConfig
 from loe_field.image.report import environment, write_report
+from loe_field.optim import orthogonalize
 from loe_field.training.graphed import GraphedStep
 from loe_field.training.optimizers import AdamConfig, MuonConfig
-from loe_field.training.trainer import LoETrainer, LoETrainerConfig
+from loe_field.training.trainer import LoETrainer, LoETrainerConfig, training_precision
 
 
 @dataclass
@@ -56,6 +58,12 @@ class ImageTrainer(LoETrainer):
         CONSOLE.print(f"{self.pipeline.model.field.num_parameters:,} parameters, {self._computed_by}", soft_wrap=True)
         self._graphed = GraphedStep(self._loss, list(self.optimizers.optimizers.values())) if self._can_graph else None
 
+    def setup_optimizers(self) -> Optimizers:
+        """The optimizers; before them, and before anything is written, a look at whether the field can be trained."""
+        with torch.autocast(self.device.split(":")[0], enabled=self.mixed_precision):
+            self.pipeline.check_implementation()
+        return super().setup_optimizers()
+
     @property
     def _computed_by(self) -> str:
         """The implementation and precision of training, for people."""
@@ -86,6 +94,20 @@ class ImageTrainer(LoETrainer):
         with torch.autocast(self.device.split(":")[0], enabled=self.mixed_precision):
             losses = model.get_loss_dict(model(centers), {"image": colours})
         return sum(losses.values(), torch.zeros((), device=centers.device))
+
+    def prepare(self) -> None:
+        """Compile the kernels of training and evaluation, at the sizes they will have."""
+        if self._graphed is None or self._start_step >= self.config.max_num_iterations:
+            return
+        pixels = self.pipeline.datamanager.pixels
+        index = None if pixels.batches_per_pass == 1 else pixels.index(self._start_step)
+        with training_precision(self.precision, self.device):
+            self._loss(index).backward()
+        self.optimizers.zero_grad_all()
+        for weight in self.pipeline.model.get_param_groups().get("experts", [])[:1]:
+            orthogonalize(weight.detach())
+        with torch.no_grad():
+            self.pipeline.model(pixels.at(torch.zeros(1, dtype=torch.int64, device=self.device))[0])
 
     def train_steps(self, first: int, count: int) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
         """Take optimizer steps first .. first + count - 1, as replays of a CUDA graph where that can be."""

@@ -175,6 +175,7 @@ class LoETrainer(Trainer):
         if self._start_step >= total:
             CONSOLE.print(f"the checkpoint has {self._start_step} steps already, of {total}: evaluating only")
         self.step = self._start_step - 1
+        self.prepare()
         self.record.start()
         with (
             _graceful_stop(self) as stopped,
@@ -198,6 +199,9 @@ class LoETrainer(Trainer):
             raise SystemExit(128 + stopped[0])
         if not self.config.viewer.quit_on_train_completion:
             self._train_complete_viewer()
+
+    def prepare(self) -> None:
+        """What is to be done before the clock starts. Subclasses compile what is compiled at its first use."""
 
     def _steps_until_due(self, step: int) -> int:
         """Optimizer steps of the next turn: as many as wanted, but not past anything that is due."""

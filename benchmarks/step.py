@@ -1,0 +1,205 @@
+"""A whole network: forward and backward, or the full training step with its optimizers, beside its peers.
+
+    python -m benchmarks.step --points 16384 --output benchmarks/results/step.csv
+    python -m benchmarks.step --what step --points 262144 --precision bf16      # camera whole, on a GPU
+
+Needs torch and this package only. Every implementation gets the same points, targets and numbers; on a GPU a step is a
+replay of a CUDA graph for all that can be recorded in one.
+"""
+
+import argparse
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.common import Case, DenseSine, masked_linear, measure, relative_error, rows_of, set_up, show, write
+from loe_field import LoEMLP, expert_index
+from loe_field.optim import Muon
+from loe_field.training.graphed import GraphedStep
+
+SHAPE = {"num_layers": 10, "num_frequencies": 7}
+
+
+class MaskedLoop(nn.Module):
+    """LoEMLP by masks, one expert after the other."""
+
+    def __init__(self, field: LoEMLP) -> None:
+        super().__init__()
+        self.field = field
+
+    def forward(self, points: Tensor) -> Tensor:
+        """Points [N, dim] to [N, out_features]."""
+        field = self.field
+        x = field.encoding(points)
+        for layer, index in zip(field.layers, expert_index(points, field.levels, field.tile_size)):
+            x = torch.sin(masked_linear(x, layer.weight, layer.bias, index))
+        return field.head(x)
+
+
+class TinyCudaNN(nn.Module):
+    """tiny-cuda-nn's sine MLP: only its unfused CutlassMLP computes the sine, and only without its JIT."""
+
+    def __init__(self, dim: int, width: int) -> None:
+        super().__init__()
+        import tinycudann as tcnn
+
+        if hasattr(tcnn, "supports_jit_fusion"):
+            tcnn.supports_jit_fusion = lambda: False
+        encoding = {"otype": "Frequency", "n_frequencies": SHAPE["num_frequencies"]}
+        network = {
+            "otype": "CutlassMLP",
+            "activation": "Sine",
+            "output_activation": "None",
+            "n_neurons": width,
+            "n_hidden_layers": SHAPE["num_layers"] - 1,
+        }
+        self.net = tcnn.NetworkWithInputEncoding(dim, 1, encoding, network)
+
+    def forward(self, points: Tensor) -> Tensor:
+        """Points [N, dim] to [N, 1]."""
+        return self.net(points).float()
+
+
+def optimizers(model: nn.Module) -> list[torch.optim.Optimizer]:
+    """The default recipe: Muon for hidden matrices, Adam for the rest."""
+    layers = list(getattr(model, "field", model).layers) if not isinstance(model, TinyCudaNN) else []
+    hidden = [layer.weight for layer in layers[1:]]
+    rest = [p for p in model.parameters() if all(p is not h for h in hidden)]
+    gpu = rest[0].is_cuda
+    adam = torch.optim.Adam(rest, lr=1e-2, betas=(0.9, 0.99), **({"fused": True, "capturable": True} if gpu else {}))
+    return [*([Muon(hidden)] if hidden else []), adam]
+
+
+def cases(
+    what: str, points: int, width: int, dim: int, tile_size: int, precision: str, device: torch.device
+) -> list[Case]:
+    """The network's implementations at one size."""
+    shape = SHAPE | {"dim": dim, "layer_width": width}
+
+    def field(implementation: str) -> LoEMLP:
+        torch.manual_seed(0)
+        return LoEMLP(**shape, tile_size=tile_size, implementation=implementation).to(device)  # type: ignore[arg-type]
+
+    def dense() -> DenseSine:
+        torch.manual_seed(0)
+        return DenseSine(dim, shape["num_layers"], width, shape["num_frequencies"]).to(device)
+
+    models: dict[str, Callable[[], tuple[nn.Module, Callable[[Tensor], Tensor], nn.Module]]] = {}
+
+    def add(name: str, build: Callable[[], nn.Module], exact: Callable[[], nn.Module], compiled: bool = False) -> None:
+        def make() -> tuple[nn.Module, Callable[[Tensor], Tensor], nn.Module]:
+            model = build()
+            return model, torch.compile(model) if compiled else model, exact()
+
+        models[name] = make
+
+    add("loe", lambda: field("auto"), lambda: field("reference"))
+    if device.type == "cuda" or field("auto").resolved_implementation != "torch":
+        add("loe torch", lambda: field("torch"), lambda: field("reference"))
+    add("masked loop", lambda: MaskedLoop(field("torch")), lambda: MaskedLoop(field("torch")))
+    add("dense", dense, dense)
+    add("dense compiled", dense, dense, compiled=True)
+    if device.type == "cuda":
+        add("tinycudann", lambda: TinyCudaNN(dim, width).to(device), lambda: TinyCudaNN(dim, width).to(device))
+
+    coords = torch.rand(points, dim, device=device)
+    target = torch.rand(points, 1, device=device)
+    cotangent = torch.randn(points, 1, device=device) / points
+    hidden_bytes = 2 if precision == "bf16" else 4
+    macs = field("auto").macs_per_point
+    flop, moved = 6.0 * macs * points, 4.0 * points * width * (shape["num_layers"] - 1) * hidden_bytes
+
+    def autocast() -> torch.autocast:
+        return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
+
+    def make_case(name: str) -> Case:
+        state: dict[str, object] = {}
+
+        def prepare() -> None:
+            if not state:
+                model, call, exact = models[name]()
+                state.update(model=model, call=call, exact=exact)
+                if what == "step":
+                    state["step"] = step_of(model, call)
+
+        def step_of(model: nn.Module, call: Callable[[Tensor], Tensor]) -> Callable[[], object]:
+            steppers = optimizers(model)
+
+            def loss() -> Tensor:
+                with autocast():
+                    out = call(coords)
+                return nn.functional.mse_loss(out, target)
+
+            # Masks and lists make the host wait for the GPU, which no graph can hold.
+            if device.type == "cuda" and name not in ("masked loop", "loe torch"):
+                return GraphedStep(loss, steppers)
+
+            def step() -> None:
+                for optimizer in steppers:
+                    optimizer.zero_grad(set_to_none=True)
+                loss().backward()
+                for optimizer in steppers:
+                    optimizer.step()
+
+            return step
+
+        def network() -> None:
+            model, call = state["model"], state["call"]
+            for p in model.parameters():  # type: ignore[attr-defined]
+                p.grad = None
+            with autocast():
+                out = call(coords)  # type: ignore[operator]
+            out.backward(cotangent.to(out.dtype))
+
+        def error() -> float:
+            prepare()
+            model, call, exact = state["model"], state["call"], state["exact"]
+            few, some = coords[:1024], cotangent[:1024].double()
+            with autocast():
+                out = call(few)  # type: ignore[operator]
+            if isinstance(model, TinyCudaNN):  # its parameters have a layout of their own
+                return relative_error([out], [model(few).double()])
+            got = [out, *torch.autograd.grad(out, hidden(model.parameters()), some.to(out.dtype))]  # type: ignore[attr-defined]
+            out = exact.double()(few.double())  # type: ignore[attr-defined]
+            return relative_error(got, [out, *torch.autograd.grad(out, hidden(exact.parameters()), some)])  # type: ignore[attr-defined]
+
+        def hidden(parameters: Iterable[Tensor]) -> list[Tensor]:
+            return [p for p in parameters if p.dim() > 1]
+
+        run = (lambda: state["step"]()) if what == "step" else network  # type: ignore[operator]
+        return Case(name, run, error, flop, moved)
+
+    return [make_case(name) for name in models]
+
+
+def main() -> None:
+    """Check, time, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--what", choices=["network", "step"], default="network")
+    parser.add_argument("--points", type=int, nargs="+", default=[16384])
+    parser.add_argument("--width", type=int, default=64)
+    parser.add_argument("--dim", type=int, default=2)
+    parser.add_argument("--tile-size", type=int, nargs="+", default=[2])
+    parser.add_argument("--precision", choices=["fp32", "tf32", "bf16"], default="fp32")
+    parser.add_argument("--repeats", type=int, default=30)
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--output", type=Path, help="CSV to append to")
+    arguments = parser.parse_args()
+    device = set_up(arguments.device, arguments.threads, arguments.precision)
+    rows = []
+    for points in arguments.points:
+        for tile_size in arguments.tile_size:
+            size = (arguments.what, points, arguments.width, arguments.dim, tile_size, arguments.precision)
+            settings = dict(zip(("what", "points", "width", "dim", "tile_size", "precision"), size))
+            done = measure(cases(*size, device), arguments.precision, device, arguments.repeats)
+            rows += rows_of(done, settings, against="dense", precision=arguments.precision, device=device)
+    show(rows, ["implementation", "what", "points", "dim", "tile_size", "p20_ms", "median_ms", "p80_ms", "times_dense",
+                "gflop_per_s", "gb_per_s", "times_floor", "peak_mib"])  # fmt: skip
+    write(rows, arguments.output)
+
+
+if __name__ == "__main__":
+    main()
