@@ -300,7 +300,8 @@ class LoEMLP(nn.Module):
         from loe_field.fused_cpu import network
         from loe_field.kernels.cpu import NetworkShape
 
-        shape = NetworkShape(self.levels, self.dim, self.tile_size, self.activation, self.omega_0)
+        half = torch.is_autocast_enabled("cpu")
+        shape = NetworkShape(self.levels, self.dim, self.tile_size, self.activation, self.omega_0, half)
         weights, biases = self._parameters_by_kind()
         recompute = partial(self._grouped, points)
         return network(points, self.encoding(points), weights, biases, shape, recompute)

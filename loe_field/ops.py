@@ -45,10 +45,13 @@ def obstacle(
     if kernels == "cpu":
         if device.type != "cpu":
             return f"the tensors are on {device}"
-        if torch.is_autocast_enabled("cpu"):
-            return "autocast is on and the kernels compute in float32"
-        from loe_field.kernels.cpu import why_unavailable
+        from loe_field.kernels.cpu import has_bf16, why_unavailable
 
+        if torch.is_autocast_enabled("cpu") and why_unavailable() is None:
+            if torch.get_autocast_dtype("cpu") != torch.bfloat16:
+                return "autocast wants float16 and the kernels have float32 and bfloat16"
+            if not has_bf16():
+                return "autocast wants bfloat16, which this processor does not multiply"
         return why_unavailable()
     if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
         return f"the tensors are on {device} and the kernels need an NVIDIA GPU"

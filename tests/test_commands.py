@@ -376,10 +376,6 @@ BAD_OPTIONS = {
         ("--pipeline.model.implementation", "triton", "--machine.device-type", "cpu"),
         "need an NVIDIA GPU; choose 'auto' or 'torch'",
     ),
-    "kernels and bf16": (
-        ("--pipeline.model.implementation", "cpu", "--precision", "bf16", "--machine.device-type", "cpu"),
-        "autocast is on",
-    ),
     "load dir": (("--load-dir", "nowhere"), "nowhere is not a folder"),
 }
 

@@ -99,8 +99,9 @@ def test_fp32_is_as_good_as_fp32_can_be():
     assert error <= 2 * budget + 1e-7
 
 
-def test_bf16_autocast_keeps_coordinates_and_phases_exact_enough():
-    field = make(torch.float32, num_layers=10, layer_width=64, num_frequencies=7)
+@pytest.mark.parametrize("implementation", ["auto", "torch", "reference"])
+def test_bf16_autocast_keeps_coordinates_and_phases_exact_enough(implementation):
+    field = make(torch.float32, num_layers=10, layer_width=64, num_frequencies=7, implementation=implementation)
     points = (torch.arange(512)[:, None] + 0.5).expand(-1, 2) / 512
     with torch.autocast("cpu", dtype=torch.bfloat16):
         rough = field(points)

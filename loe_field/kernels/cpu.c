@@ -1,4 +1,5 @@
-/* A whole Levels-of-Experts network on a CPU, forward and backward, in fp32.
+/* A whole Levels-of-Experts network on a CPU, forward and backward, in fp32; on processors with AVX-512 BF16 also with
+ * bf16 products between the first layer and the head (sums, phases, pre-activations and weight gradients stay fp32).
  *
  * Points go through all layers in chunks that stay in a core's cache. In a chunk the rows of each level are listed by
  * expert; the products read and write rows through these lists, so that no activation is ever moved into another order.
@@ -30,6 +31,13 @@
 #define VECS 2
 #define ROWS 4
 #endif
+#if defined(__AVX512BF16__)
+#include <immintrin.h>
+#define HAS_HALF 1
+#else
+#define HAS_HALF 0
+#endif
+
 /* What becomes of a product. */
 typedef enum {
     PLAIN, /* out = sum */
@@ -51,6 +59,7 @@ typedef int32_t ivec __attribute__((vector_size(4 * LANES), aligned(4), may_alia
 typedef struct {
     int64_t points, dim, tile_size, experts, levels; /* levels: position-dependent layers; the head comes after them */
     int64_t in_features, width, out_features;
+    int64_t half;                  /* whether layers between the first and the head multiply in bf16 */
     int64_t threads, activation;   /* SINE or LEAKY */
     double parameter;              /* omega, or the slope */
     const float *alpha, *beta;     /* [levels] */
@@ -66,6 +75,7 @@ static int64_t outputs(const Network *net, int64_t layer) {
     return layer == net->levels ? net->out_features : net->width;
 }
 static int64_t experts(const Network *net, int64_t layer) { return layer == net->levels ? 1 : net->experts; }
+static int half(const Network *net, int64_t layer) { return net->half && layer > 0 && layer < net->levels; }
 static int64_t widest(const Network *net) {
     return max(pad(net->width), max(pad(net->in_features), pad(net->out_features)));
 }
@@ -76,13 +86,55 @@ static int64_t chunk_size(const Network *net) {
     return max(1, min(min(max(CHUNK, 64 * net->experts), 16384), share));
 }
 
+/* ---- bf16: two to a 32-bit word ---- */
+
+/* sum + a * b in every lane; of half words both pairs, products and sum in fp32. */
+static inline __attribute__((always_inline)) vec multiply_add(int half, vec sum, float a, vec b) {
+#if HAS_HALF
+    if (half) return (vec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_set1_ps(a), (__m512bh)b);
+#endif
+    (void)half;
+    return sum + a * b;
+}
+
+static inline uint32_t to_half(float value) {
+    uint32_t bits;
+    memcpy(&bits, &value, sizeof bits);
+    return value != value ? 0x7fc0 : (bits + 0x7fff + (bits >> 16 & 1)) >> 16; /* to nearest, ties to even */
+}
+
+#if HAS_HALF
+static inline __m256i halves(vec v) { return (__m256i)_mm512_cvtneps_pbh((__m512)v); }
+/* Lane by lane the halves of a below those of b. */
+static inline vec pairs(__m256i a, __m256i b) {
+    return (vec)_mm512_or_si512(_mm512_cvtepu16_epi32(a), _mm512_slli_epi32(_mm512_cvtepu16_epi32(b), 16));
+}
+#endif
+
+/* Writes a vector to place `at` of out, as floats or halves. */
+static inline __attribute__((always_inline)) void store(int half, float *out, int64_t at, vec v) {
+#if HAS_HALF
+    if (half) {
+        _mm256_storeu_si256((__m256i *)((uint16_t *)out + at), halves(v));
+        return;
+    }
+#endif
+    (void)half;
+    *(vec *)(out + at) = v;
+}
+
 /* ---- weights in the order in which the products read them ---- */
 
-/* Floats of one layer's packed matrices: [experts][in][pad(out)], or [experts][out][pad(in)] for the backward pass. */
-static int64_t packed_size(const Network *net, int64_t layer, int backward) {
+/* Words of one of a layer's packed matrices: [in][pad(out)], or [out][pad(in)] for the backward pass; of halves
+ * [pad(in) / 2][pad(out)] pairs of inputs, or [pad(out) / 2][pad(in)] pairs of outputs. */
+static int64_t packed_matrix(const Network *net, int64_t layer, int backward) {
     int64_t in = inputs(net, layer), out = outputs(net, layer);
-    if (backward && in == pad(in)) return 0; /* the weights as they are */
-    return experts(net, layer) * (backward ? out * pad(in) : in * pad(out));
+    if (half(net, layer)) return pad(in) * pad(out) / 2;
+    return backward ? out * pad(in) : in * pad(out);
+}
+static int64_t packed_size(const Network *net, int64_t layer, int backward) {
+    if (backward && !half(net, layer) && inputs(net, layer) == pad(inputs(net, layer))) return 0; /* as they are */
+    return experts(net, layer) * packed_matrix(net, layer, backward);
 }
 static int64_t packed_start(const Network *net, int64_t layer, int backward) {
     int64_t start = 0;
@@ -90,11 +142,19 @@ static int64_t packed_start(const Network *net, int64_t layer, int backward) {
     return start;
 }
 static void pack_expert(const Network *net, int64_t layer, int64_t expert, int backward, float *packed) {
-    int64_t in = inputs(net, layer), out = outputs(net, layer);
+    const int64_t in = inputs(net, layer), out = outputs(net, layer);
     const float *weight = net->weight[layer] + expert * out * in;
     if (packed_size(net, layer, backward) == 0) return;
-    float *to = packed + packed_start(net, layer, backward) + expert * (backward ? out * pad(in) : in * pad(out));
-    if (backward) {
+    float *to = packed + packed_start(net, layer, backward) + expert * packed_matrix(net, layer, backward);
+    if (half(net, layer)) {
+        uint16_t *words = (uint16_t *)to;
+        memset(to, 0, pad(in) * pad(out) * sizeof(uint16_t));
+        for (int64_t o = 0; o < out; o++)
+            for (int64_t i = 0; i < in; i++) {
+                int64_t at = backward ? (o / 2 * pad(in) + i) * 2 + o % 2 : (i / 2 * pad(out) + o) * 2 + i % 2;
+                words[at] = (uint16_t)to_half(weight[o * in + i]);
+            }
+    } else if (backward) {
         memset(to, 0, out * pad(in) * sizeof(float));
         for (int64_t o = 0; o < out; o++) memcpy(to + o * pad(in), weight + o * in, in * sizeof(float));
     } else {
@@ -210,98 +270,122 @@ static void activate_exactly(float omega, const float *z, int64_t n, float *valu
 
 /* ---- products ---- */
 
-/* ROWS listed rows of a times b [depth][stride_b] for `vecs` vectors of columns, plus bias, finished and written to the
- * same rows of out. */
+typedef struct {
+    const float *rows;
+    int64_t stride, depth; /* words from row to row, and words of a row */
+    int half;
+} Left;
+typedef struct {
+    float *rows;
+    int half;
+} Out;
+
+/* ROWS listed rows of a times b [depth][columns] for `vecs` vectors of columns from `column` on, plus bias, finished and
+ * written to the same rows of out [..][columns]. */
 static inline __attribute__((always_inline)) void product_block(
-    Finish finish, float parameter, int vecs, const int32_t *list, const float *a, int64_t stride_a, int64_t depth,
-    const float *b, int64_t stride_b, const float *bias, float *extra, float *out, ivec *beyond) {
+    Finish finish, float parameter, int vecs, const int32_t *list, const Left a, const float *b, int64_t columns,
+    int64_t column, const float *bias, float *extra, const Out out, ivec *beyond) {
     vec sum[ROWS][VECS];
     const float *row[ROWS];
 #pragma GCC unroll 8
     for (int r = 0; r < ROWS; r++) {
-        row[r] = a + list[r] * stride_a;
+        row[r] = a.rows + list[r] * a.stride;
 #pragma GCC unroll 8
         for (int v = 0; v < vecs; v++) {
             /* Lists jump about: where the processor cannot guess what comes next, tell it. */
-            if (finish != SCALE && extra) __builtin_prefetch(extra + list[r] * stride_b + v * LANES, 1);
-            sum[r][v] = bias ? *(const vec *)(bias + v * LANES) : (vec){0};
+            if (finish != SCALE && extra) __builtin_prefetch(extra + list[r] * columns + column + v * LANES, 1);
+            sum[r][v] = bias ? *(const vec *)(bias + column + v * LANES) : (vec){0};
         }
     }
-    for (int64_t k = 0; k < depth; k++) {
-        vec column[VECS];
+    for (int64_t k = 0; k < a.depth; k++) {
+        vec right[VECS];
 #pragma GCC unroll 8
-        for (int v = 0; v < vecs; v++) column[v] = *(const vec *)(b + k * stride_b + v * LANES);
+        for (int v = 0; v < vecs; v++) right[v] = *(const vec *)(b + k * columns + column + v * LANES);
 #pragma GCC unroll 8
         for (int r = 0; r < ROWS; r++) {
 #pragma GCC unroll 8
-            for (int v = 0; v < vecs; v++) sum[r][v] += row[r][k] * column[v];
+            for (int v = 0; v < vecs; v++) sum[r][v] = multiply_add(a.half, sum[r][v], row[r][k], right[v]);
         }
     }
 #pragma GCC unroll 8
     for (int r = 0; r < ROWS; r++) {
 #pragma GCC unroll 8
         for (int v = 0; v < vecs; v++) {
-            const int64_t at = list[r] * stride_b + v * LANES;
+            const int64_t at = list[r] * columns + column + v * LANES;
             vec value = sum[r][v];
             if (finish == SINE || finish == LEAKY) {
                 if (extra) *(vec *)(extra + at) = value;
                 activate(finish, parameter, value, &value, 0, beyond);
             }
-            if (finish == SCALE) value *= *(const vec *)(extra + r * stride_b + v * LANES);
-            *(vec *)(out + at) = value;
+            if (finish == SCALE) value *= *(const vec *)(extra + r * columns + column + v * LANES);
+            store(out.half, out.rows, at, value);
         }
     }
 }
-
 static inline __attribute__((always_inline)) int product_as(
-    Finish finish, float parameter, const int32_t *list, int64_t rows, const float *a, int64_t stride_a, int64_t depth,
-    const float *b, int64_t columns, const float *bias, float *extra, float *out) {
+    Finish finish, float parameter, const int32_t *list, int64_t rows, const Left a, const float *b, int64_t columns,
+    const float *bias, float *extra, const Out out) {
     ivec beyond = {0};
     for (int64_t c = 0; c < columns;) {
         const int wide = columns - c >= VECS * LANES;
-        const float *bias_c = bias ? bias + c : 0;
-        float *extra_c = extra ? extra + c : 0;
         for (int64_t r = 0; r < rows; r += ROWS) {
-            float *extra_r = finish == SCALE ? extra_c + r * columns : extra_c;
+            float *extra_r = finish == SCALE ? extra + r * columns : extra;
             if (wide)
-                product_block(finish, parameter, VECS, list + r, a, stride_a, depth, b + c, columns, bias_c, extra_r,
-                              out + c, &beyond);
+                product_block(finish, parameter, VECS, list + r, a, b, columns, c, bias, extra_r, out, &beyond);
             else
-                product_block(finish, parameter, 1, list + r, a, stride_a, depth, b + c, columns, bias_c, extra_r,
-                              out + c, &beyond);
+                product_block(finish, parameter, 1, list + r, a, b, columns, c, bias, extra_r, out, &beyond);
         }
         c += wide ? VECS * LANES : LANES;
     }
     return any(beyond);
 }
+/* Each combination of halves and floats with a loop of its own. */
+static inline __attribute__((always_inline)) int product_of(
+    Finish finish, float parameter, const int32_t *list, int64_t rows, Left a, const float *b, int64_t columns,
+    const float *bias, float *extra, Out out) {
+#if HAS_HALF
+    if (a.half && out.half) {
+        a.half = out.half = 1;
+        return product_as(finish, parameter, list, rows, a, b, columns, bias, extra, out);
+    }
+    if (a.half) {
+        a.half = 1, out.half = 0;
+        return product_as(finish, parameter, list, rows, a, b, columns, bias, extra, out);
+    }
+    if (out.half) {
+        a.half = 0, out.half = 1;
+        return product_as(finish, parameter, list, rows, a, b, columns, bias, extra, out);
+    }
+#endif
+    a.half = out.half = 0;
+    return product_as(finish, parameter, list, rows, a, b, columns, bias, extra, out);
+}
 
-/* The listed rows of a times b, for `columns` (a multiple of PAD, and the row length of extra and out) columns; the other
- * arguments as above. Returns whether a phase was beyond the fast sine. */
-static int product(Finish finish, float parameter, const int32_t *list, int64_t rows, const float *a, int64_t stride_a,
-                   int64_t depth, const float *b, int64_t columns, const float *bias, float *extra, float *out) {
-    switch (finish) { /* each with a loop of its own */
-    case SINE: return product_as(SINE, parameter, list, rows, a, stride_a, depth, b, columns, bias, extra, out);
-    case LEAKY: return product_as(LEAKY, parameter, list, rows, a, stride_a, depth, b, columns, bias, extra, out);
-    case SCALE: return product_as(SCALE, 0, list, rows, a, stride_a, depth, b, columns, bias, extra, out);
-    default: return product_as(PLAIN, 0, list, rows, a, stride_a, depth, b, columns, bias, 0, out);
+/* The listed rows of a times b [depth][columns], plus bias [columns], finished, into the same rows of out; columns is a
+ * multiple of PAD and the row length of extra and out. Returns whether a phase was beyond the fast sine. */
+static int product(Finish finish, float parameter, const int32_t *list, int64_t rows, Left a, const float *b,
+                   int64_t columns, const float *bias, float *extra, Out out) {
+    switch (finish) {
+    case SINE: return product_of(SINE, parameter, list, rows, a, b, columns, bias, extra, out);
+    case LEAKY: return product_of(LEAKY, parameter, list, rows, a, b, columns, bias, extra, out);
+    case SCALE: return product_of(SCALE, 0, list, rows, a, b, columns, bias, extra, out);
+    default: return product_of(PLAIN, 0, list, rows, a, b, columns, bias, 0, out);
     }
 }
 
-/* OUT_ROWS columns of g's listed rows against `vecs` vectors of columns of x's rows, summed over the rows, then added to
- * sums: sums of sums round less. */
+/* OUT_ROWS columns of g against `vecs` vectors of columns of x, summed over the rows, then added to sums: sums of sums
+ * round less. Rows of words; of halves each is a pair of rows, column by column. */
 static inline __attribute__((always_inline)) void outer_block(
-    int vecs, const int32_t *list, int64_t rows, const float *g, int64_t stride_g, const float *x, int64_t stride_x,
-    float *sums) {
+    int half, int vecs, int64_t rows, const float *g, int64_t stride_g, const float *x, int64_t stride_x, float *sums) {
     vec sum[OUT_ROWS][VECS] = {0};
     for (int64_t r = 0; r < rows; r++) {
-        const float *gr = g + list[r] * stride_g, *xr = x + r * stride_x;
-        vec column[VECS];
+        vec right[VECS];
 #pragma GCC unroll 8
-        for (int v = 0; v < vecs; v++) column[v] = *(const vec *)(xr + v * LANES);
+        for (int v = 0; v < vecs; v++) right[v] = *(const vec *)(x + r * stride_x + v * LANES);
 #pragma GCC unroll 8
         for (int o = 0; o < OUT_ROWS; o++) {
 #pragma GCC unroll 8
-            for (int v = 0; v < vecs; v++) sum[o][v] += gr[o] * column[v];
+            for (int v = 0; v < vecs; v++) sum[o][v] = multiply_add(half, sum[o][v], g[r * stride_g + o], right[v]);
         }
     }
 #pragma GCC unroll 8
@@ -310,35 +394,55 @@ static inline __attribute__((always_inline)) void outer_block(
         for (int v = 0; v < vecs; v++) *(vec *)(sums + o * stride_x + v * LANES) += sum[o][v];
     }
 }
-
-/* sums [out to OUT_ROWS][in] += g^T x: the listed rows of g (stride_g columns), the rows of x (`in` columns, a multiple of
- * PAD). */
-static void outer(const int32_t *list, int64_t rows, const float *g, int64_t stride_g, int64_t out, const float *x,
-                  int64_t in, float *sums) {
+static inline __attribute__((always_inline)) void outer_as(int half, int64_t rows, const float *g, int64_t stride_g,
+                                                           int64_t out, const float *x, int64_t in, float *sums) {
     for (int64_t i = 0; i < in;) {
         const int wide = in - i >= VECS * LANES;
         for (int64_t o = 0; o < out; o += OUT_ROWS) {
             if (wide)
-                outer_block(VECS, list, rows, g + o, stride_g, x + i, in, sums + o * in + i);
+                outer_block(half, VECS, rows, g + o, stride_g, x + i, in, sums + o * in + i);
             else
-                outer_block(1, list, rows, g + o, stride_g, x + i, in, sums + o * in + i);
+                outer_block(half, 1, rows, g + o, stride_g, x + i, in, sums + o * in + i);
         }
         i += wide ? VECS * LANES : LANES;
     }
 }
+/* sums [out to OUT_ROWS][in] += g^T x over rows of words: g [rows][stride_g], x [rows][in], in a multiple of PAD. */
+static void outer(int half, int64_t rows, const float *g, int64_t stride_g, int64_t out, const float *x, int64_t in,
+                  float *sums) {
+    if (half)
+        outer_as(1, rows, g, stride_g, out, x, in, sums);
+    else
+        outer_as(0, rows, g, stride_g, out, x, in, sums);
+}
+
+/* A vector from place `at` of x, floats or halves. */
+static inline __attribute__((always_inline)) vec load(int half, const float *x, int64_t at) {
+#if HAS_HALF
+    if (half) {
+        __m256i words = _mm256_loadu_si256((const __m256i *)((const uint16_t *)x + at));
+        return (vec)_mm512_slli_epi32(_mm512_cvtepu16_epi32(words), 16);
+    }
+#endif
+    (void)half;
+    return *(const vec *)(x + at);
+}
 
 /* sums [columns] += all rows of g [rows][columns], columns a multiple of LANES; by sums of sums too. */
-static void add_rows(const float *g, int64_t rows, int64_t columns, float *sums) {
+static void add_rows(int half, const float *g, int64_t rows, int64_t columns, float *sums) {
     for (int64_t c = 0; c < columns; c += LANES) {
         vec total = {0};
         for (int64_t from = 0; from < rows; from += 16) {
             vec sum = {0};
-            for (int64_t r = from; r < min(from + 16, rows); r++) sum += *(const vec *)(g + r * columns + c);
+            for (int64_t r = from; r < min(from + 16, rows); r++) sum += load(half, g, r * columns + c);
             total += sum;
         }
         *(vec *)(sums + c) += total;
     }
 }
+
+/* Whether `half` may be set. */
+int loe_has_half(void) { return HAS_HALF; }
 
 /* ---- forward ---- */
 
@@ -400,29 +504,34 @@ void loe_forward(const Network *net, const float *coords, const float *x, uint16
             const int64_t first = chunk * size, rows = min(size, net->points - first);
             const float *input = x + first * in;
             for (int64_t level = 0; level < levels; level++) {
-                const int64_t depth = inputs(net, level), stride = level == 0 ? in : width;
                 const float *matrices = packed + packed_start(net, level, 0), *b = bias + level * most;
+                const int64_t matrix = packed_matrix(net, level, 0);
+                const Left a = level == 0         ? (Left){input, in, in, 0}
+                               : half(net, level) ? (Left){input, width / 2, width / 2, 1}
+                                                  : (Left){input, width, net->width, 0};
                 uint16_t *expert = index + level * net->points + first;
                 float *kept = z ? z + (level * net->points + first) * width : 0;
                 expert_index(net, level, coords + first * net->dim, rows, next, expert);
                 list_rows(expert, rows, net->experts, list, starts, counts, room);
                 int beyond = 0;
                 for (int64_t e = 0; e < net->experts; e++)
-                    beyond |= product(net->activation, net->parameter, list + starts[e], counts[e], input, stride, depth,
-                                      matrices + e * depth * width, width, b, kept, next);
+                    beyond |= product(net->activation, net->parameter, list + starts[e], counts[e], a,
+                                      matrices + e * matrix, width, b, kept, (Out){next, half(net, level + 1)});
                 if (beyond) { /* rare: once more, without the fast sine */
                     for (int64_t e = 0; e < net->experts; e++)
-                        product(PLAIN, 0, list + starts[e], counts[e], input, stride, depth,
-                                matrices + e * depth * width, width, b, 0, next);
+                        product(PLAIN, 0, list + starts[e], counts[e], a, matrices + e * matrix, width, b, 0,
+                                (Out){next, 0});
                     activate_exactly(net->parameter, next, rows * width, next, 0);
+                    if (half(net, level + 1))
+                        for (int64_t k = 0; k < rows * width; k++) ((uint16_t *)next)[k] = (uint16_t)to_half(next[k]);
                 }
                 input = next;
                 float *swap = here;
                 here = next, next = swap;
             }
             list_all(rows, list, starts, counts);
-            product(PLAIN, 0, list, rows, input, width, net->width, packed + packed_start(net, levels, 0),
-                    pad(channels), bias + levels * most, 0, next);
+            product(PLAIN, 0, list, rows, (Left){input, width, net->width, 0}, packed + packed_start(net, levels, 0),
+                    pad(channels), bias + levels * most, 0, (Out){next, 0});
             for (int64_t r = 0; r < rows; r++)
                 memcpy(out + (first + r) * channels, next + r * pad(channels), channels * sizeof(float));
         }
@@ -439,7 +548,7 @@ static int64_t sums_start(const Network *net, int64_t layer) {
         start += experts(net, i) * sum_rows(outputs(net, i)) * pad(inputs(net, i)) + pad(outputs(net, i));
     return start;
 }
-static int64_t lists_at(const Network *net) { return (2 * chunk_size(net) + 2 * GROUP) * widest(net); }
+static int64_t lists_at(const Network *net) { return (2 * chunk_size(net) + 4 * GROUP) * widest(net); }
 static int64_t sums_at(const Network *net) { return lists_at(net) + list_size(net) + 3 * net->experts; }
 static int64_t backward_room_size(const Network *net) { return sums_at(net) + sums_start(net, net->levels + 1); }
 
@@ -467,13 +576,34 @@ static inline __attribute__((always_inline)) void activate_rows(Finish kind, flo
             activate_exactly(parameter, z + list[r] * columns, columns, value + r * columns, slope + r * columns);
 }
 
-/* The listed rows of x [.., n], filled up with zeros, into value [rows][columns]. */
-static void copy_rows(const int32_t *list, int64_t rows, const float *x, int64_t n, int64_t columns, float *value) {
+/* The listed rows of x [.., n], filled up with zeros, into to [rows][columns]. */
+static void copy_rows(const int32_t *list, int64_t rows, const float *x, int64_t n, int64_t columns, float *to) {
     for (int64_t r = 0; r < rows; r++) {
-        memcpy(value + r * columns, x + list[r] * n, n * sizeof(float));
-        memset(value + r * columns + n, 0, (columns - n) * sizeof(float));
+        memcpy(to + r * columns, x + list[r] * n, n * sizeof(float));
+        memset(to + r * columns + n, 0, (columns - n) * sizeof(float));
     }
 }
+
+#if HAS_HALF
+/* Rows x [rows][columns] two by two into words [(rows + 1) / 2][columns], a missing last row as zeros; to may be x. */
+static void pair_rows(const float *x, int64_t rows, int64_t columns, float *to) {
+    for (int64_t r = 0; r < rows; r += 2)
+        for (int64_t c = 0; c < columns; c += LANES) {
+            vec second = r + 1 < rows ? *(const vec *)(x + (r + 1) * columns + c) : (vec){0};
+            *(vec *)(to + r / 2 * columns + c) = pairs(halves(*(const vec *)(x + r * columns + c)), halves(second));
+        }
+}
+/* The same of the listed rows of halves. */
+static void pair_listed_rows(const int32_t *list, const float *x, int64_t rows, int64_t columns, float *to) {
+    const uint16_t *from = (const uint16_t *)x;
+    for (int64_t r = 0; r < rows; r += 2)
+        for (int64_t c = 0; c < columns; c += LANES) {
+            __m256i first = _mm256_loadu_si256((const __m256i *)(from + list[r] * columns + c)), second = {0};
+            if (r + 1 < rows) second = _mm256_loadu_si256((const __m256i *)(from + list[r + 1] * columns + c));
+            *(vec *)(to + r / 2 * columns + c) = pairs(first, second);
+        }
+}
+#endif
 
 /* Gradients from the output's, grad_out [points, out_features].
  *
@@ -494,7 +624,8 @@ void loe_backward(const Network *net, const float *x, const uint16_t *index, con
                 pack_expert(net, k / net->experts, k % net->experts, 1, packed);
         float *room = rooms + thread_number() * room_size;
         float *grad = room, *before = grad + size * most; /* by a layer's product, and by that of the layer before */
-        float *value = before + size * most, *slope = value + GROUP * most;
+        float *value = before + size * most, *slope = value + GROUP * most; /* of a group: its input and act' there, */
+        float *mine = slope + GROUP * most;                                 /* and its rows of grad */
         int32_t *list = (int32_t *)(room + lists_at(net)), *starts = list + list_size(net);
         int32_t *counts = starts + net->experts, *next = counts + net->experts;
         float *sums = room + sums_at(net);
@@ -512,6 +643,8 @@ void loe_backward(const Network *net, const float *x, const uint16_t *index, con
                 const float *input = layer == 0 ? x + first * in : z + ((layer - 1) * net->points + first) * width;
                 const float *matrix =
                     packed_size(net, layer, 1) ? packed + packed_start(net, layer, 1) : net->weight[layer];
+                const int is_half = half(net, layer);
+                const Left a = is_half ? (Left){grad, pad(out) / 2, pad(out) / 2, 1} : (Left){grad, pad(out), out, 0};
                 float *sum = sums + sums_start(net, layer);
                 if (layer < levels)
                     list_rows(index + layer * net->points + first, rows, net->experts, list, starts, counts, next);
@@ -529,16 +662,27 @@ void loe_backward(const Network *net, const float *x, const uint16_t *index, con
                             activate_rows(SINE, net->parameter, part, filled, input, columns, value, slope);
                         else
                             activate_rows(LEAKY, net->parameter, part, filled, input, columns, value, slope);
-                        if (grad_weight) outer(part, group, grad, pad(out), out, value, columns, sum);
+                        if (grad_weight && !is_half) {
+                            copy_rows(part, group, grad, pad(out), pad(out), mine);
+                            outer(0, group, mine, pad(out), out, value, columns, sum);
+                        }
+#if HAS_HALF
+                        if (grad_weight && is_half) {
+                            pair_listed_rows(part, grad, group, pad(out), mine);
+                            pair_rows(value, group, columns, value);
+                            outer(1, (group + 1) / 2, mine, pad(out), out, value, columns, sum);
+                        }
+#endif
                         if (layer > 0)
-                            product(SCALE, 0, part, group, grad, pad(out), out, matrix, columns, 0, slope, before);
+                            product(SCALE, 0, part, group, a, matrix, columns, 0, slope,
+                                    (Out){before, half(net, layer - 1)});
                         else if (grad_x)
-                            product(PLAIN, 0, part, group, grad, pad(out), out, matrix, columns, 0, 0, before);
+                            product(PLAIN, 0, part, group, a, matrix, columns, 0, 0, (Out){before, 0});
                     }
                     sum += sum_rows(out) * columns;
-                    matrix += out * columns;
+                    matrix += packed_matrix(net, layer, 1);
                 }
-                if (grad_bias) add_rows(grad, rows, pad(out), sum);
+                if (grad_bias) add_rows(is_half, grad, rows, pad(out), sum);
                 float *swap = grad;
                 grad = before, before = swap;
             }

@@ -48,6 +48,8 @@ class NetworkShape(NamedTuple):
     tile_size: int
     activation: Literal["sine", "leaky_relu", "relu"]
     omega_0: float
+    half: bool = False
+    """Whether layers between the first and the head multiply in bf16."""
 
 
 class _Network(ctypes.Structure):
@@ -55,7 +57,8 @@ class _Network(ctypes.Structure):
 
     _fields_ = (
         *((name, ctypes.c_int64) for name in ("points", "dim", "tile_size", "experts", "levels")),
-        *((name, ctypes.c_int64) for name in ("in_features", "width", "out_features", "threads", "activation")),
+        *((name, ctypes.c_int64) for name in ("in_features", "width", "out_features")),
+        *((name, ctypes.c_int64) for name in ("half", "threads", "activation")),
         ("parameter", ctypes.c_double),
         *((name, ctypes.c_void_p) for name in ("alpha", "beta", "weight", "bias")),
     )
@@ -102,6 +105,12 @@ def why_unavailable() -> str | None:
     except Unavailable as error:
         return str(error)
     return None
+
+
+@functools.cache
+def has_bf16() -> bool:
+    """Whether this processor multiplies bf16 numbers (AVX-512 BF16) and the kernels use it."""
+    return available() and bool(library().loe_has_half())
 
 
 def _compiler() -> list[str]:
@@ -187,6 +196,7 @@ class Call:
             x.shape[1],
             self._width,
             self._channels,
+            shape.half,
             torch.get_num_threads(),
             *_ACTIVATIONS[shape.activation](shape.omega_0),
             *(ctypes.cast(kept, ctypes.c_void_p) for kept in self._kept),
