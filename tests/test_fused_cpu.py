@@ -181,15 +181,15 @@ def test_bf16_under_autocast(options):
     coords = torch.rand(1001, options.get("dim", 2))
     cotangent = torch.randn(1001, options.get("out_features", 1))
     truth = results(make("reference", torch.float64, **options), coords.double(), cotangent.double())
-    fields = {name: make(name, **options) for name in ("cpu", "reference")}
+    fields = {name: make(name, **options) for name in ("cpu", "torch")}
     found = {}
     for name, field in fields.items():
         with torch.autocast("cpu", dtype=torch.bfloat16):
             found[name] = results(field, coords, cotangent)
-    for true, plain, fast in zip(truth, found["reference"], found["cpu"]):
+    for true, plain, fast in zip(truth, found["torch"], found["cpu"]):
         assert fast.dtype == torch.float32
         error, budget = (got.double() - true for got in (fast, plain))
-        assert error.square().mean().sqrt() <= 2 * budget.square().mean().sqrt() + 1e-6 * true.abs().max()
+        assert error.square().mean().sqrt() <= 2 * budget.square().mean().sqrt() + 1e-5 * true.abs().max()
 
 
 @needs_bf16
