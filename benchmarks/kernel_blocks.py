@@ -1,6 +1,6 @@
 """One level in Triton, cut in different ways: which entries `kernels.level` should have in its tables.
 
-    python benchmarks/kernel_blocks.py --precision bf16 --width 64 --experts 4
+    python -m benchmarks.kernel_blocks --precision bf16 --width 64 --experts 4
 
 Needs a CUDA GPU. Every cut is checked against the first one before it is timed; times are medians with the cache
 emptied in between, and the bytes that must move (x and y; x, grad_y and grad_x) divided by them.

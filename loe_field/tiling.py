@@ -85,9 +85,12 @@ def num_experts(tile_size: int, dim: int) -> int:
     return tile_size**dim
 
 
-@functools.lru_cache(maxsize=64)
+@functools.cache
 def _constants(levels: tuple[Level, ...], dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor | None]:
-    """Alpha and beta as tensors [levels], beta None if all are 0; kept, for a copy to a GPU makes the host wait."""
+    """Alpha and beta as tensors [levels], beta None if all are 0.
+
+    Kept for good: a copy to a GPU makes the host wait, and a CUDA graph may read them whenever it is replayed.
+    """
     with torch.inference_mode(False), torch.no_grad():
         alpha = torch.tensor([level.alpha for level in levels], dtype=dtype, device=device)
         beta = torch.tensor([level.beta for level in levels], dtype=dtype, device=device)

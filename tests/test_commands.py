@@ -97,6 +97,19 @@ def test_resume_counts_steps_absolutely(fitted, small_picture, tmp_path):
     assert "(100 %)" in done.stdout
 
 
+def test_a_checkpoint_of_a_gpu_goes_on_without_one(fitted, small_picture, tmp_path):
+    """Its optimizer states say how they were computed there; here they are computed as this machine does it."""
+    (path,) = (fitted[0] / "nerfstudio_models").iterdir()
+    state = torch.load(path, weights_only=True)
+    for group in state["optimizers"]["fields"]["param_groups"]:
+        group |= {"fused": True, "capturable": True}
+    torch.save(state, tmp_path / path.name)
+    options = ("--data", small_picture, "--output-dir", tmp_path / "out", "--load-checkpoint", tmp_path / path.name)
+    done = run("ns-train", "loe-image", *options, "--max-num-iterations", 302, "--machine.device-type", "cpu", *FAST)
+    assert done.returncode == 0, done.stderr
+    assert read_metrics(run_folder(tmp_path / "out"))["num_steps"] == 302
+
+
 def test_a_finished_run_is_evaluated_again(call, fitted, small_picture, tmp_path):
     folder = fit(call, small_picture, tmp_path, "--load-dir", fitted[0] / "nerfstudio_models",
                  "--max-num-iterations", 300)  # fmt: skip

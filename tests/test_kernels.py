@@ -13,8 +13,9 @@ import sys
 import numpy as np
 import pytest
 import torch
+from torch.autograd import gradcheck, gradgradcheck
 
-from loe_field import LoEMLP, PositionalEncoding
+from loe_field import Level, LoEMLP, PositionalEncoding, position_dependent_linear
 from loe_field.fused_triton import expert_linear, forward_levels
 from loe_field.optim import orthogonalize
 from loe_field.segments import expert_rows
@@ -475,3 +476,41 @@ def test_wrong_arguments(change, words):
     arguments |= change
     with pytest.raises(ValueError, match=words):
         expert_linear(**{k: v if v is None else v.to(DEVICE) for k, v in arguments.items()}, precision="ieee")
+
+
+@kernels
+@pytest.mark.parametrize("tile_size", [1, 2])
+def test_behind_the_public_names(tile_size):
+    """LoEMLP and position_dependent_linear with implementation="triton", any batch shape, rows given or not."""
+    torch.manual_seed(0)
+    options = {"num_layers": 3, "layer_width": 16, "num_frequencies": 2, "tile_size": tile_size}
+    field, plain = (LoEMLP(implementation=name, **options).to(DEVICE) for name in ("triton", "reference"))
+    plain.load_state_dict(field.state_dict())
+    assert field.resolved_implementation == "triton"
+    points = torch.rand(3, 15, 2, device=DEVICE)
+    for rows in (None, field.expert_rows(points)):
+        torch.testing.assert_close(field(points, rows), plain(points), atol=1e-5, rtol=1e-5)
+    assert field(points[:0]).shape == (0, 15, 1)
+
+    x = torch.randn(3, 15, 5, device=DEVICE)
+    weight, bias = torch.randn(tile_size**2, 4, 5, device=DEVICE), torch.randn(4, device=DEVICE)
+    out, expected = (
+        position_dependent_linear(x, points, weight, bias, Level(4.0), tile_size=tile_size, implementation=name)
+        for name in ("triton", "reference")
+    )
+    torch.testing.assert_close(out, expected, atol=1e-5, rtol=1e-5)
+
+
+@kernels
+@pytest.mark.filterwarnings("ignore:Input #:UserWarning")  # that it is not fp64: the kernels are not
+def test_gradcheck():
+    """Numerical derivatives with steps that fp32 can tell; the error budget above is the sharper test."""
+    x, weight, bias, index, _ = make_case(6, 3, 4, 2, "ieee")
+    leaves = [t.requires_grad_() for t in (x, weight, bias)]
+    order, starts = rows_of(index, 2)
+
+    def level(x, weight, bias):
+        return expert_linear(x, weight, bias, order, starts, activation="sine", omega_0=1.5, precision="ieee")
+
+    assert gradcheck(level, leaves, eps=1e-2, atol=2e-3, rtol=2e-3)
+    assert gradgradcheck(level, leaves, eps=1e-2, atol=5e-3, rtol=5e-3)

@@ -93,7 +93,6 @@ class LoEImageModel(Model):
             )
         except ValueError as error:
             raise InputError(f"{error} (an option of --pipeline.model)") from None
-        self._grouped: tuple[Tensor, ExpertRows] | None = None
         size = torch.tensor([self.width, self.height], dtype=torch.float32)
         self.register_buffer("picture_size", size, persistent=False)
 
@@ -104,15 +103,9 @@ class LoEImageModel(Model):
         groups = {"experts": experts, "fields": [p for p in self.field.parameters() if id(p) not in chosen]}
         return {name: params for name, params in groups.items() if params}  # type: ignore[return-value]
 
-    def get_outputs(self, ray_bundle: Tensor) -> dict[str, Tensor]:  # type: ignore[override]
-        """Pixel positions [..., 2] in pixels to {"rgb": colours [..., channels]}, not clamped."""
-        places = ray_bundle / self.picture_size
-        if self.field.resolved_implementation != "triton":
-            return {"rgb": self.field(places)}
-        # The whole picture at every step is one and the same tensor: grouped by expert once.
-        if self._grouped is None or self._grouped[0] is not ray_bundle:
-            self._grouped = ray_bundle, self.field.expert_rows(places)
-        return {"rgb": self.field(places, self._grouped[1])}
+    def get_outputs(self, ray_bundle: Tensor, rows: ExpertRows | None = None) -> dict[str, Tensor]:  # type: ignore[override]
+        """Pixel positions [..., 2] in pixels to {"rgb": colours [..., channels]}, not clamped; see LoEMLP for rows."""
+        return {"rgb": self.field(ray_bundle / self.picture_size, rows)}
 
     def get_loss_dict(
         self, outputs: dict[str, Tensor], batch: dict[str, Tensor], metrics_dict: dict[str, Tensor] | None = None

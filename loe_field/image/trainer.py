@@ -1,6 +1,7 @@
 """The Trainer of a picture: cheap evaluation, and a report at the end."""
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +15,7 @@ from loe_field.image.datamanager import ImageDataManagerConfig, default_picture
 from loe_field.image.pipeline import ImagePipeline, ImagePipelineConfig
 from loe_field.image.report import environment, write_report
 from loe_field.optim import orthogonalize
+from loe_field.segments import ExpertRows
 from loe_field.training.graphed import GraphedStep
 from loe_field.training.optimizers import AdamConfig, MuonConfig
 from loe_field.training.trainer import LoETrainer, LoETrainerConfig, training_precision
@@ -87,12 +89,19 @@ class ImageTrainer(LoETrainer):
             and all(group["optimizer"].max_norm is None for group in groups)
         )
 
+    @cached_property
+    def _whole_rows(self) -> ExpertRows:
+        """The whole picture's pixels by expert: grouped once, and kept for as long as a graph may read them."""
+        model = self.pipeline.model
+        return model.field.expert_rows(self.pipeline.datamanager.pixels.batch(0)[0] / model.picture_size)
+
     def _loss(self, index: Tensor | None = None) -> Tensor:
         """The loss over pixels numbered row by row, or over the whole picture."""
         pixels, model = self.pipeline.datamanager.pixels, self.pipeline.model
         centers, colours = pixels.batch(0) if index is None else pixels.at(index)
+        rows = self._whole_rows if index is None else None
         with torch.autocast(self.device.split(":")[0], enabled=self.mixed_precision):
-            losses = model.get_loss_dict(model(centers), {"image": colours})
+            losses = model.get_loss_dict(model.get_outputs(centers, rows), {"image": colours})
         return sum(losses.values(), torch.zeros((), device=centers.device))
 
     def prepare(self) -> None:

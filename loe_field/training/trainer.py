@@ -24,6 +24,7 @@ from nerfstudio.engine.trainer import Trainer, TrainerConfig
 from nerfstudio.utils import writer
 from nerfstudio.utils.decorators import check_main_thread
 from nerfstudio.utils.rich_utils import CONSOLE
+from torch.optim import Optimizer
 
 from loe_field.errors import InputError
 from loe_field.training.allocator import keep_freed_memory
@@ -313,6 +314,9 @@ class LoETrainer(Trainer):
             return
         state = read_checkpoint(path)
         self.pipeline.load_pipeline(state["pipeline"], state["step"])
+        for name, saved in state["optimizers"].items():
+            if name in optimizers.optimizers:
+                _keep_ways(saved, optimizers.optimizers[name])
         try:
             optimizers.load_optimizers(state["optimizers"])
             if config.load_scheduler:
@@ -347,6 +351,12 @@ class LoETrainer(Trainer):
 
     def _check_viewer_warnings(self) -> None:
         """The host warns that nothing is evaluated without a logger; here everything is."""
+
+
+def _keep_ways(saved: dict[str, Any], optimizer: Optimizer) -> None:
+    """Put this device's ways of computing into a saved state: the run may have been on another one."""
+    for group, mine in zip(saved["param_groups"], optimizer.param_groups):
+        group |= {name: mine[name] for name in ("fused", "capturable", "foreach") if name in mine}
 
 
 @contextmanager
