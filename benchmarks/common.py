@@ -94,6 +94,14 @@ def relative_error(got: Sequence[Tensor], true: Sequence[Tensor]) -> float:
     return worst
 
 
+def select(cases: list[Case], names: Sequence[str] | None) -> list[Case]:
+    """The cases of these names; all for None."""
+    for name in names or ():
+        if name not in [case.name for case in cases]:
+            sys.exit(f"error: no implementation {name!r}: there are {', '.join(case.name for case in cases)}")
+    return [case for case in cases if names is None or case.name in names]
+
+
 def synchronize(device: torch.device) -> None:
     """Wait for the device."""
     if device.type == "cuda":

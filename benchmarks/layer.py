@@ -19,6 +19,7 @@ from benchmarks.common import (
     measure,
     relative_error,
     rows_of,
+    select,
     set_up,
     show,
     write,
@@ -97,6 +98,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=30)
     parser.add_argument("--threads", type=int)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--implementations", nargs="+", help="only these")
     parser.add_argument("--output", type=Path, help="CSV to append to")
     arguments = parser.parse_args()
     device = set_up(arguments.device, arguments.threads, arguments.precision)
@@ -106,7 +108,8 @@ def main() -> None:
             for tile_size in arguments.tile_size:
                 size = (points, width, arguments.dim, tile_size, arguments.precision, device)
                 settings = dict(zip(("points", "width", "dim", "tile_size", "precision"), size))
-                done = measure(cases(*size), arguments.precision, device, arguments.repeats)
+                chosen = select(cases(*size), arguments.implementations)
+                done = measure(chosen, arguments.precision, device, arguments.repeats)
                 rows += rows_of(done, settings, against="dense", precision=arguments.precision, device=device)
     show(rows, ["implementation", "points", "width", "tile_size", "p20_ms", "median_ms", "p80_ms", "times_dense",
                 "gflop_per_s", "gb_per_s", "times_floor", "peak_mib"])  # fmt: skip

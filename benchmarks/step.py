@@ -14,7 +14,18 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from benchmarks.common import Case, DenseSine, masked_linear, measure, relative_error, rows_of, set_up, show, write
+from benchmarks.common import (
+    Case,
+    DenseSine,
+    masked_linear,
+    measure,
+    relative_error,
+    rows_of,
+    select,
+    set_up,
+    show,
+    write,
+)
 from loe_field import LoEMLP, expert_index
 from loe_field.optim import Muon
 from loe_field.training.graphed import GraphedStep
@@ -186,6 +197,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=30)
     parser.add_argument("--threads", type=int)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--implementations", nargs="+", help="only these")
     parser.add_argument("--output", type=Path, help="CSV to append to")
     arguments = parser.parse_args()
     device = set_up(arguments.device, arguments.threads, arguments.precision)
@@ -194,7 +206,8 @@ def main() -> None:
         for tile_size in arguments.tile_size:
             size = (arguments.what, points, arguments.width, arguments.dim, tile_size, arguments.precision)
             settings = dict(zip(("what", "points", "width", "dim", "tile_size", "precision"), size))
-            done = measure(cases(*size, device), arguments.precision, device, arguments.repeats)
+            chosen = select(cases(*size, device), arguments.implementations)
+            done = measure(chosen, arguments.precision, device, arguments.repeats)
             rows += rows_of(done, settings, against="dense", precision=arguments.precision, device=device)
     show(rows, ["implementation", "what", "points", "dim", "tile_size", "p20_ms", "median_ms", "p80_ms", "times_dense",
                 "gflop_per_s", "gb_per_s", "times_floor", "peak_mib"])  # fmt: skip

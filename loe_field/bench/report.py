@@ -1,0 +1,158 @@
+"""What a suite leaves behind: results.csv, table.md, curves.png and a page of pictures, rewritten after every run."""
+
+import csv
+import html
+import io
+import os
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from loe_field.bench.runner import Outcome
+from loe_field.bench.suite import Suite
+from loe_field.files import write_whole
+
+_HEADS = {
+    "psnr": "PSNR, final (dB)",
+    "psnr_best": "PSNR, peak (dB)",
+    "psnr_unrounded": "PSNR, unrounded (dB)",
+    "ssim": "SSIM",
+    "num_parameters": "parameters",
+    "parameters_per_target": "per target",
+    "macs_per_pixel": "multiply-adds per pixel",
+    "num_steps": "steps",
+    "train_seconds": "seconds",
+    "seconds_to_target": "seconds to target",
+}
+_DIGITS = {"psnr": 2, "psnr_best": 2, "psnr_unrounded": 2, "ssim": 4, "parameters_per_target": 3}
+
+
+def write_report(folder: Path, suite: Suite, outcomes: Sequence[Outcome], searches: Sequence[Outcome]) -> None:
+    """Write everything for the runs so far, each file whole or not at all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with write_whole(folder / "results.csv") as path:
+        path.write_text(results_csv([*searches, *outcomes]), "utf8")
+    with write_whole(folder / "table.md") as path:
+        path.write_text(table(suite, outcomes, searches), "utf8")
+    with write_whole(folder / "curves.png") as path:
+        curves(suite, outcomes).savefig(path, dpi=120)
+    with write_whole(folder / "index.html") as path:
+        path.write_text(page(folder, suite, outcomes), "utf8")
+
+
+def results_csv(outcomes: Sequence[Outcome]) -> str:
+    """One row a run, with everything that metrics.json has; a failed run is a row with its problem."""
+    rows = []
+    for outcome in outcomes:
+        job = outcome.job
+        flat = {k: v for k, v in outcome.metrics.items() if not isinstance(v, dict)}
+        flat |= {f"version_{k}": v for k, v in outcome.metrics.get("versions", {}).items()}
+        head = {"run": job.run.name, "search_value": job.search_value, "picture": job.data.name if job.data else ""}
+        rows.append({**head, "problem": outcome.problem, "options": " ".join(job.options), **flat, "seed": job.seed})
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    file = io.StringIO()
+    writer = csv.DictWriter(file, names, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return file.getvalue()
+
+
+def table(suite: Suite, outcomes: Sequence[Outcome], searches: Sequence[Outcome]) -> str:
+    """Markdown: a row per run, mean and half the spread over seeds and pictures."""
+    lines = [f"# {suite.title}", "", *([suite.text.strip(), ""] if suite.text else [])]
+    published = any(run.published for run in suite.runs)
+    heads = [
+        "",
+        *(["published"] if published else []),
+        *[_HEADS.get(c, c.replace("_", " ")) for c in suite.columns],
+        "runs",
+    ]
+    lines += ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    for run in suite.runs:
+        mine = [o for o in outcomes if o.job.run is run]
+        done = [o for o in mine if o.metrics]
+        cells = [run.name, *([run.published] if published else [])]
+        if run.missing:
+            cells += [run.missing] + [""] * len(suite.columns)
+        else:
+            cells += [_cell(column, done) for column in suite.columns]
+            failed = [o.problem for o in mine if o.problem]
+            cells.append(f"{len(done)}" + (f", {len(failed)} failed: {failed[0]}" if failed else ""))
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    if suite.search is not None:
+        options = " and ".join(f"`{o}`" for o in suite.search.options)
+        lines += ["", f"Search over {options} with seed {suite.search.seed}, final PSNR in dB:", ""]
+        lines += ["| | " + " | ".join(f"{v:g}" for v in suite.search.values) + " |"]
+        lines += ["|---" * (len(suite.search.values) + 1) + "|"]
+        for run in suite.runs:
+            cells = [
+                _cell("psnr", [o for o in searches if o.job.run is run and o.job.search_value == v and o.metrics])
+                for v in suite.search.values
+            ]
+            lines.append(f"| {run.name} | " + " | ".join(cells) + " |")
+    where = {f"{m['device']}, torch {m['versions']['torch']}, {m['precision']}" for o in outcomes if (m := o.metrics)}
+    lines += ["", f"Seeds {', '.join(map(str, suite.seeds))}. {'; '.join(sorted(where))}.", ""]
+    return "\n".join(lines)
+
+
+def _cell(column: str, done: Sequence[Outcome]) -> str:
+    values = [o.metrics.get(column) for o in done]
+    numbers = [float(v) for v in values if isinstance(v, int | float)]
+    if not numbers:
+        return "" if not values or values[0] is None else str(values[0])
+    digits = _DIGITS.get(column, 0 if all(v == int(v) for v in numbers) else 1)
+    spread = f" ± {(max(numbers) - min(numbers)) / 2:,.{digits}f}" if max(numbers) > min(numbers) else ""
+    return f"{statistics.fmean(numbers):,.{digits}f}{spread}"
+
+
+def curves(suite: Suite, outcomes: Sequence[Outcome]) -> Figure:
+    """PSNR against steps and against seconds: a line per run, its seeds and pictures averaged."""
+    figure = Figure(figsize=(12, 5), layout="constrained")
+    FigureCanvasAgg(figure)
+    for axes, column, label in zip(figure.subplots(1, 2, sharey=True), (0, 1), ("steps", "seconds")):
+        for run in suite.runs:
+            points = [_curve(o.folder) for o in outcomes if o.job.run is run and o.metrics]
+            points = [p for p in points if len(p)]
+            if not points:
+                continue
+            shortest = min(len(p) for p in points)
+            mean = np.mean([p[:shortest] for p in points], 0)
+            axes.plot(mean[:, column], mean[:, 2], label=run.name)
+        axes.set_xlabel(label)
+        axes.grid(alpha=0.3)
+    figure.axes[0].set_ylabel("PSNR (dB)")
+    if figure.axes[0].lines:
+        figure.axes[0].legend(fontsize="small")
+    figure.suptitle(suite.title)
+    return figure
+
+
+def _curve(folder: Path) -> np.ndarray:
+    """Steps, seconds and PSNR, [N, 3]; without infinite ones."""
+    with open(folder / "curve.csv", newline="") as file:
+        rows = [[float(row[k]) for k in ("step", "seconds", "psnr")] for row in csv.DictReader(file)]
+    points = np.array(rows).reshape(-1, 3)
+    return points[np.isfinite(points).all(1)]
+
+
+def page(folder: Path, suite: Suite, outcomes: Sequence[Outcome]) -> str:
+    """HTML: reconstruction and error map of every run, with its PSNR."""
+    figures = []
+    for outcome in outcomes:
+        if not outcome.metrics:
+            continue
+        caption = f"{outcome.job.label}: {outcome.metrics['psnr']:.2f} dB"
+        images = "".join(
+            f'<img src="{html.escape(os.path.relpath(path, folder))}" height="320">'
+            for path in (*sorted(outcome.folder.glob("reconstruction.*")), outcome.folder / "error.png")
+        )
+        figures.append(f"<figure>{images}<figcaption>{html.escape(caption)}</figcaption></figure>")
+    title = html.escape(suite.title)
+    return (
+        f'<!doctype html><meta charset="utf-8"><title>{title}</title><h1>{title}</h1>\n'
+        '<p><img src="curves.png" width="960"></p>\n' + "\n".join(figures) + "\n"
+    )

@@ -1,0 +1,165 @@
+"""What a suite's TOML file says: runs, as a base method with overrides, and how to report them."""
+
+import hashlib
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from loe_field.errors import InputError
+
+try:
+    import tomllib
+except ImportError:  # Python 3.10
+    import tomli as tomllib  # type: ignore[no-redef]
+
+Value = str | int | float | bool | list[Any]
+"""What an option is set to. The word "None" stands for None, which TOML has not."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One row of the table."""
+
+    name: str
+    overrides: Mapping[str, Value] = field(default_factory=dict)
+    """Options of ns-train by their dotted names, underscores as in Python."""
+    method: str | None = None
+    """Another method than the suite's."""
+    published: str = ""
+    """What somebody else reports for this row, as text."""
+    missing: str = ""
+    """Why there is nothing to run for this row, as text; nothing is run."""
+
+
+@dataclass(frozen=True)
+class Search:
+    """A small search that every run gets: each value with one seed, the best by final PSNR for the others."""
+
+    options: list[str]
+    """Options that are set to the value, by their dotted names."""
+    values: list[float]
+    seed: int
+    """The seed of the search; its best run counts among the seeds' if it is one of them and nothing else differs."""
+    overrides: Mapping[str, Value] = field(default_factory=dict)
+    """Options of the search's runs alone, a shorter schedule for instance."""
+
+
+@dataclass(frozen=True)
+class Suite:
+    """A TOML file."""
+
+    title: str
+    runs: list[Run]
+    method: str = "loe-image"
+    seeds: list[int] = field(default_factory=lambda: [42])
+    data: list[str] = field(default_factory=list)
+    """Pictures, relative to the TOML file; none: the method's default picture."""
+    overrides: Mapping[str, Value] = field(default_factory=dict)
+    """Options of all runs; a run's own come after them."""
+    columns: list[str] = field(default_factory=lambda: ["psnr_best", "psnr", "ssim", "num_parameters", "train_seconds"])
+    """Names of metrics.json for the table, mean and spread over seeds and pictures."""
+    text: str = ""
+    """Stands above the table."""
+    search: Search | None = None
+
+
+@dataclass(frozen=True)
+class Job:
+    """One call of ns-train."""
+
+    run: Run
+    method: str
+    data: Path | None
+    seed: int
+    overrides: Mapping[str, Value]
+    search_value: float | None = None
+    """The searched value, in runs of the search."""
+
+    @property
+    def options(self) -> list[str]:
+        """Words for ns-train, the method first."""
+        words = [self.method, "--machine.seed", str(self.seed)]
+        if self.data is not None:
+            words += ["--data", str(self.data)]
+        for name, value in self.overrides.items():
+            listed = value if isinstance(value, list) else [value]
+            words += [f"--{name.replace('_', '-')}", *(str(v) for v in listed)]
+        return words
+
+    @property
+    def key(self) -> str:
+        """Changes with whatever changes the run."""
+        return hashlib.sha256("\0".join(self.options).encode()).hexdigest()[:10]
+
+    def folder(self, root: Path) -> Path:
+        """Where its run folder lies."""
+        name = self.data.stem if self.data else "default"
+        return root / slug(self.run.name) / name / self.method / f"seed-{self.seed}-{self.key}"
+
+    @property
+    def label(self) -> str:
+        """For people."""
+        parts = [self.run.name, *([self.data.stem] if self.data else []), f"seed {self.seed}"]
+        return ", ".join(parts + ([f"{self.search_value:g}"] if self.search_value is not None else []))
+
+
+def slug(name: str) -> str:
+    """A name as a folder's."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "run"
+
+
+def read_suite(path: Path) -> Suite:
+    """Read and check a TOML file.
+
+    Raises:
+        InputError: it is not there, is not TOML, or says something that no suite has.
+    """
+    try:
+        content = tomllib.loads(path.read_text("utf8"))
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}): give a TOML file, see configs/") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not TOML: {error}") from None
+    if not isinstance(content.get("runs"), list) or not content["runs"]:
+        raise InputError(f"{path} lists no [[runs]]: a suite has at least one, with a name")
+    runs = [_build(Run, run, f"{path}, run {i + 1}", {"name"}) for i, run in enumerate(content["runs"])]
+    names = [slug(run.name) for run in runs]
+    for name in names:
+        if names.count(name) > 1:
+            raise InputError(f"{path} has {names.count(name)} runs named like {name!r}: each needs a name of its own")
+    content = {**content, "runs": runs}
+    if "search" in content:
+        content["search"] = _build(Search, content["search"], f"{path}, search", {"options", "values", "seed"})
+    return _build(Suite, content, str(path), {"title", "runs"})
+
+
+def _build(kind: Any, content: Any, where: str, needed: set[str]) -> Any:
+    known = {f.name for f in fields(kind)}
+    if not isinstance(content, dict):
+        raise InputError(f"{where} is {content!r}: a table is wanted")
+    for name in content.keys() - known:
+        raise InputError(f"{where} says {name!r}: known are {', '.join(sorted(known))}")
+    for name in sorted(needed - content.keys()):
+        raise InputError(f"{where} has no {name!r}")
+    return kind(**content)
+
+
+def jobs_of(suite: Suite, run: Run, data: Path | None, best: float | None = None) -> Iterator[Job]:
+    """The jobs of one run on one picture: its seeds, with the search's best value where there is a search."""
+    overrides = {**suite.overrides, **run.overrides}
+    if suite.search is not None and best is not None:
+        overrides |= dict.fromkeys(suite.search.options, best)
+    for seed in suite.seeds:
+        yield Job(run, run.method or suite.method, data, seed, overrides)
+
+
+def search_jobs(suite: Suite, run: Run, data: Path | None) -> Iterator[Job]:
+    """The jobs of the search for one run on one picture."""
+    if suite.search is None:
+        return
+    search = suite.search
+    for value in search.values:
+        overrides = {**suite.overrides, **run.overrides, **dict.fromkeys(search.options, value), **search.overrides}
+        yield Job(run, run.method or suite.method, data, search.seed, overrides, search_value=value)

@@ -1,0 +1,105 @@
+"""loe-bench on a small suite, through the real ns-train."""
+
+import csv
+import json
+
+import pytest
+from conftest import run
+
+SUITE = """
+title = "A small suite"
+text = "Of two runs and a half."
+seeds = [1]
+columns = ["psnr_best", "psnr", "num_steps"]
+overrides = { max_num_iterations = 12, "pipeline.model.num_layers" = 3, "pipeline.model.layer_width" = 16 }
+[[runs]]
+name = "quad tree"
+published = "99"
+overrides = { "pipeline.model.pattern" = "quad_tree" }
+[[runs]]
+name = "no such pattern"
+overrides = { "pipeline.model.pattern" = "spiral" }
+[[runs]]
+name = "another field's"
+missing = "not in yet"
+"""
+
+
+@pytest.fixture(scope="module")
+def suite(tmp_path_factory, small_picture):
+    """The suite's file, its output folder, and what the command said."""
+    folder = tmp_path_factory.mktemp("bench")
+    path = folder / "small.toml"
+    path.write_text(SUITE)
+    done = run("loe-bench", path, "--data", small_picture, "--output-dir", folder / "out")
+    return path, folder / "out", done
+
+
+def rows_of(output):
+    with open(output / "results.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_failed_run_is_a_row(suite):
+    _, output, done = suite
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    good, bad = rows_of(output)
+    assert (good["run"], good["num_steps"], good["seed"], good["problem"]) == ("quad tree", "12", "1", "")
+    assert float(good["psnr"]) > 5
+    assert good["version_torch"]
+    assert bad["problem"].startswith("exit ")
+    table = (output / "table.md").read_text()
+    assert "| quad tree | 99 | " in table
+    assert "| no such pattern |  |  |  |  | 0, 1 failed: exit " in table
+    assert "| another field's |  | not in yet |" in table
+    assert (output / "curves.png").stat().st_size > 5000
+    page = (output / "index.html").read_text()
+    assert "quad-tree/" in page
+    assert "error.png" in page
+
+
+def test_what_is_done_is_not_done_again(suite, small_picture):
+    path, output, _ = suite
+    (metrics,) = output.rglob("metrics.json")
+    before = metrics.stat().st_mtime_ns
+    again = run("loe-bench", path, "--data", small_picture, "--output-dir", output, "--runs", "Quad")
+    assert again.returncode == 0, again.stderr
+    assert metrics.stat().st_mtime_ns == before
+    assert "PSNR" in again.stdout
+
+
+def test_a_stopped_run_goes_on(suite, small_picture):
+    """A run's folder with a checkpoint and no end: as after a kill."""
+    path, output, _ = suite
+    (metrics,) = output.rglob("metrics.json")
+    (metrics.parent / "complete.json").unlink()
+    done = run("loe-bench", path, "--data", small_picture, "--output-dir", output, "--runs", "quad")
+    assert done.returncode == 0, done.stderr
+    assert "the checkpoint has 12 steps already" in (metrics.parent / "log.txt").read_text()
+    assert json.loads((metrics.parent / "complete.json").read_text())["options"][0] == "loe-image"
+
+
+def test_dry_run(suite, small_picture, tmp_path):
+    path, _, _ = suite
+    options = ("--data", small_picture, "--output-dir", tmp_path / "out", "--dry-run", "--seeds", 5, 6)
+    done = run("loe-bench", path, *options, "--max-num-iterations", 3, "--runs", "quad")
+    lines = done.stdout.splitlines()
+    assert [line.split()[:4] for line in lines] == [["ns-train", "loe-image", "--machine.seed", s] for s in ("5", "6")]
+    assert all("--max-num-iterations 3 " in line for line in lines)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--runs", "cubic"), "no run is named like cubic"),
+        (("--data", "no.png"), "no.png is not a file"),
+        (("--max-num-iterations", 0), "must be at least 1"),
+    ],
+)
+def test_bad_options(suite, options, words):
+    done = run("loe-bench", suite[0], *options)
+    assert done.returncode == 1
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr

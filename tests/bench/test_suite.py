@@ -1,0 +1,81 @@
+"""What a suite's file may say, and what it makes of it."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from loe_field.bench.suite import jobs_of, read_suite, search_jobs
+from loe_field.errors import InputError
+
+CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.toml"))
+
+
+def suite_of(tmp_path, text):
+    path = tmp_path / "suite.toml"
+    path.write_text(text)
+    return read_suite(path)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
+def test_every_shipped_suite_is_one(path):
+    suite = read_suite(path)
+    for run in suite.runs:
+        if not run.missing:
+            assert list(jobs_of(suite, run, None))
+
+
+def test_jobs(tmp_path):
+    suite = suite_of(
+        tmp_path,
+        """
+        title = "t"
+        seeds = [1, 2]
+        overrides = { max_num_iterations = 9, "pipeline.model.num_layers" = 4 }
+        [[runs]]
+        name = "Deep & wide"
+        overrides = { "pipeline.model.num_layers" = 6, "pipeline.model.levels" = [2, 0, 4, 0.5] }
+        [search]
+        options = ["optimizers.fields.optimizer.lr"]
+        values = [1e-3, 2e-3]
+        seed = 7
+        overrides = { max_num_iterations = 5 }
+        """,
+    )
+    (run,) = suite.runs
+    picture = Path("/x/cat.png")
+    first, second = jobs_of(suite, run, picture, best=2e-3)
+    wanted = "loe-image --machine.seed 1 --data /x/cat.png --max-num-iterations 9 --pipeline.model.num-layers 6"
+    assert " ".join(first.options) == (
+        f"{wanted} --pipeline.model.levels 2 0 4 0.5 --optimizers.fields.optimizer.lr 0.002"
+    )
+    assert second.seed == 2
+    assert first.folder(Path("/r")).parent == Path("/r/deep-wide/cat/loe-image")
+    assert first.key != second.key
+    searches = list(search_jobs(suite, run, picture))
+    assert [job.search_value for job in searches] == [1e-3, 2e-3]
+    assert searches[0].seed == 7
+    assert searches[0].overrides["max_num_iterations"] == 5
+    assert searches[0].overrides["optimizers.fields.optimizer.lr"] == 1e-3
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("title = ", "is not TOML"),
+        ('title = "t"', r"lists no \[\[runs\]\]"),
+        ('title = "t"\n[[runs]]\n', "run 1 has no 'name'"),
+        ('[[runs]]\nname = "a"', "has no 'title'"),
+        ('title = "t"\nsteps = 3\n[[runs]]\nname = "a"', "says 'steps': known are"),
+        ('title = "t"\n[[runs]]\nname = "a b"\n[[runs]]\nname = "A-B"', "2 runs named like 'a-b'"),
+        ('title = "t"\n[[runs]]\nname = "a"\n[search]\nvalues = [1]', "search has no 'options'"),
+    ],
+)
+def test_mistakes_are_named(tmp_path, text, words):
+    with pytest.raises(InputError, match=words):
+        suite_of(tmp_path, text)
+
+
+def test_a_file_that_is_not_there(tmp_path):
+    with pytest.raises(InputError, match=re.escape(str(tmp_path / "none.toml"))):
+        read_suite(tmp_path / "none.toml")

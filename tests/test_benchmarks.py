@@ -1,0 +1,48 @@
+"""The benchmarks run, check what they time, and README's table is theirs."""
+
+import csv
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[1]
+
+
+def benchmark(name, *arguments):
+    command = [sys.executable, "-m", f"benchmarks.{name}", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("layer", ()), ("step", ("--what", "network", "--dim", 3)), ("step", ("--what", "step", "--precision", "bf16"))],
+)
+def test_rows_with_provenance(name, options, tmp_path):
+    common = ("--points", 200, "--repeats", 10, "--threads", 1, "--device", "cpu", "--output", tmp_path / "out.csv")
+    done = benchmark(name, *common, *options, "--implementations", "loe", "masked loop", "dense")
+    assert done.returncode == 0, done.stderr
+    with open(tmp_path / "out.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["implementation"] for row in rows] == ["loe", "masked loop", "dense"]
+    assert rows[2]["times_dense"] == "1.000"
+    for row in rows:
+        assert float(row["p20_ms"]) <= float(row["median_ms"]) <= float(row["p80_ms"])
+        assert row["device"]
+        assert row["torch"]
+        assert row["commit"]
+
+
+def test_a_wrong_case_ends_the_program():
+    from benchmarks.common import Case, measure
+
+    case = Case("wrong", lambda: None, lambda: 0.5, 1.0, 1.0)
+    with pytest.raises(SystemExit, match=r"wrong is off by 5.0e-01 against fp64: nothing is timed"):
+        measure([case], "fp32", torch.device("cpu"), 3)
+
+
+def test_readme_has_the_table_of_the_results():
+    done = benchmark("table", "--check")
+    assert done.returncode == 0, done.stderr
