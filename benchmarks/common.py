@@ -1,5 +1,6 @@
 """What the benchmarks share: the peers, the check against fp64, interleaved timing, provenance."""
 
+import argparse
 import csv
 import ctypes
 import datetime
@@ -290,6 +291,21 @@ def write(rows: list[dict[str, Any]], path: Path | None) -> None:
         if new:
             writer.writeheader()
         writer.writerows(rows)
+
+
+def options(description: str) -> argparse.ArgumentParser:
+    """What layer and step have in common on the command line."""
+    parser = argparse.ArgumentParser(description=description.split("\n")[0])
+    parser.add_argument("--points", type=int, nargs="+", default=[16384])
+    parser.add_argument("--dim", type=int, default=2)
+    parser.add_argument("--tile-size", type=int, nargs="+", default=[2])
+    parser.add_argument("--precision", choices=list(TOLERANCE), default="fp32")
+    parser.add_argument("--repeats", type=int, default=30)
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--implementations", nargs="+", help="only these")
+    parser.add_argument("--output", type=Path, help="CSV to append to")
+    return parser
 
 
 def set_up(device: str, threads: int | None, precision: str) -> torch.device:

@@ -7,9 +7,7 @@ Needs torch and this package only. Every implementation gets the same points, ta
 replay of a CUDA graph for all that can be recorded in one.
 """
 
-import argparse
 from collections.abc import Callable, Iterable
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +17,7 @@ from benchmarks.common import (
     DenseSine,
     masked_linear,
     measure,
+    options,
     relative_error,
     rows_of,
     select,
@@ -187,18 +186,9 @@ def cases(
 
 def main() -> None:
     """Check, time, print, write."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = options(__doc__ or "")
     parser.add_argument("--what", choices=["network", "step"], default="network")
-    parser.add_argument("--points", type=int, nargs="+", default=[16384])
     parser.add_argument("--width", type=int, default=64)
-    parser.add_argument("--dim", type=int, default=2)
-    parser.add_argument("--tile-size", type=int, nargs="+", default=[2])
-    parser.add_argument("--precision", choices=["fp32", "tf32", "bf16"], default="fp32")
-    parser.add_argument("--repeats", type=int, default=30)
-    parser.add_argument("--threads", type=int)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--implementations", nargs="+", help="only these")
-    parser.add_argument("--output", type=Path, help="CSV to append to")
     arguments = parser.parse_args()
     device = set_up(arguments.device, arguments.threads, arguments.precision)
     rows = []
