@@ -1,7 +1,7 @@
 """README's table of speed, made from results/step.csv.
 
-    python -m benchmarks.table            # writes it into README.md
-    python -m benchmarks.table --check    # fails if README.md says something else
+python -m benchmarks.table            # writes it into README.md
+python -m benchmarks.table --check    # fails if README.md says something else
 """
 
 import argparse

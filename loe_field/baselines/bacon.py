@@ -1,13 +1,13 @@
 """BACON: Lindell et al., "Band-limited Coordinate Networks for Multiscale Scene Representation" (CVPR 2022).
 
 A multiplicative filter network: `h_0 = g_0(p)`, `h_i = g_i(p) * (W_i h_{i-1} + b_i)` with sine filters
-`g_i(p) = sin(2 pi F_i p + phi_i)`, and a linear output after every hidden layer (Eq. 3 to 5). The frequencies F_i are not
-trained: whole numbers of periods per picture, uniform within +-B_i per axis, so that everything has period 1 and an
-output after layer i holds no frequency above B_0 + .. + B_i (section 3.2).
+`g_i(p) = sin(2 pi F_i p + phi_i)`, and a linear output after every hidden layer (section 3). The frequencies F_i are
+not trained: whole numbers of periods per picture, uniform within +-B_i per axis, so that everything has period 1 and an
+output after layer i holds no frequency above B_0 + .. + B_i.
 
-From the repository computational-imaging/bacon: B_i is resolution / 2 times 1/8, 1/8, 1/4, 1/4, 1/4, which add up to the
-picture's Nyquist limit (experiments/train_img.py), phases are uniform within +-pi, weights within sqrt(6 / in), biases
-those of torch's linear layer (modules.py); 4 hidden layers of 256 and the output (experiments/config/img/bacon.ini).
+From the repository computational-imaging/bacon: B_i is resolution / 2 times 1/8, 1/8, 1/4, 1/4, 1/4, which add up to
+the picture's Nyquist limit (experiments/train_img.py), phases are uniform within +-pi, weights within sqrt(6 / in),
+biases those of torch's linear layer (modules.py); 4 hidden layers of 256 and the output (config/img/bacon.ini).
 Targets are in [0, 1]. The authors' coordinates run over [-0.5, 0.5), which with random phases and period 1 is the same.
 """
 

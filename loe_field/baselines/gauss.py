@@ -1,9 +1,9 @@
 """Gaussian activations: Ramasinghe and Lucey, "Beyond Periodicity" (ECCV 2022).
 
 `h <- exp(-z^2 / (2 sigma^2))` with z = W h + b, torch's initialisation throughout. The same group's repository
-sfchng/Gaussian-Activated-Radiance-Fields has sigma 0.1, for radiance fields. For pictures of 512x512 the default here is
-1 / (30 sqrt 2), the exp(-(30 z)^2) with which liuzhen0212/FINER (run_gauss.sh) reports this network, on 5 linear layers
-of 256.
+sfchng/Gaussian-Activated-Radiance-Fields has sigma 0.1, for radiance fields. For pictures of 512x512 the default here
+is 1 / (30 sqrt 2), the exp(-(30 z)^2) with which liuzhen0212/FINER (run_gauss.sh) reports this network, on 5 linear
+layers of 256.
 
 Those fits have targets in [-1, 1] and coordinates in [-1, 1]: the network sees 2 p - 1 and returns (y + 1) / 2.
 """

@@ -1,15 +1,15 @@
 """Multiresolution hash grid: Mueller et al., "Instant Neural Graphics Primitives" (SIGGRAPH 2022).
 
 Level l is a grid of resolution N_l = floor(min_resolution b^l) whose vertices hold trained features; a point gets the
-multilinear interpolation of its cell's corners at every level, and a ReLU MLP without biases turns these into the result.
-Where a level has more vertices than 2^log2_hashmap_size, they share entries by a spatial hash (Eq. 2 to 4).
+multilinear interpolation of its cell's corners at every level, and a ReLU MLP without biases turns them into the
+result. Where a level has more vertices than 2^log2_hashmap_size, they share entries by a spatial hash (Eq. 2 to 4).
 
-Constants: 16 levels of 2 features, coarsest resolution 16, finest half the picture's longer side, features uniform within
-1e-4, two hidden layers of 64, Glorot's uniform initialisation (section 4; repository NVlabs/instant-ngp,
+Constants: 16 levels of 2 features, coarsest resolution 16, finest half the picture's longer side, features uniform
+within 1e-4, two hidden layers of 64, Glorot's uniform initialisation (section 4; repository NVlabs/instant-ngp,
 configs/image/base.json and src/testbed.cu). Targets are in [0, 1].
 
 Three implementations. "paper" is the grid as the paper has it: as many axes as coordinates, coarse levels stored vertex
-by vertex. "torch" and "tcnn" are nerfstudio's HashEncoding, which is made for three coordinates: missing ones are 0, and
+by vertex. "torch" and "tcnn" are nerfstudio's HashEncoding, made for three coordinates: missing ones are 0, and
 "torch" gives every level, however coarse, a hashed table of full size, so that at equal parameters it fits less.
 """
 
@@ -128,6 +128,7 @@ class Grid(nn.Module):
     scale: Tensor
     strides: Tensor
     offset: Tensor
+    corners: Tensor
 
     def __init__(self, dim: int, options: HashGridOptions) -> None:
         super().__init__()
@@ -139,6 +140,8 @@ class Grid(nn.Module):
         self.register_buffer("scale", torch.tensor(cells), persistent=False)
         self.register_buffer("strides", torch.tensor(strides), persistent=False)
         self.register_buffer("offset", torch.tensor([0, *itertools.accumulate(sizes)][:-1]), persistent=False)
+        corners = torch.tensor(list(itertools.product((0, 1), repeat=dim)))
+        self.register_buffer("corners", corners, persistent=False)
 
     def entries(self, vertex: Tensor) -> Tensor:
         """Rows of the table for vertices [n, levels, dim], whole numbers 0 .. resolution; int64 [n, levels]."""
@@ -157,11 +160,11 @@ class Grid(nn.Module):
         fraction = scaled - cell
         cell = cell.to(torch.int64)
         total = None
-        for corner in itertools.product((0, 1), repeat=self.dim):
+        for i, corner in enumerate(itertools.product((0, 1), repeat=self.dim)):
             weight = torch.ones_like(fraction[..., 0])
             for axis, step in enumerate(corner):
                 weight = weight * (fraction[..., axis] if step else 1 - fraction[..., axis])
-            rows = self.entries(cell + torch.tensor(corner, device=cell.device))
+            rows = self.entries(cell + self.corners[i])
             features = self.table.index_select(0, rows.flatten()).view(*rows.shape, self.table.shape[1])
             term = weight[..., None] * features
             total = term if total is None else total + term
@@ -187,8 +190,8 @@ class HostGrid(nn.Module):
         numbers = sum(table_sizes(dim, options)) * options.features_per_level
         if options.implementation == "torch" and numbers > _LARGEST_HOST_TABLE:
             raise ValueError(
-                f'log2_hashmap_size is {options.log2_hashmap_size}: with implementation "torch" every level has so many '
-                f"entries, {numbers:,} numbers in all; give 19 or less"
+                f'log2_hashmap_size is {options.log2_hashmap_size}: with implementation "torch" every level has that '
+                f"many entries, {numbers:,} numbers in all; give 19 or less"
             )
         self.encoding = HashEncoding(
             num_levels=options.num_levels,
@@ -235,9 +238,7 @@ class HashGrid(Peer):
         self.options = options or HashGridOptions()
         _check(self.options)
         self.grid = (Grid if self.options.implementation == "paper" else HostGrid)(dim, self.options)
-        sizes = widths(
-            self.options.num_levels * self.options.features_per_level, layer_width, out_features, num_layers
-        )
+        sizes = widths(self.options.num_levels * self.options.features_per_level, layer_width, out_features, num_layers)
         self.layers = nn.ModuleList(nn.Linear(*size, bias=False) for size in sizes)
         for layer in self.layers:
             nn.init.xavier_uniform_(layer.weight)  # type: ignore[arg-type]
