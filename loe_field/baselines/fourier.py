@@ -1,9 +1,10 @@
 """Random Fourier features: Tancik et al., "Fourier Features Let Networks Learn High Frequency ..." (NeurIPS 2020).
 
 `p -> (cos(2 pi B p), sin(2 pi B p))` with B [num_features, dim] drawn once from a Gaussian of standard deviation sigma
-periods over the picture, then a ReLU MLP and a sigmoid: 256 features, sigma 10 and 4 linear layers of 256 for photographs
-of 512x512 (repository tancik/fourier-feature-networks, Experiments/2d_image_regression.ipynb; 14 for text). They start
-as the jax layers used there do: Glorot's truncated normal for weights, a normal of 0.01 for biases.
+periods over the picture, then a ReLU MLP and a sigmoid: 256 features, sigma 10 and 4 linear layers of 256 for
+photographs of 512x512, sigma 14 for text (repository tancik/fourier-feature-networks,
+Experiments/2d_image_regression.ipynb). Layers start as the jax layers used there do: Glorot's truncated normal for
+weights, a normal of 0.01 for biases.
 """
 
 import dataclasses
