@@ -24,7 +24,13 @@ def test_only_the_rooms_of_the_host_import_it():
 
     root = Path(loe_field.__file__).parent
     with_host = {p.relative_to(root).parts[0] for p in root.rglob("*.py") if "nerfstudio" in imports_of(p)}
-    assert with_host <= {"image", "nerf", "training", "methods.py"}
+    assert with_host <= {"image", "nerf", "training", "methods.py", "baselines"}
+
+
+def test_the_peers_need_the_host_only_for_its_encoding():
+    modules = imported_by("import loe_field.baselines as b; b.build('hash-grid', dim=2, out_features=1)")
+    assert "nerfstudio" not in modules
+    assert "loe_field.baselines" not in imported_by("import loe_field")
 
 
 def imports_of(path):

@@ -1,0 +1,84 @@
+"""FINER: Liu et al., "Flexible spectral-bias tuning in Implicit NEural Representation" (CVPR 2024).
+
+`h <- sin(omega_0 (|z| + 1) z)` with z = W h + b: around z = 0 it is SIREN's sine, further out the period shrinks.
+Weights are SIREN's; the biases of the first layer are uniform within +-k, which picks the frequencies that the network
+starts with (Eq. 7 and section 4). The repository liuzhen0212/FINER leaves k at torch's 1 / sqrt(in) for pictures
+(run_finer.sh, train_image.py), takes 5 linear layers of 256 and treats the factor |z| + 1 as a constant in the backward
+pass unless told otherwise: those are the defaults here.
+
+The authors fit targets in [-1, 1] over coordinates in [-1, 1]: the network sees 2 p - 1 and returns (y + 1) / 2.
+"""
+
+import dataclasses
+
+import torch
+from torch import Tensor, nn
+
+from loe_field.baselines.base import Counts, Recipe, check_positive, mlp_counts
+from loe_field.baselines.siren import Siren, SirenOptions
+
+
+@dataclasses.dataclass(frozen=True)
+class FinerOptions(SirenOptions):
+    """Options of FINER."""
+
+    first_bias_scale: float | None = None
+    """k: biases of the first layer start uniform within +-k, k > 0. None: torch's 1 / sqrt(coordinates per point)."""
+    scale_gradient: bool = False
+    """Differentiate the factor |z| + 1 too. The authors' scripts do not: faster, but gradients, also those with respect
+    to the coordinates, are then not the function's own."""
+
+
+RECIPE = Recipe(
+    source="liuzhen0212/FINER, run_finer.sh and train_image.py (16 photographs, 512x512 RGB)",
+    lr=5e-4,
+    steps=5_000,
+    schedule="exponential",
+    final_factor=0.1,
+)
+
+
+def counts(*, dim: int, out_features: int, num_layers: int, layer_width: int, options: FinerOptions) -> Counts:
+    """Size of the network."""
+    return mlp_counts(dim, layer_width, out_features, num_layers)
+
+
+class Finer(Siren):
+    """An MLP with sines of variable period.
+
+    Args:
+        dim: coordinates per point, 1 to 3.
+        out_features: width of the result, >= 1.
+        num_layers: linear layers in all, >= 2.
+        layer_width: channels of the hidden layers, >= 1.
+        options: see FinerOptions.
+
+    Raises:
+        ValueError: a size or option is out of range.
+    """
+
+    options: FinerOptions
+
+    def __init__(
+        self,
+        *,
+        dim: int = 2,
+        out_features: int = 1,
+        num_layers: int = 5,
+        layer_width: int = 256,
+        options: FinerOptions | None = None,
+    ) -> None:
+        options = options or FinerOptions()
+        super().__init__(
+            dim=dim, out_features=out_features, num_layers=num_layers, layer_width=layer_width, options=options
+        )
+        k = options.first_bias_scale
+        if k is not None:
+            check_positive(first_bias_scale=k)
+            first = self.layers[0]
+            assert isinstance(first, nn.Linear)
+            nn.init.uniform_(first.bias, -k, k)
+
+    def _activate(self, y: Tensor, omega_0: float) -> Tensor:
+        scale = (y if self.options.scale_gradient else y.detach()).abs() + 1
+        return torch.sin(omega_0 * scale * y)
