@@ -10,14 +10,14 @@ from nerfstudio.plugins.types import MethodSpecification
 from loe_field.image.model import LoEImageModelConfig
 from loe_field.image.pipeline import ImagePipelineConfig
 from loe_field.image.trainer import ImageTrainerConfig
-from loe_field.training.optimizers import AdamConfig, LinearDecayConfig, MuonConfig
+from loe_field.training.optimizers import AdamConfig, DecayConfig, MuonConfig
 
 loe_image = MethodSpecification(
     config=ImageTrainerConfig(
         method_name="loe-image",
         optimizers={
-            "experts": {"optimizer": MuonConfig(), "scheduler": LinearDecayConfig()},
-            "fields": {"optimizer": AdamConfig(), "scheduler": LinearDecayConfig()},
+            "experts": {"optimizer": MuonConfig(), "scheduler": DecayConfig()},
+            "fields": {"optimizer": AdamConfig(), "scheduler": DecayConfig()},
         },
     ),
     description="Fit a picture with a Levels-of-Experts field and sine activation: the recipe that measured best.",
@@ -30,7 +30,7 @@ loe_image_paper = MethodSpecification(
         max_num_iterations=9000,
         pipeline=ImagePipelineConfig(model=LoEImageModelConfig(num_layers=10, num_frequencies=0)),
         optimizers={
-            group: {"optimizer": AdamConfig(lr=5e-3, beta2=0.95), "scheduler": LinearDecayConfig()}
+            group: {"optimizer": AdamConfig(lr=5e-3, beta2=0.95), "scheduler": DecayConfig()}
             for group in ("experts", "fields")
         },
     ),

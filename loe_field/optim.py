@@ -1,8 +1,9 @@
 """Muon for stacks of expert matrices, and the learning-rate schedule."""
 
+import math
 from collections.abc import Callable, Iterable
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -135,28 +136,50 @@ class Muon(Optimizer):
         torch._foreach_add_(params, [u.view(p.shape) for u, p in zip(update.split(sizes), params)])
 
 
-def linear_decay(optimizer: Optimizer, max_steps: int, *, warmup_steps: int = 0, final_factor: float = 0.0) -> LambdaLR:
-    """Learning rates rise linearly over warmup_steps, then fall linearly to final_factor of themselves at max_steps.
+Decay = Literal["linear", "constant", "exponential", "cosine"]
+"""How a learning rate goes from its start to final_factor of it."""
+
+
+def decay(
+    optimizer: Optimizer,
+    max_steps: int,
+    *,
+    kind: Decay = "linear",
+    warmup_steps: int = 0,
+    final_factor: float = 0.0,
+) -> LambdaLR:
+    """Learning rates rise linearly over warmup_steps, then fall to final_factor of themselves at max_steps.
 
     All factors are Python floats, so that checkpoints load under torch.load(weights_only=True).
 
     Args:
         optimizer: whose groups are scheduled.
         max_steps: steps of the run, >= 1; the factor stays final_factor after it.
+        kind: "linear", "cosine" (half a period), "exponential" (final_factor above 0) or "constant" (no fall).
         warmup_steps: 0 or more; step k of the warm-up has factor (k + 1) / (warmup_steps + 1).
         final_factor: 0 to 1.
 
     Raises:
         ValueError: a value is out of range.
     """
+    if kind not in get_args(Decay):
+        raise ValueError(f"unknown decay {kind!r}: choose one of {', '.join(get_args(Decay))}")
     if max_steps < 1:
         raise ValueError(f"max_steps is {max_steps}: it must be at least 1")
     if warmup_steps < 0 or not 0 <= final_factor <= 1:
         raise ValueError(f"warmup_steps is {warmup_steps}, final_factor {final_factor}: >= 0 and 0 to 1 are wanted")
+    if kind == "exponential" and final_factor == 0:
+        raise ValueError("final_factor is 0: an exponential decay never gets there, give something above")
 
     def factor(step: int) -> float:
         warmup = min(1.0, (step + 1) / (warmup_steps + 1))
         done = min(1.0, max(0.0, (step - warmup_steps) / max(1, max_steps - warmup_steps)))
+        if kind == "constant":
+            return warmup
+        if kind == "exponential":
+            return warmup * final_factor**done
+        if kind == "cosine":
+            done = 0.5 * (1 - math.cos(math.pi * done))
         return warmup * (1.0 + (final_factor - 1.0) * done)
 
     return LambdaLR(optimizer, factor)

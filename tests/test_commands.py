@@ -16,6 +16,8 @@ import torch
 from conftest import FAST, read_metrics, run, run_folder, start, waves
 from PIL import Image
 
+from loe_field.baselines import recipe
+
 LEFT_BEHIND = {"reconstruction.png", "error.png", "curve.csv", "curve.png", "metrics.json", "config.yml"}
 KEYS = set(
     "method data width height channels psnr psnr_best ssim num_parameters num_targets parameters_per_target "  # noqa: SIM905
@@ -298,6 +300,22 @@ def test_the_schedule_stretches_to_every_run_of_its_own(call, small_picture, tmp
         rates = [state["_last_lr"][0] for state in torch.load(path, weights_only=True)["schedulers"].values()]
         assert rates == [0.0, 0.0]
         assert f"max_steps: {steps}" in (folder / "config.yml").read_text()
+
+
+@pytest.mark.parametrize("network", ["siren", "relu-pe", "fourier", "finer", "wire", "gauss", "bacon", "hash-grid"])
+def test_every_peer_from_the_same_command(network, call, small_picture, tmp_path):
+    """With its authors' learning rate and schedule, unless told otherwise; resumable and evaluated like the rest."""
+    size = () if network == "bacon" else ("--pipeline.model.num-layers", 4)
+    options = ("--pipeline.model.network", network, "--pipeline.model.layer-width", 16, *size)
+    small_table = ("--pipeline.model.hash-grid.log2-hashmap-size", 10)
+    steps = ("--max-num-iterations", 30, "--steps-per-eval-all-images", 10)
+    folder = fit(call, small_picture, tmp_path, *options, *small_table, *steps)
+    assert read_metrics(folder)["network"] == network
+    psnr = [float(line.split(",")[2]) for line in (folder / "curve.csv").read_text().splitlines()[1:]]
+    assert psnr[-1] > psnr[0] + 0.1
+    config = (folder / "config.yml").read_text()
+    assert f"lr: {recipe(network).lr}" in config
+    assert f"kind: {recipe(network).schedule}" in config
 
 
 def test_several_steps_in_one_turn_are_the_same_steps(call, small_picture, tmp_path):

@@ -17,7 +17,7 @@ def test_the_layer_is_useful_without_the_host():
 
 
 def test_only_the_rooms_of_the_host_import_it():
-    """tiling, reference, grouped, ops, layers and optim stand on torch alone; so do files and errors."""
+    """The layer, its kernels and its optimizer stand on torch alone; of the peers one asks for a part of the host."""
     from pathlib import Path
 
     import loe_field

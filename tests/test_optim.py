@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from loe_field import LoEMLP
-from loe_field.optim import Muon, linear_decay, orthogonalize
+from loe_field.optim import Muon, decay, orthogonalize
 
 
 @pytest.mark.parametrize("shape", [(64, 64), (5, 16, 48), (2, 3, 48, 16), (4, 1, 7)])
@@ -93,9 +93,9 @@ def test_muon_refuses_vectors():
         Muon([torch.nn.Parameter(torch.zeros(3))])
 
 
-def test_linear_decay():
+def test_decay():
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=2.0)
-    scheduler = linear_decay(optimizer, 10, warmup_steps=2, final_factor=0.5)
+    scheduler = decay(optimizer, 10, warmup_steps=2, final_factor=0.5)
     seen = []
     for _ in range(12):
         seen.append(optimizer.param_groups[0]["lr"])
@@ -105,7 +105,7 @@ def test_linear_decay():
     assert seen[6] == pytest.approx(1.5)
     assert seen[10:] == pytest.approx([1.0, 1.0])
     with pytest.raises(ValueError, match="max_steps is 0"):
-        linear_decay(optimizer, 0)
+        decay(optimizer, 0)
 
 
 def train(field, optimizers, schedulers, steps):
@@ -128,7 +128,7 @@ def build():
     experts = [layer.weight for layer in field.layers[1:]]
     others = [p for p in field.parameters() if all(p is not e for e in experts)]
     optimizers = [Muon(experts), torch.optim.Adam(others, lr=1e-2)]
-    return field, optimizers, [linear_decay(o, 60) for o in optimizers]
+    return field, optimizers, [decay(o, 60) for o in optimizers]
 
 
 def test_a_resumed_run_is_the_undisturbed_run_and_loads_with_weights_only():

@@ -68,12 +68,17 @@ class Recipe:
         cosine = 0.5 * (1 + torch.cos(torch.tensor(done * torch.pi, dtype=torch.float64)).item())
         return self.final_factor + (1 - self.final_factor) * cosine
 
-    def optimizer(self, network: nn.Module) -> torch.optim.Adam:
-        """Adam over a network with these settings (the schedule apart)."""
+    def split(self, network: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+        """Parameters with the weight decay, and those without."""
         decayed, rest = [], []
         for name, parameter in network.named_parameters():
             is_matrix = parameter.dim() >= 2 and not name.endswith("table") and "bias" not in name
             (decayed if self.weight_decay and is_matrix else rest).append(parameter)
+        return decayed, rest
+
+    def optimizer(self, network: nn.Module) -> torch.optim.Adam:
+        """Adam over a network with these settings (the schedule apart)."""
+        decayed, rest = self.split(network)
         groups = [{"params": rest, "weight_decay": 0.0}, {"params": decayed, "weight_decay": self.weight_decay}]
         return torch.optim.Adam(
             [group for group in groups if group["params"]],

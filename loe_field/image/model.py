@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from nerfstudio.cameras.cameras import Cameras
@@ -10,10 +11,24 @@ from nerfstudio.models.base_model import Model, ModelConfig
 from torch import Tensor
 from torch.nn import Parameter
 
+from loe_field.baselines import (
+    BaconOptions,
+    FinerOptions,
+    FourierOptions,
+    GaussOptions,
+    HashGridOptions,
+    Peer,
+    Recipe,
+    ReluPeOptions,
+    SirenOptions,
+    WireOptions,
+    build,
+    recipe,
+)
 from loe_field.errors import InputError
 from loe_field.image.pixels import as_seen, pixel_centers
 from loe_field.layers import Activation, Initialization, LoEMLP
-from loe_field.ops import Implementation
+from loe_field.ops import Implementation, Resolved
 from loe_field.segments import ExpertRows
 from loe_field.tiling import Blending, Pattern
 
@@ -27,11 +42,14 @@ class LoEImageModelConfig(ModelConfig):
     """Host option without a meaning here: there are no rays to clip."""
     eval_num_rays_per_chunk: int = 65536
     """Pixels evaluated at once when the whole picture is rendered."""
+    network: Literal["loe", "siren", "relu-pe", "fourier", "finer", "wire", "gauss", "bacon", "hash-grid"] = "loe"
+    """Levels of experts, or one of the peers with its authors' initialisation and learning rate (see baselines/). The
+    options below up to `implementation` are those of loe; a peer has num_layers, layer_width and its own."""
     num_layers: int | None = None
     """Linear layers in all: num_layers - 1 position-dependent ones and the final one. None: 10, and one more for
-    every doubling of the longer side beyond 512 pixels (see `levels_for`)."""
-    layer_width: int = 64
-    """Channels of the hidden layers."""
+    every doubling of the longer side beyond 512 pixels (see `levels_for`); for a peer its authors' number."""
+    layer_width: int | None = None
+    """Channels of the hidden layers. None: 64; for a peer its authors' number."""
     tile_size: int = 2
     """Experts per axis; 1 is a plain MLP."""
     pattern: Pattern = "fine_to_coarse"
@@ -50,6 +68,22 @@ class LoEImageModelConfig(ModelConfig):
     """Octaves of positional encoding of the coordinates; 0 gives the network raw coordinates."""
     implementation: Implementation = "auto"
     """How the position-dependent layers are computed."""
+    siren: SirenOptions = field(default_factory=SirenOptions)
+    """Options of the network siren."""
+    relu_pe: ReluPeOptions = field(default_factory=ReluPeOptions)
+    """Options of the network relu-pe."""
+    fourier: FourierOptions = field(default_factory=FourierOptions)
+    """Options of the network fourier."""
+    finer: FinerOptions = field(default_factory=FinerOptions)
+    """Options of the network finer."""
+    wire: WireOptions = field(default_factory=WireOptions)
+    """Options of the network wire."""
+    gauss: GaussOptions = field(default_factory=GaussOptions)
+    """Options of the network gauss."""
+    bacon: BaconOptions = field(default_factory=BaconOptions)
+    """Options of the network bacon."""
+    hash_grid: HashGridOptions = field(default_factory=HashGridOptions)
+    """Options of the network hash-grid."""
 
 
 class LoEImageModel(Model):
@@ -77,27 +111,82 @@ class LoEImageModel(Model):
         if config.eval_num_rays_per_chunk < 1:
             raise InputError(f"eval_num_rays_per_chunk is {config.eval_num_rays_per_chunk}: give 1 or more")
         try:
-            self.field = LoEMLP(
-                dim=2,
-                out_features=self.channels,
-                num_layers=levels_for(self.height, self.width) + 1 if config.num_layers is None else config.num_layers,
-                layer_width=config.layer_width,
-                tile_size=config.tile_size,
-                pattern=config.pattern if config.levels is None else config.levels,
-                blending=config.blending,
-                activation=config.activation,
-                omega_0=config.omega_0,
-                initialization=config.initialization,
-                num_frequencies=config.num_frequencies,
-                implementation=config.implementation,
-            )
+            self.field = self._loe() if config.network == "loe" else self._peer()
         except ValueError as error:
             raise InputError(f"{error} (an option of --pipeline.model)") from None
         size = torch.tensor([self.width, self.height], dtype=torch.float32)
         self.register_buffer("picture_size", size, persistent=False)
 
+    def _loe(self) -> LoEMLP:
+        config = self.config
+        return LoEMLP(
+            dim=2,
+            out_features=self.channels,
+            num_layers=levels_for(self.height, self.width) + 1 if config.num_layers is None else config.num_layers,
+            layer_width=64 if config.layer_width is None else config.layer_width,
+            tile_size=config.tile_size,
+            pattern=config.pattern if config.levels is None else config.levels,
+            blending=config.blending,
+            activation=config.activation,
+            omega_0=config.omega_0,
+            initialization=config.initialization,
+            num_frequencies=config.num_frequencies,
+            implementation=config.implementation,
+        )
+
+    def _peer(self) -> Peer:
+        config = self.config
+        assert config.network != "loe"
+        if config.implementation not in ("auto", "torch"):
+            raise ValueError(f"implementation is {config.implementation!r}: {config.network} is computed by torch")
+        return build(
+            config.network,
+            dim=2,
+            out_features=self.channels,
+            num_layers=config.num_layers,
+            layer_width=config.layer_width,
+            options=getattr(config, config.network.replace("-", "_")),
+        )
+
+    @property
+    def implementation(self) -> Resolved:
+        """What computes the field where its parameters are now; the peers are plain PyTorch."""
+        return self.field.resolved_implementation if isinstance(self.field, LoEMLP) else "torch"
+
+    @property
+    def obstacle(self) -> str | None:
+        """Why levels of experts are computed by plain PyTorch; None if they are not."""
+        return self.field.obstacle if isinstance(self.field, LoEMLP) else None
+
+    @property
+    def never_waits(self) -> bool:
+        """Whether a step on a GPU goes without waiting for it, as a CUDA graph needs."""
+        return self.field.never_waits if isinstance(self.field, LoEMLP) else self.config.network != "hash-grid"
+
+    @property
+    def floats_per_point(self) -> float:
+        """Numbers that a training step keeps for every point, about."""
+        if not isinstance(self.field, LoEMLP):
+            return 8 * self.field.num_layers * self.field.layer_width
+        # In copies of a level's activations; measured on the CPU: 3.9 (nearest), 4.8 (linear) and 1.1 with its kernels.
+        copies = 6 if self.field.blending == "linear" else 1.5 if self.implementation == "cpu" else 4
+        return copies * len(self.field.layers) * self.field.head.in_features
+
+    @property
+    def recipe(self) -> Recipe | None:
+        """How the peer's authors train it; None for levels of experts."""
+        return None if self.config.network == "loe" else recipe(self.config.network)
+
     def get_param_groups(self) -> dict[str, list[Parameter]]:
-        """The stacks of hidden expert matrices as "experts"; first layer, biases and final layer as "fields"."""
+        """What the optimizers get.
+
+        Of levels of experts the stacks of hidden matrices as "experts", and first layer, biases and final layer as
+        "fields". Of a peer everything as "fields", or what its authors put a weight decay on as "decayed".
+        """
+        if self.recipe is not None:
+            decayed, rest = self.recipe.split(self.field)
+            return {name: params for name, params in (("fields", rest), ("decayed", decayed)) if params}
+        assert isinstance(self.field, LoEMLP)
         experts = [layer.weight for layer in list(self.field.layers)[1:]]
         chosen = {id(p) for p in experts}
         groups = {"experts": experts, "fields": [p for p in self.field.parameters() if id(p) not in chosen]}
@@ -105,13 +194,20 @@ class LoEImageModel(Model):
 
     def get_outputs(self, ray_bundle: Tensor, rows: ExpertRows | None = None) -> dict[str, Tensor]:  # type: ignore[override]
         """Pixel positions [..., 2] in pixels to {"rgb": colours [..., channels]}, not clamped; see LoEMLP for rows."""
-        return {"rgb": self.field(ray_bundle / self.picture_size, rows)}
+        places = ray_bundle / self.picture_size
+        if isinstance(self.field, LoEMLP):
+            return {"rgb": self.field(places, rows)}
+        if self.training and self.recipe is not None and self.recipe.loss_on == "all":
+            bands = [band.value for band in self.field.outputs(places)]  # type: ignore[operator]
+            return {"rgb": bands[-1], "bands": torch.stack(bands)}
+        return {"rgb": self.field(places)}
 
     def get_loss_dict(
         self, outputs: dict[str, Tensor], batch: dict[str, Tensor], metrics_dict: dict[str, Tensor] | None = None
     ) -> dict[str, Tensor]:
-        """Mean squared error of the colours."""
-        return {"rgb_loss": torch.nn.functional.mse_loss(outputs["rgb"], batch["image"])}
+        """Mean squared error of the colours; where the authors have it so, of all of a network's outputs."""
+        error = (outputs.get("bands", outputs["rgb"]) - batch["image"]).square().mean()
+        return {"rgb_loss": error}
 
     @torch.no_grad()
     def render(self) -> Tensor:

@@ -95,7 +95,7 @@ class ImagePipeline(VanillaPipeline):
             InputError: with the reason, and what to choose.
         """
         try:
-            _ = self.model.field.resolved_implementation
+            _ = self.model.implementation
         except RuntimeError as error:
             raise InputError(f"{error} (--pipeline.model.implementation)") from None
 
@@ -105,11 +105,8 @@ class ImagePipeline(VanillaPipeline):
         Raises:
             InputError: with the sizes, and what helps.
         """
-        field_, pixels = self.model.field, self.datamanager.pixels.pixels_per_batch
-        # Activations per level at the peak, in copies of one; measured on the CPU: 3.9 (nearest), 4.8 (linear) and 1.1
-        # with its kernels.
-        copies = 6 if field_.blending == "linear" else 1.5 if field_.resolved_implementation == "cpu" else 4
-        needed = 4 * copies * pixels * len(field_.layers) * field_.head.in_features
+        pixels = self.datamanager.pixels.pixels_per_batch
+        needed = 4 * pixels * self.model.floats_per_point
         cuda = self.device.type == "cuda"
         free = torch.cuda.mem_get_info(self.device)[0] if cuda else available_memory()
         if needed > free:

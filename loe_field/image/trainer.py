@@ -1,6 +1,6 @@
 """The Trainer of a picture: cheap evaluation, and a report at the end."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -11,13 +11,16 @@ from nerfstudio.pipelines.base_pipeline import VanillaPipelineConfig
 from nerfstudio.utils.rich_utils import CONSOLE
 from torch import Tensor
 
+from loe_field.baselines import recipe
 from loe_field.image.datamanager import ImageDataManagerConfig, default_picture
+from loe_field.image.model import LoEImageModelConfig
 from loe_field.image.pipeline import ImagePipeline, ImagePipelineConfig
 from loe_field.image.report import environment, write_report
+from loe_field.layers import LoEMLP
 from loe_field.optim import orthogonalize
 from loe_field.segments import ExpertRows
 from loe_field.training.graphed import GraphedStep
-from loe_field.training.optimizers import AdamConfig, MuonConfig
+from loe_field.training.optimizers import AdamConfig, DecayConfig, MuonConfig
 from loe_field.training.trainer import LoETrainer, LoETrainerConfig, training_precision
 
 
@@ -56,9 +59,32 @@ class ImageTrainer(LoETrainer):
 
     def setup(self, test_mode: Literal["test", "val", "inference"] = "val") -> None:
         """Build everything, and say what computes it."""
+        self.config.optimizers = self._filled_optimizers()
         super().setup(test_mode)
         CONSOLE.print(f"{self.pipeline.model.field.num_parameters:,} parameters, {self._computed_by}", soft_wrap=True)
         self._graphed = GraphedStep(self._loss, list(self.optimizers.optimizers.values())) if self._can_graph else None
+
+    def _filled_optimizers(self) -> dict[str, Any]:
+        """The optimizers' configs with this package's numbers, or a peer's authors', where none are given."""
+        model = self.config.pipeline.model
+        assert isinstance(model, LoEImageModelConfig)
+        if model.network == "loe":
+            return self.config.optimizers
+        authors = recipe(model.network)
+        optimizer, scheduler = (self.config.optimizers["fields"][name] for name in ("optimizer", "scheduler"))
+        if isinstance(optimizer, AdamConfig):
+            beta1, beta2 = authors.betas
+            optimizer = optimizer.filled(
+                lr=authors.lr, eps=authors.eps, beta1=beta1, beta2=beta2, amsgrad=authors.amsgrad
+            )
+        if isinstance(scheduler, DecayConfig) and scheduler.kind is None:
+            factor = authors.final_factor if scheduler.final_factor is None else scheduler.final_factor
+            scheduler = replace(scheduler, kind=authors.schedule, final_factor=factor)
+        groups = {"fields": {"optimizer": optimizer, "scheduler": scheduler}}
+        if authors.weight_decay and isinstance(optimizer, AdamConfig):
+            decayed = replace(optimizer, weight_decay=authors.weight_decay)
+            groups["decayed"] = {"optimizer": decayed, "scheduler": scheduler}
+        return groups
 
     def setup_optimizers(self) -> Optimizers:
         """The optimizers; before them, and before anything is written, a look at whether the field can be trained."""
@@ -69,11 +95,10 @@ class ImageTrainer(LoETrainer):
     @property
     def _computed_by(self) -> str:
         """The implementation and precision of training, for people."""
-        field_ = self.pipeline.model.field
-        kind = self.device.split(":")[0]
-        with torch.autocast(kind, enabled=self.mixed_precision):
-            used = f"implementation {field_.resolved_implementation}, {self.precision}"
-            reason = field_.obstacle
+        model = self.pipeline.model
+        with torch.autocast(self.device.split(":")[0], enabled=self.mixed_precision):
+            used = f"implementation {model.implementation}, {self.precision}"
+            reason = model.obstacle
         return used if reason is None else f"{used} ({reason})"
 
     @property
@@ -83,16 +108,18 @@ class ImageTrainer(LoETrainer):
         return (
             self.device.startswith("cuda")
             and self.world_size == 1
-            and self.pipeline.model.field.never_waits
+            and self.pipeline.model.never_waits
             and not (self.grad_scaler.is_enabled() or config.log_gradients or config.gradient_accumulation_steps)
             and all(isinstance(group["optimizer"], MuonConfig | AdamConfig) for group in groups)
             and all(group["optimizer"].max_norm is None for group in groups)
         )
 
     @cached_property
-    def _whole_rows(self) -> ExpertRows:
+    def _whole_rows(self) -> ExpertRows | None:
         """The whole picture's pixels by expert: grouped once, and kept for as long as a graph may read them."""
         model = self.pipeline.model
+        if model.implementation != "triton" or not isinstance(model.field, LoEMLP):
+            return None
         return model.field.expert_rows(self.pipeline.datamanager.pixels.batch(0)[0] / model.picture_size)
 
     def _loss(self, index: Tensor | None = None) -> Tensor:
@@ -172,7 +199,8 @@ class ImageTrainer(LoETrainer):
             "target_psnr": self.config.target_psnr,
             "seconds_to_target": self.record.seconds_to(self.config.target_psnr),
             "seed": self.config.machine.seed,
-            "implementation": field_.resolved_implementation,
+            "network": self.pipeline.model.config.network,
+            "implementation": self.pipeline.model.implementation,
             "precision": self.precision,
             **environment(self.device),
         }

@@ -1,7 +1,8 @@
 """The host's config classes for this package's optimizers and schedule."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from nerfstudio.engine.optimizers import OptimizerConfig
 from nerfstudio.engine.schedulers import Scheduler, SchedulerConfig
@@ -9,7 +10,7 @@ from torch import Tensor
 from torch.optim import Adam, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from loe_field.optim import Muon, linear_decay
+from loe_field.optim import Decay, Muon, decay
 
 
 @dataclass
@@ -31,50 +32,69 @@ class MuonConfig(OptimizerConfig):
 
 @dataclass
 class AdamConfig(OptimizerConfig):
-    """Adam with both betas to choose (the host's own config has them fixed)."""
+    """Adam with everything to choose (the host's own config has the betas fixed)."""
 
     _target: type = Adam
-    lr: float = 1e-2
-    """The learning rate."""
-    eps: float = 1e-8
-    """Added to the root of the second moment."""
-    beta1: float = 0.9
-    """Decay of the first moment."""
-    beta2: float = 0.99
-    """Decay of the second moment."""
+    lr: float | None = None  # type: ignore[assignment]
+    """The learning rate. None: 1e-2, or that of the authors of --pipeline.model.network."""
+    eps: float | None = None  # type: ignore[assignment]
+    """Added to the root of the second moment. None: 1e-8, or the authors'."""
+    beta1: float | None = None
+    """Decay of the first moment. None: 0.9, or the authors'."""
+    beta2: float | None = None
+    """Decay of the second moment. None: 0.99, or the authors'."""
+    amsgrad: bool | None = None
+    """Divide by the root of the largest second moment so far. None: False, or the authors'."""
+    weight_decay: float = 0.0
+    """L2 term on the parameters."""
+
+    def filled(self, **values: Any) -> "AdamConfig":
+        """This config with values where it has None."""
+        return replace(self, **{name: value for name, value in values.items() if getattr(self, name) is None})
 
     def setup(self, params: Iterable[Tensor]) -> Optimizer:
         """The optimizer over params; on a GPU one kernel, which keeps its step count there and fits a CUDA graph."""
         params = list(params)
+        full = self.filled(lr=1e-2, eps=1e-8, beta1=0.9, beta2=0.99, amsgrad=False)
         on_gpu = all(p.is_cuda for p in params)
-        options = {"fused": True, "capturable": True} if on_gpu else {}
-        return Adam(params, lr=self.lr, eps=self.eps, betas=(self.beta1, self.beta2), **options)
+        return Adam(
+            params,
+            lr=full.lr,  # type: ignore[arg-type]
+            eps=full.eps,  # type: ignore[arg-type]
+            betas=(full.beta1, full.beta2),  # type: ignore[arg-type]
+            amsgrad=bool(full.amsgrad),
+            weight_decay=full.weight_decay,
+            **({"fused": True, "capturable": True} if on_gpu else {}),
+        )
 
 
 @dataclass
-class LinearDecayConfig(SchedulerConfig):
-    """Learning rate falling linearly over the run."""
+class DecayConfig(SchedulerConfig):
+    """Learning rate falling over the run."""
 
-    _target: type = field(default_factory=lambda: LinearDecayScheduler)
+    _target: type = field(default_factory=lambda: DecayScheduler)
+    kind: Decay | None = None
+    """How it falls. None: linear, or as the authors of --pipeline.model.network have it."""
     max_steps: int | None = None
     """Step at which the learning rate reaches its end. None: the run's own --max-num-iterations."""
     warmup_steps: int = 0
     """Steps over which it rises from nearly 0 first."""
-    final_factor: float = 0.0
-    """The end, as a part of the learning rate."""
+    final_factor: float | None = None
+    """The end, as a part of the learning rate. None: 0, or the authors'."""
 
 
-class LinearDecayScheduler(Scheduler):
-    """Builds optim.linear_decay for the host."""
+class DecayScheduler(Scheduler):
+    """Builds optim.decay for the host."""
 
-    config: LinearDecayConfig
+    config: DecayConfig
 
     def get_scheduler(self, optimizer: Optimizer, lr_init: float) -> LRScheduler:
         """The schedule over an optimizer's groups; max_steps must be known by now (the Trainer fills it in)."""
         assert self.config.max_steps is not None
-        return linear_decay(
+        return decay(
             optimizer,
             self.config.max_steps,
+            kind=self.config.kind or "linear",
             warmup_steps=self.config.warmup_steps,
-            final_factor=self.config.final_factor,
+            final_factor=self.config.final_factor or 0.0,
         )

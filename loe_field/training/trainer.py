@@ -29,7 +29,7 @@ from torch.optim import Optimizer
 from loe_field.errors import InputError
 from loe_field.training.allocator import keep_freed_memory
 from loe_field.training.checkpoints import find_checkpoint, read_checkpoint, save_checkpoint
-from loe_field.training.optimizers import LinearDecayConfig
+from loe_field.training.optimizers import DecayConfig
 from loe_field.training.progress import TrainProgress
 from loe_field.training.record import RunRecord
 from loe_field.training.threads import ThreadTuner
@@ -149,7 +149,7 @@ class LoETrainer(Trainer):
 
     def _stretched(self, scheduler: SchedulerConfig | None) -> SchedulerConfig | None:
         """The scheduler, ending with the run where it was not told when to end."""
-        if isinstance(scheduler, LinearDecayConfig) and scheduler.max_steps is None:
+        if isinstance(scheduler, DecayConfig) and scheduler.max_steps is None:
             return replace(scheduler, max_steps=self.config.max_num_iterations)
         return scheduler
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from loe_field import LoEMLP
-from loe_field.optim import Muon, linear_decay
+from loe_field.optim import Muon, decay
 from loe_field.training.graphed import GraphedStep
 
 pytestmark = pytest.mark.gpu
@@ -17,7 +17,7 @@ def train(graphed, sizes, steps=12):
     experts = [layer.weight for layer in list(field.layers)[1:]]
     rest = [p for p in field.parameters() if all(p is not e for e in experts)]
     optimizers = [Muon(experts, lr=0.02), torch.optim.Adam(rest, lr=1e-2, fused=True, capturable=True)]
-    schedules = [linear_decay(optimizer, steps) for optimizer in optimizers]
+    schedules = [decay(optimizer, steps) for optimizer in optimizers]
     points = torch.rand(steps, max(sizes), 2, generator=torch.Generator().manual_seed(1)).cuda()
 
     def loss(batch):
