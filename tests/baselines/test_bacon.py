@@ -20,7 +20,7 @@ def grid(shape):
     [(1, (64,), (160,)), (2, (32,), (80, 80)), (2, (32, 16), (80, 48)), (3, (16,), (24, 24, 24))],
 )
 def test_no_output_holds_a_frequency_above_its_band(dim, resolution, shape):
-    """Lindell et al., section 3.2: zero, to rounding, beyond the band; something of size inside, and up to its edge."""
+    """Lindell et al.: zero, to rounding, beyond the band; something of size inside, and up to its edge."""
     net = make(dim=dim, options=BaconOptions(resolution=resolution))
     outputs = net.outputs(grid(shape))
     assert len(outputs) == 4
