@@ -2,7 +2,7 @@
 
 `h <- sin(omega_0 (|z| + 1) z)` with z = W h + b: around z = 0 it is SIREN's sine, further out the period shrinks.
 Weights are SIREN's; the biases of the first layer are uniform within +-k, which picks the frequencies that the network
-starts with (Eq. 7 and section 4). The repository liuzhen0212/FINER leaves k at torch's 1 / sqrt(in) for pictures
+starts with. The repository liuzhen0212/FINER leaves k at torch's 1 / sqrt(in) for pictures
 (run_finer.sh, train_image.py), takes 5 linear layers of 256 and treats the factor |z| + 1 as a constant in the backward
 pass unless told otherwise: those are the defaults here.
 

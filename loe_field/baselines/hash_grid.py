@@ -49,7 +49,8 @@ class HashGridOptions:
 
 
 RECIPE = Recipe(
-    source="NVlabs/instant-ngp, configs/image/base.json (the decay after 20,000 steps left out)",
+    # The authors name no number of steps; after 20,000 their learning rate starts to fall.
+    source="NVlabs/instant-ngp, configs/image/base.json, up to where its learning rate starts to fall",
     lr=1e-2,
     betas=(0.9, 0.99),
     eps=1e-15,

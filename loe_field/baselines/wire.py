@@ -1,6 +1,6 @@
 """WIRE: Saragadam et al., "Wavelet Implicit Neural Representations" (CVPR 2023).
 
-`h <- exp(i omega_0 z - |sigma_0 z|^2)` with z = W h + b, a complex Gabor wavelet (Eq. 5). The first layer is real, the
+`h <- exp(i omega_0 z - |sigma_0 z|^2)` with z = W h + b, a complex Gabor wavelet. The first layer is real, the
 others complex, the result is the real part. omega_0 20 and sigma_0 30 are what the authors suggest for pictures, 4
 linear layers, and 256 / sqrt 2 = 181 channels, because a complex number is two real ones (repository vishwa91/wire,
 wire_image_denoise.py and modules/wire.py). Weights and biases, real and imaginary part each, are uniform within

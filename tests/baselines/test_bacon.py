@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from loe_field.baselines import Bacon, BaconOptions
+from loe_field.baselines.bacon import SineFilter
 
 
 def make(seed=0, **arguments):
@@ -19,7 +20,7 @@ def grid(shape):
     [(1, (64,), (160,)), (2, (32,), (80, 80)), (2, (32, 16), (80, 48)), (3, (16,), (24, 24, 24))],
 )
 def test_no_output_holds_a_frequency_above_its_band(dim, resolution, shape):
-    """Lindell et al., section 3.2: zero, to rounding, beyond the band; something of size inside, and up to its edge."""
+    """Lindell et al.: zero, to rounding, beyond the band; something of size inside, and up to its edge."""
     net = make(dim=dim, options=BaconOptions(resolution=resolution))
     outputs = net.outputs(grid(shape))
     assert len(outputs) == 4
@@ -42,6 +43,7 @@ def test_no_output_holds_a_frequency_above_its_band(dim, resolution, shape):
 
 
 def test_bands_add_up_to_the_pictures_nyquist_limit():
+    torch.manual_seed(0)
     net = Bacon(options=BaconOptions(resolution=(512,)))
     assert net.bandwidths == [(64, 64), (128, 128), (192, 192), (256, 256)]
     assert [f.frequencies.abs().max().item() for f in net.filters] == [32, 32, 64, 64, 64]
@@ -66,6 +68,16 @@ def test_the_formula():
     torch.testing.assert_close(outputs[0].value, net.heads[0](first))
     torch.testing.assert_close(outputs[1].value, net.heads[1](second))
     assert torch.equal(outputs[1].value, net(p))
+
+
+def test_frequencies_are_uniform_over_the_band():
+    torch.manual_seed(0)
+    drawn = SineFilter((4, 4), 9000).frequencies
+    for axis in (0, 1):
+        values, times = drawn[:, axis].unique(return_counts=True)
+        assert torch.equal(values, torch.arange(-4.0, 5.0))
+        assert times.min() > 850
+        assert times.max() < 1150
 
 
 def test_frequencies_are_fixed_and_phases_trained():

@@ -6,7 +6,7 @@ from loe_field.baselines import Fourier, FourierOptions
 
 
 def test_the_kernel_is_a_gaussian_of_the_distance():
-    """Tancik et al., section 4: features' inner products depend on p - q alone; with many it is a Gaussian's."""
+    """Tancik et al.: features' inner products depend on p - q alone; with many it is a Gaussian's."""
     torch.manual_seed(0)
     net = Fourier(options=FourierOptions(sigma=1.0, num_features=100_000), num_layers=2, layer_width=1).double()
     p = torch.rand(30, 2, dtype=torch.float64)
