@@ -28,8 +28,9 @@ _SCALES_OF_FIVE = (1 / 8, 1 / 8, 1 / 4, 1 / 4, 1 / 4)
 class BaconOptions:
     """Options of BACON."""
 
-    resolution: tuple[int, ...] = (512,)
-    """Pixels along each axis of the unit square (one number for all axes): the last output's band is half of it."""
+    resolution: tuple[int, ...] | None = None
+    """Pixels along each axis of the unit square (one number for all axes): the last output's band is half of it. None:
+    the picture's; 512 where there is no picture."""
     scales: tuple[float, ...] | None = None
     """Part of the band that each filter adds, first to last: num_layers numbers > 0 with a sum of at most 1. None: the
     authors' 1/8, 1/8, 1/4, 1/4, 1/4 for 5 layers, else equal parts."""
@@ -70,7 +71,7 @@ def counts(*, dim: int, out_features: int, num_layers: int, layer_width: int, op
 
 def _bands(dim: int, num_layers: int, options: BaconOptions) -> list[tuple[int, ...]]:
     """B_i of each filter, per axis."""
-    resolution, scales = options.resolution, options.scales
+    resolution, scales = options.resolution or (512,), options.scales
     if len(resolution) not in (1, dim) or min(resolution) < 1:
         raise ValueError(f"resolution is {resolution}: one positive number is wanted, or one for each of {dim} axes")
     if scales is None:

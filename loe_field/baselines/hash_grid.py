@@ -42,10 +42,16 @@ class HashGridOptions:
     """Levels with more vertices than 2^log2_hashmap_size share entries; 1 to 30. Lower it for a smaller network."""
     min_resolution: int = 16
     """Cells per axis of the coarsest level, >= 1."""
-    max_resolution: int = 256
-    """Cells per axis of the finest level; the authors take half the picture's longer side."""
+    max_resolution: int | None = None
+    """Cells per axis of the finest level. None: half the picture's longer side, as the authors have it; 256 where there
+    is no picture."""
     implementation: Implementation = "paper"
     """The paper's grid in plain PyTorch, or nerfstudio's encoding in PyTorch or tiny-cuda-nn (a GPU is needed)."""
+
+    @property
+    def finest(self) -> int:
+        """Cells per axis of the finest level."""
+        return 256 if self.max_resolution is None else self.max_resolution
 
 
 RECIPE = Recipe(
@@ -64,7 +70,7 @@ def resolutions(options: HashGridOptions) -> list[int]:
     """Cells per axis of each level, coarsest first."""
     if options.num_levels == 1:
         return [options.min_resolution]
-    growth = (options.max_resolution / options.min_resolution) ** (1 / (options.num_levels - 1))
+    growth = (options.finest / options.min_resolution) ** (1 / (options.num_levels - 1))
     # The slack keeps the finest level at max_resolution whichever way the power rounds.
     return [math.floor(options.min_resolution * growth**level + 1e-9) for level in range(options.num_levels)]
 
@@ -77,7 +83,7 @@ def table_sizes(dim: int, options: HashGridOptions) -> list[int]:
     if options.implementation == "torch":
         return [most] * options.num_levels
     # tiny-cuda-nn: three axes, whole multiples of 8 entries, ceil(N b^l - 1) + 1 vertices along an axis.
-    growth = (options.max_resolution / options.min_resolution) ** (1 / max(1, options.num_levels - 1))
+    growth = (options.finest / options.min_resolution) ** (1 / max(1, options.num_levels - 1))
     vertices = [math.ceil(options.min_resolution * growth**level - 1) + 1 for level in range(options.num_levels)]
     return [min(-(-(n**3) // 8) * 8, most) for n in vertices]
 
@@ -197,7 +203,7 @@ class HostGrid(nn.Module):
         self.encoding = HashEncoding(
             num_levels=options.num_levels,
             min_res=options.min_resolution,
-            max_res=options.max_resolution,
+            max_res=options.finest,
             log2_hashmap_size=options.log2_hashmap_size,
             features_per_level=options.features_per_level,
             hash_init_scale=1e-4,
@@ -268,7 +274,7 @@ def _check(options: HashGridOptions) -> None:
     )
     if not 1 <= options.log2_hashmap_size <= 30:
         raise ValueError(f"log2_hashmap_size is {options.log2_hashmap_size}: 1 to 30 is wanted")
-    if options.max_resolution < options.min_resolution:
+    if options.finest < options.min_resolution:
         raise ValueError(
-            f"max_resolution is {options.max_resolution}: it must be at least min_resolution, {options.min_resolution}"
+            f"max_resolution is {options.finest}: it must be at least min_resolution, {options.min_resolution}"
         )

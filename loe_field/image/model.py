@@ -1,7 +1,7 @@
 """nerfstudio's Model for one picture: a LoE field over the plane."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -139,13 +139,19 @@ class LoEImageModel(Model):
         assert config.network != "loe"
         if config.implementation not in ("auto", "torch"):
             raise ValueError(f"implementation is {config.implementation!r}: {config.network} is computed by torch")
+        options = getattr(config, config.network.replace("-", "_"))
+        if isinstance(options, BaconOptions) and options.resolution is None:
+            options = replace(options, resolution=(self.width, self.height))
+        if isinstance(options, HashGridOptions) and options.max_resolution is None:
+            finest = max(options.min_resolution, max(self.width, self.height) // 2)
+            options = replace(options, max_resolution=finest)
         return build(
             config.network,
             dim=2,
             out_features=self.channels,
             num_layers=config.num_layers,
             layer_width=config.layer_width,
-            options=getattr(config, config.network.replace("-", "_")),
+            options=options,
         )
 
     @property
