@@ -10,7 +10,7 @@ from typing import Any
 from loe_field.errors import InputError
 
 try:
-    import tomllib
+    import tomllib  # pyright: ignore[reportMissingImports]
 except ImportError:  # Python 3.10
     import tomli as tomllib  # type: ignore[no-redef]
 
