@@ -69,6 +69,12 @@ def network(
 
     Returns:
         [N, out_features].
+
+    Raises:
+        ValueError: a tensor is not fp32 on the CPU.
     """
+    for tensor in (coords, x, *weights, *biases):
+        if tensor.dtype != torch.float32 or tensor.device.type != "cpu":
+            raise ValueError(f"the CPU kernels got {tensor.dtype} on {tensor.device}: all must be float32 on the CPU")
     keep = torch.is_grad_enabled() and any(t.requires_grad for t in (x, *weights, *biases))
     return _Network.apply(coords, x, shape, recompute, keep, *weights, *biases)  # type: ignore[return-value]

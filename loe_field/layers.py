@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from functools import partial
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -243,10 +243,16 @@ class LoEMLP(nn.Module):
             [..., out_features].
 
         Raises:
-            ValueError: coords has another number of coordinates.
+            ValueError: coords has another number of coordinates, another dtype or another device than the parameters.
         """
-        if coords.shape[-1] != self.dim:
+        if coords.shape[-1:] != (self.dim,):
             raise ValueError(f"coords is {tuple(coords.shape)}: the last axis must hold {self.dim} coordinates")
+        weight = self.head.weight
+        if coords.dtype != weight.dtype or coords.device != weight.device:
+            raise ValueError(
+                f"coords is {coords.dtype} on {coords.device}, the parameters are {weight.dtype} on {weight.device}: "
+                "they must agree, see Tensor.to and Module.to"
+            )
         points = coords.reshape(-1, self.dim)
         resolved = self.resolved_implementation
         if resolved == "cpu":
@@ -267,23 +273,21 @@ class LoEMLP(nn.Module):
     @property
     def resolved_implementation(self) -> Resolved:
         """What computes the network where its parameters are now."""
-        weight = self.head.weight
-        return resolve_implementation(
-            self.implementation, device=weight.device, dtype=weight.dtype, blending=self.blending
-        )
+        return resolve_implementation(self.implementation, **self._circumstances)
 
     @property
     def obstacle(self) -> str | None:
         """Why "auto" falls back to plain PyTorch where the parameters are now; None if it does not."""
-        weight = self.head.weight
         if self.implementation != "auto" or self.resolved_implementation != "torch":
             return None
-        return obstacle(
-            "cpu" if weight.device.type == "cpu" else "triton",
-            device=weight.device,
-            dtype=weight.dtype,
-            blending=self.blending,
-        )
+        return obstacle("cpu" if self.head.weight.device.type == "cpu" else "triton", **self._circumstances)
+
+    @property
+    def _circumstances(self) -> dict[str, Any]:
+        """What the choice of the implementation depends on."""
+        weight = self.head.weight
+        experts = num_experts(self.tile_size, self.dim)
+        return {"device": weight.device, "dtype": weight.dtype, "blending": self.blending, "experts": experts}
 
     @property
     def never_waits(self) -> bool:

@@ -35,9 +35,9 @@ def check_implementation(implementation: Implementation, blending: Blending) -> 
 
 
 def obstacle(
-    kernels: Literal["triton", "cpu"], *, device: torch.device, dtype: torch.dtype, blending: Blending
+    kernels: Literal["triton", "cpu"], *, device: torch.device, dtype: torch.dtype, blending: Blending, experts: int
 ) -> str | None:
-    """Why these kernels cannot serve parameters of this dtype on this device; None if they can."""
+    """Why these kernels cannot serve so many experts of this dtype on this device; None if they can."""
     if blending == "linear":
         return "the blending is linear and the kernels have nearest only"
     if dtype != torch.float32:
@@ -45,8 +45,10 @@ def obstacle(
     if kernels == "cpu":
         if device.type != "cpu":
             return f"the tensors are on {device}"
-        from loe_field.kernels.cpu import has_bf16, why_unavailable
+        from loe_field.kernels.cpu import MAX_EXPERTS, has_bf16, why_unavailable
 
+        if experts > MAX_EXPERTS:
+            return f"a level has {experts} experts and the kernels number at most {MAX_EXPERTS}"
         if torch.is_autocast_enabled("cpu") and why_unavailable() is None:
             if torch.get_autocast_dtype("cpu") != torch.bfloat16:
                 return "autocast wants float16 and the kernels have float32 and bfloat16"
@@ -59,9 +61,9 @@ def obstacle(
 
 
 def resolve_implementation(
-    implementation: Implementation, *, device: torch.device, dtype: torch.dtype, blending: Blending
+    implementation: Implementation, *, device: torch.device, dtype: torch.dtype, blending: Blending, experts: int
 ) -> Resolved:
-    """What computes a network with parameters of this dtype on this device.
+    """What computes a network with so many experts a level, in this dtype on this device.
 
     "auto" takes the device's kernels where they can serve and "torch" elsewhere.
 
@@ -71,7 +73,7 @@ def resolve_implementation(
     if implementation in ("torch", "reference"):
         return implementation
     kernels = implementation if implementation != "auto" else "cpu" if device.type == "cpu" else "triton"
-    reason = obstacle(kernels, device=device, dtype=dtype, blending=blending)
+    reason = obstacle(kernels, device=device, dtype=dtype, blending=blending, experts=experts)
     if reason is None:
         return kernels
     if implementation == "auto":
@@ -142,7 +144,10 @@ def position_dependent_linear(
         out = torch.nn.functional.linear(x, weight[0], bias)
     elif (
         blending == "nearest"
-        and resolve_implementation(implementation, device=x.device, dtype=weight.dtype, blending=blending) == "triton"
+        and resolve_implementation(
+            implementation, device=x.device, dtype=weight.dtype, blending=blending, experts=experts
+        )
+        == "triton"
     ):
         from loe_field.fused_triton import expert_linear, hidden_precision
 

@@ -307,7 +307,7 @@ def test_every_peer_from_the_same_command(network, call, small_picture, tmp_path
     """With its authors' learning rate and schedule, unless told otherwise; resumable and evaluated like the rest."""
     size = () if network == "bacon" else ("--pipeline.model.num-layers", 4)
     options = ("--pipeline.model.network", network, "--pipeline.model.layer-width", 16, *size)
-    small_table = ("--pipeline.model.hash-grid.log2-hashmap-size", 10)
+    small_table = ("--pipeline.model.hash-grid.log2-hashmap-size", 10, "--pipeline.model.bacon.resolution", 32)
     steps = ("--max-num-iterations", 30, "--steps-per-eval-all-images", 10)
     folder = fit(call, small_picture, tmp_path, *options, *small_table, *steps)
     assert read_metrics(folder)["network"] == network
@@ -407,6 +407,7 @@ BAD_OPTIONS = {
         ("--pipeline.model.implementation", "triton", "--machine.device-type", "cpu"),
         "need an NVIDIA GPU; choose 'auto' or 'torch'",
     ),
+    "peer in bf16": (("--pipeline.model.network", "siren", "--precision", "bf16"), "trained in fp32"),
     "load dir": (("--load-dir", "nowhere"), "nowhere is not a folder"),
 }
 

@@ -211,6 +211,12 @@ def test_asked_for_where_it_cannot_serve():
         make()(torch.rand(3, 2))
     with pytest.raises(ValueError, match="nearest blending only"):
         make(blending="linear")
+    field = make(num_layers=3, layer_width=16)
+    field.layers[1].double()
+    with pytest.raises(ValueError, match="all must be float32 on the CPU"):
+        field(torch.rand(3, 2))
+    many = make("auto", dim=4, tile_size=16, num_layers=2, layer_width=1)
+    assert "65536 experts" in many.obstacle
     assert make("auto").resolved_implementation == "cpu"
     assert make("auto", torch.float64).resolved_implementation == "torch"
     assert make("auto", blending="linear").resolved_implementation == "torch"

@@ -204,6 +204,13 @@ def test_wrong_number_of_coordinates():
         make()(torch.rand(4, 3, dtype=torch.float64))
 
 
+@pytest.mark.parametrize("implementation", ["auto", "torch", "reference"])
+def test_coordinates_of_another_dtype(implementation):
+    """Refused by all alike, before a kernel would read them as what they are not."""
+    with pytest.raises(ValueError, match=r"coords is torch.float64 on cpu, the parameters are torch.float32 on cpu"):
+        make(torch.float32, implementation=implementation)(torch.rand(4, 2, dtype=torch.float64))
+
+
 def test_layer_module():
     torch.manual_seed(0)
     layer = PositionDependentLinear(5, 3, level=Level(4.0), dim=2)

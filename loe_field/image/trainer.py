@@ -12,6 +12,7 @@ from nerfstudio.utils.rich_utils import CONSOLE
 from torch import Tensor
 
 from loe_field.baselines import recipe
+from loe_field.errors import InputError
 from loe_field.image.datamanager import ImageDataManagerConfig, default_picture
 from loe_field.image.model import LoEImageModelConfig
 from loe_field.image.pipeline import ImagePipeline, ImagePipelineConfig
@@ -90,6 +91,10 @@ class ImageTrainer(LoETrainer):
         """The optimizers; before them, and before anything is written, a look at whether the field can be trained."""
         with torch.autocast(self.device.split(":")[0], enabled=self.mixed_precision):
             self.pipeline.check_implementation()
+        if self.precision == "bf16" and self.pipeline.model.recipe is not None:
+            raise InputError(
+                "--precision bf16 is for levels of experts: the peers' authors train in fp32, leave it out"
+            )
         return super().setup_optimizers()
 
     @property
