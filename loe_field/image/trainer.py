@@ -92,9 +92,7 @@ class ImageTrainer(LoETrainer):
         with torch.autocast(self.device.split(":")[0], enabled=self.mixed_precision):
             self.pipeline.check_implementation()
         if self.precision == "bf16" and self.pipeline.model.recipe is not None:
-            raise InputError(
-                "--precision bf16 is for levels of experts: the peers' authors train in fp32, leave it out"
-            )
+            raise InputError("--precision bf16 is for levels of experts: peers are trained in fp32, leave it out")
         return super().setup_optimizers()
 
     @property
