@@ -1,7 +1,6 @@
 """Runs a suite's jobs, one ns-train after the other, and remembers what is done."""
 
 import json
-import signal
 import subprocess
 import sys
 import time
@@ -28,7 +27,7 @@ class Outcome:
 
 
 class Interrupted(Exception):
-    """Ctrl-C: the run under way has been saved."""
+    """Ctrl-C or SIGTERM: the run under way has been saved."""
 
 
 def finished(job: Job, root: Path) -> Outcome | None:
@@ -51,7 +50,7 @@ def run_job(job: Job, root: Path, show: Any) -> Outcome:
         show: called with the run's last line whenever there may be a new one.
 
     Raises:
-        Interrupted: Ctrl-C.
+        Interrupted: Ctrl-C or SIGTERM.
     """
     folder = job.folder(root)
     folder.mkdir(parents=True, exist_ok=True)
@@ -66,7 +65,7 @@ def run_job(job: Job, root: Path, show: Any) -> Outcome:
                 show(_last_line(folder / "log.txt"))
                 time.sleep(_POLL_SECONDS)
         except KeyboardInterrupt:
-            process.send_signal(signal.SIGINT)
+            process.terminate()  # ns-train ends after its step, evaluates and saves
             process.wait()
             raise Interrupted from None
         finally:

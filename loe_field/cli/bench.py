@@ -1,6 +1,7 @@
 """loe-bench: run a suite of fits and report it."""
 
 import math
+import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -41,7 +42,7 @@ class Bench:
     """Print the commands and run nothing."""
 
     def main(self) -> int:
-        """Run everything; 1 if a run failed, 130 after Ctrl-C."""
+        """Run everything; 1 if a run failed, 130 after Ctrl-C or SIGTERM."""
         suite = self._chosen(read_suite(self.config))
         root = (self.output_dir or Path("outputs/bench") / self.config.stem).expanduser().resolve()
         pictures: list[Path | None] = [*self._pictures(suite)] or [None]
@@ -53,6 +54,8 @@ class Bench:
                         for job in [*search_jobs(suite, run, picture), *jobs_of(suite, run, picture)]:
                             print("ns-train", *job.options)
             return 0
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.default_int_handler)
         bench = _Session(suite, root, console)
         try:
             with bench.progress:
@@ -60,7 +63,7 @@ class Bench:
                     for picture in pictures:
                         if not run.missing:
                             bench.run(run, picture)
-        except Interrupted:
+        except (Interrupted, KeyboardInterrupt):
             console.print("stopped; the same command goes on from here")
             return 130
         finally:
@@ -83,6 +86,8 @@ class Bench:
             if suite.search is not None:
                 search = replace(suite.search, overrides={**suite.search.overrides, **steps})
                 suite = replace(suite, search=search)
+            text = f"{suite.text.rstrip()}\n\nRun with `--max-num-iterations {self.max_num_iterations}` instead.\n"
+            suite = replace(suite, text=text)
         return replace(suite, runs=runs, seeds=list(self.seeds) or suite.seeds)
 
     def _pictures(self, suite: Suite) -> list[Path]:

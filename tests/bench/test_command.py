@@ -2,9 +2,11 @@
 
 import csv
 import json
+import signal
+import time
 
 import pytest
-from conftest import run
+from conftest import run, start
 
 SUITE = """
 title = "A small suite"
@@ -78,6 +80,23 @@ def test_a_stopped_run_goes_on(suite, small_picture):
     assert done.returncode == 0, done.stderr
     assert "the checkpoint has 12 steps already" in (metrics.parent / "log.txt").read_text()
     assert json.loads((metrics.parent / "complete.json").read_text())["options"][0] == "loe-image"
+
+
+def test_stopped_in_the_middle(suite, small_picture, tmp_path):
+    """The run under way is saved and nothing goes on in the background; the report stands."""
+    options = ("--data", small_picture, "--output-dir", tmp_path, "--runs", "quad", "--max-num-iterations", 100000)
+    process = start("loe-bench", suite[0], *options)
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.rglob("step-*.ckpt")) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "the same command goes on from here" in output
+    assert "Traceback" not in output
+    (log,) = tmp_path.rglob("log.txt")
+    assert "stopping after this step" in log.read_text()
+    assert "| quad tree |" in (tmp_path / "table.md").read_text()
 
 
 def test_dry_run(suite, small_picture, tmp_path):
