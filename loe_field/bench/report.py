@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -111,22 +112,25 @@ def _cell(column: str, done: Sequence[Outcome]) -> str:
 
 def curves(suite: Suite, outcomes: Sequence[Outcome]) -> Figure:
     """PSNR against steps and against seconds: a line per run, its seeds and pictures averaged."""
-    figure = Figure(figsize=(12, 5), layout="constrained")
+    figure = Figure(figsize=(15, 5), layout="constrained")
     FigureCanvasAgg(figure)
+    colours = colormaps["tab20"].colors  # type: ignore[attr-defined]
     for axes, column, label in zip(figure.subplots(1, 2, sharey=True), (0, 1), ("steps", "seconds")):
-        for run in suite.runs:
+        for number, run in enumerate(suite.runs):
             points = [_curve(o.folder) for o in outcomes if o.job.run is run and o.metrics]
             points = [p for p in points if len(p)]
             if not points:
                 continue
             shortest = min(len(p) for p in points)
             mean = np.mean([p[:shortest] for p in points], 0)
-            axes.plot(mean[:, column], mean[:, 2], label=run.name)
+            # Neighbours in tab20 are shades of one colour: take the full ones first.
+            colour = colours[(2 * number) % 20 + (number // 10) % 2]
+            axes.plot(mean[:, column], mean[:, 2], label=run.name, color=colour)
         axes.set_xlabel(label)
         axes.grid(alpha=0.3)
     figure.axes[0].set_ylabel("PSNR (dB)")
     if figure.axes[0].lines:
-        figure.axes[0].legend(fontsize="small")
+        figure.legend(*figure.axes[0].get_legend_handles_labels(), fontsize="small", loc="outside right center")
     figure.suptitle(suite.title)
     return figure
 
