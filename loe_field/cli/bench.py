@@ -56,21 +56,21 @@ class Bench:
             return 0
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.default_int_handler)
-        bench = _Session(suite, root, console)
+        runs = _Runs(suite, root, console)
         try:
-            with bench.progress:
+            with runs.progress:
                 for run in suite.runs:
                     for picture in pictures:
                         if not run.missing:
-                            bench.run(run, picture)
+                            runs.run(run, picture)
         except (Interrupted, KeyboardInterrupt):
             console.print("stopped; the same command goes on from here")
             return 130
         finally:
-            write_report(root, suite, bench.outcomes, bench.searches)
+            write_report(root, suite, runs.outcomes, runs.searches)
             console.print((root / "table.md").read_text("utf8"), markup=False, highlight=False, soft_wrap=True)
             console.print(f"results {root}", soft_wrap=True, highlight=False)
-        return int(any(outcome.problem for outcome in [*bench.outcomes, *bench.searches]))
+        return int(any(outcome.problem for outcome in [*runs.outcomes, *runs.searches]))
 
     def _chosen(self, suite: Suite) -> Suite:
         """The suite with this command's options in it."""
@@ -98,7 +98,7 @@ class Bench:
         return [path.resolve() for path in paths]
 
 
-class _Session:
+class _Runs:
     """The runs of one call, with a progress bar over them."""
 
     def __init__(self, suite: Suite, root: Path, console: Console) -> None:
