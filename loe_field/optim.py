@@ -140,6 +140,18 @@ Decay = Literal["linear", "constant", "exponential", "cosine"]
 """How a learning rate goes from its start to final_factor of it."""
 
 
+def decay_factor(step: int, max_steps: int, *, kind: Decay, final_factor: float) -> float:
+    """Learning rate at a step, as a part of the first: 1 up to step 0, final_factor from max_steps on."""
+    if kind == "constant":
+        return 1.0
+    done = min(1.0, max(0.0, step / max(1, max_steps)))
+    if kind == "exponential":
+        return final_factor**done
+    if kind == "cosine":
+        done = 0.5 * (1 - math.cos(math.pi * done))
+    return 1.0 + (final_factor - 1.0) * done
+
+
 def decay(
     optimizer: Optimizer,
     max_steps: int,
@@ -173,13 +185,8 @@ def decay(
 
     def factor(step: int) -> float:
         warmup = min(1.0, (step + 1) / (warmup_steps + 1))
-        done = min(1.0, max(0.0, (step - warmup_steps) / max(1, max_steps - warmup_steps)))
-        if kind == "constant":
-            return warmup
-        if kind == "exponential":
-            return warmup * final_factor**done
-        if kind == "cosine":
-            done = 0.5 * (1 - math.cos(math.pi * done))
-        return warmup * (1.0 + (final_factor - 1.0) * done)
+        return warmup * decay_factor(
+            step - warmup_steps, max_steps - warmup_steps, kind=kind, final_factor=final_factor
+        )
 
     return LambdaLR(optimizer, factor)

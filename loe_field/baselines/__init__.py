@@ -4,12 +4,10 @@ Each module holds one network with its options, its size in closed form and its 
 imports nerfstudio until a hash grid asks for the host's encoding.
 """
 
-from collections.abc import Callable
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, get_args
 
-from loe_field.baselines import bacon, finer, fourier, gauss, hash_grid, relu_pe, siren, wire
 from loe_field.baselines.bacon import Bacon, BaconOptions, BandOutput
-from loe_field.baselines.base import Counts, Peer, Recipe, Schedule, check_sizes
+from loe_field.baselines.base import Counts, Peer, Recipe, Schedule
 from loe_field.baselines.finer import Finer, FinerOptions
 from loe_field.baselines.fourier import Fourier, FourierOptions
 from loe_field.baselines.gauss import Gauss, GaussOptions
@@ -31,35 +29,26 @@ Options = (
 )
 
 
-class _Entry(NamedTuple):
-    network: Callable[..., Peer]
-    options: type
-    counts: Callable[..., Counts]
-    recipe: Recipe
-    num_layers: int
-    layer_width: int
-
-
-_ENTRIES: dict[str, _Entry] = {
-    "siren": _Entry(Siren, SirenOptions, siren.counts, siren.RECIPE, 5, 256),
-    "relu-pe": _Entry(ReluPe, ReluPeOptions, relu_pe.counts, relu_pe.RECIPE, 5, 256),
-    "fourier": _Entry(Fourier, FourierOptions, fourier.counts, fourier.RECIPE, 4, 256),
-    "finer": _Entry(Finer, FinerOptions, finer.counts, finer.RECIPE, 5, 256),
-    "wire": _Entry(Wire, WireOptions, wire.counts, wire.RECIPE, 4, 181),
-    "gauss": _Entry(Gauss, GaussOptions, gauss.counts, gauss.RECIPE, 5, 256),
-    "bacon": _Entry(Bacon, BaconOptions, bacon.counts, bacon.RECIPE, 5, 256),
-    "hash-grid": _Entry(HashGrid, HashGridOptions, hash_grid.counts, hash_grid.RECIPE, 3, 64),
+_NETWORKS: dict[str, type[Peer]] = {
+    "siren": Siren,
+    "relu-pe": ReluPe,
+    "fourier": Fourier,
+    "finer": Finer,
+    "wire": Wire,
+    "gauss": Gauss,
+    "bacon": Bacon,
+    "hash-grid": HashGrid,
 }
 
 
-def _entry(name: str) -> _Entry:
-    if name not in _ENTRIES:
+def _network(name: str) -> type[Peer]:
+    if name not in _NETWORKS:
         raise ValueError(f"unknown network {name!r}: choose one of {', '.join(get_args(Baseline))}")
-    return _ENTRIES[name]
+    return _NETWORKS[name]
 
 
 def _options(name: str, options: Options | None) -> Options:
-    wanted = _entry(name).options
+    wanted = _network(name).options_type
     if options is None:
         return wanted()
     if type(options) is not wanted:
@@ -69,13 +58,12 @@ def _options(name: str, options: Options | None) -> Options:
 
 def recipe(name: Baseline) -> Recipe:
     """How the authors of a network train it on a picture."""
-    return _entry(name).recipe
+    return _network(name).recipe
 
 
 def default_size(name: Baseline) -> tuple[int, int]:
     """num_layers and layer_width that the authors of a network take for a picture."""
-    entry = _entry(name)
-    return entry.num_layers, entry.layer_width
+    return _network(name).default_size
 
 
 def build(
@@ -100,14 +88,8 @@ def build(
     Raises:
         ValueError: the name is unknown, the options are another network's, or a value is out of range.
     """
-    entry = _entry(name)
-    return entry.network(
-        dim=dim,
-        out_features=out_features,
-        num_layers=entry.num_layers if num_layers is None else num_layers,
-        layer_width=entry.layer_width if layer_width is None else layer_width,
-        options=_options(name, options),
-    )
+    sizes = {"num_layers": num_layers, "layer_width": layer_width}
+    return _network(name)(dim=dim, out_features=out_features, **sizes, options=_options(name, options))
 
 
 def counts(
@@ -124,15 +106,9 @@ def counts(
     Raises:
         ValueError: the name is unknown, the options are another network's, or a size is out of range.
     """
-    entry = _entry(name)
-    sizes = {
-        "dim": dim,
-        "out_features": out_features,
-        "num_layers": entry.num_layers if num_layers is None else num_layers,
-        "layer_width": entry.layer_width if layer_width is None else layer_width,
-    }
-    check_sizes(**sizes)
-    return entry.counts(**sizes, options=_options(name, options))
+    network = _network(name)
+    sizes = network.sizes(dim=dim, out_features=out_features, num_layers=num_layers, layer_width=layer_width)
+    return network.counts(**sizes, options=_options(name, options))
 
 
 def width_for(

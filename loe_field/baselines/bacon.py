@@ -38,15 +38,6 @@ class BaconOptions:
     """An output after every hidden layer; without them only the last, and fewer parameters."""
 
 
-RECIPE = Recipe(
-    source="computational-imaging/bacon, experiments/config/img/bacon.ini and training.py (256x256)",
-    lr=5e-3,
-    steps=5_001,
-    amsgrad=True,
-    loss_on="all",
-)
-
-
 class BandOutput(NamedTuple):
     """An output of BACON."""
 
@@ -54,19 +45,6 @@ class BandOutput(NamedTuple):
     """[..., out_features]."""
     bandwidth: tuple[int, ...]
     """Highest frequency that it can hold along each axis, in periods per unit of length."""
-
-
-def counts(*, dim: int, out_features: int, num_layers: int, layer_width: int, options: BaconOptions) -> Counts:
-    """Size of the network; frequencies are fixed, phases are parameters.
-
-    Multiply-adds are those of `forward`, which computes the last output only; a filter's product counts one a channel.
-    """
-    hidden = (num_layers - 1) * layer_width**2
-    head = layer_width * out_features
-    heads = (head + out_features) * (num_layers - 1 if options.intermediate_outputs else 1)
-    parameters = hidden + (num_layers - 1) * layer_width + num_layers * layer_width + heads
-    filters = num_layers * dim * layer_width + (num_layers - 1) * layer_width
-    return Counts(parameters, hidden + filters + head)
 
 
 def _bands(dim: int, num_layers: int, options: BaconOptions) -> list[tuple[int, ...]]:
@@ -110,13 +88,6 @@ class SineFilter(nn.Module):
 class Bacon(Peer):
     """A multiplicative filter network with band-limited outputs.
 
-    Args:
-        dim: coordinates per point, 1 to 3.
-        out_features: width of the result, >= 1.
-        num_layers: linear layers in all, the final output included, >= 2; there are as many filters.
-        layer_width: channels of the hidden layers, >= 1.
-        options: see BaconOptions.
-
     Attributes:
         bandwidths: highest frequency after each hidden layer, per axis, in periods per unit of length.
 
@@ -124,24 +95,41 @@ class Bacon(Peer):
         ValueError: a size or option is out of range.
     """
 
-    def __init__(
-        self,
-        *,
-        dim: int = 2,
-        out_features: int = 1,
-        num_layers: int = 5,
-        layer_width: int = 256,
-        options: BaconOptions | None = None,
-    ) -> None:
-        super().__init__(dim=dim, out_features=out_features, num_layers=num_layers, layer_width=layer_width)
-        self.options = options or BaconOptions()
-        bands = _bands(dim, num_layers, self.options)
+    options: BaconOptions
+    options_type = BaconOptions
+    default_size = (5, 256)
+    recipe = Recipe(
+        source="computational-imaging/bacon, experiments/config/img/bacon.ini and training.py (256x256)",
+        lr=5e-3,
+        steps=5_001,
+        amsgrad=True,
+        loss_on="all",
+    )
+
+    @staticmethod
+    def counts(*, dim: int, out_features: int, num_layers: int, layer_width: int, options: BaconOptions) -> Counts:
+        """Size of the network; frequencies are fixed, phases are parameters.
+
+        Multiply-adds are those of `forward`, which computes the last output only; a filter's product counts one a
+        channel.
+        """
+        hidden = (num_layers - 1) * layer_width**2
+        head = layer_width * out_features
+        heads = (head + out_features) * (num_layers - 1 if options.intermediate_outputs else 1)
+        parameters = hidden + (num_layers - 1) * layer_width + num_layers * layer_width + heads
+        filters = num_layers * dim * layer_width + (num_layers - 1) * layer_width
+        return Counts(parameters, hidden + filters + head)
+
+    def _build(self) -> None:
+        bands = _bands(self.dim, self.num_layers, self.options)
         sums = itertools.accumulate(bands, lambda a, b: tuple(x + y for x, y in zip(a, b)))
         self.bandwidths = list(sums)[1:]
-        self.filters = nn.ModuleList(SineFilter(band, layer_width) for band in bands)
-        self.hidden = nn.ModuleList(_wide_linear(layer_width, layer_width) for _ in range(num_layers - 1))
-        num_heads = num_layers - 1 if self.options.intermediate_outputs else 1
-        self.heads = nn.ModuleList(_wide_linear(layer_width, out_features) for _ in range(num_heads))
+        self.filters = nn.ModuleList(SineFilter(band, self.layer_width) for band in bands)
+        self.hidden = nn.ModuleList(
+            _wide_linear(self.layer_width, self.layer_width) for _ in range(self.num_layers - 1)
+        )
+        num_heads = self.num_layers - 1 if self.options.intermediate_outputs else 1
+        self.heads = nn.ModuleList(_wide_linear(self.layer_width, self.out_features) for _ in range(num_heads))
 
     def _hidden_states(self, points: Tensor) -> list[Tensor]:
         x = self.filters[0](points)
@@ -162,12 +150,6 @@ class Bacon(Peer):
             values = [head(state) for head, state in zip(self.heads, states)]
         shape = (*coords.shape[:-1], self.out_features)
         return [BandOutput(v.view(shape), b) for v, b in zip(values, self.bandwidths[-len(values) :])]
-
-    @property
-    def macs_per_point(self) -> int:
-        """Multiply-adds for one point in `forward`."""
-        sizes = {"dim": self.dim, "out_features": self.out_features, "num_layers": self.num_layers}
-        return counts(**sizes, layer_width=self.layer_width, options=self.options).macs
 
 
 def _wide_linear(in_features: int, out_features: int) -> nn.Linear:

@@ -2,10 +2,12 @@
 
 import dataclasses
 from abc import ABC, abstractmethod
-from typing import Literal, NamedTuple, get_args
+from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
+
+from loe_field.optim import decay_factor
 
 Schedule = Literal["constant", "exponential", "cosine"]
 
@@ -60,13 +62,7 @@ class Recipe:
 
     def factor(self, step: int, max_steps: int) -> float:
         """Learning rate at a step, as a part of lr: 1 at step 0, final_factor from max_steps on."""
-        if self.schedule == "constant":
-            return 1.0
-        done = min(1.0, step / max(1, max_steps))
-        if self.schedule == "exponential":
-            return self.final_factor**done
-        cosine = 0.5 * (1 + torch.cos(torch.tensor(done * torch.pi, dtype=torch.float64)).item())
-        return self.final_factor + (1 - self.final_factor) * cosine
+        return decay_factor(step, max_steps, kind=self.schedule, final_factor=self.final_factor)
 
     def split(self, network: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
         """Parameters with the weight decay, and those without."""
@@ -95,18 +91,64 @@ class Peer(nn.Module, ABC):
     Args:
         dim: coordinates per point, 1 to 3.
         out_features: width of the result, >= 1.
-        num_layers: linear layers in all, the final one included, >= 2.
-        layer_width: channels of the hidden layers, >= 1.
+        num_layers: linear layers in all, the final one included, >= 2; None: the authors' number.
+        layer_width: channels of the hidden layers, >= 1; None: the authors' number.
+        options: an instance of options_type, the network's own options; None: the authors'.
+
+    Attributes:
+        options_type: class of the network's options.
+        recipe: how the network's authors train it.
+        default_size: num_layers and layer_width that its authors take for a picture.
 
     Raises:
-        ValueError: a size is out of range.
+        ValueError: a size or option is out of range.
     """
 
-    def __init__(self, *, dim: int, out_features: int, num_layers: int, layer_width: int) -> None:
+    options_type: ClassVar[type]
+    recipe: ClassVar[Recipe]
+    default_size: ClassVar[tuple[int, int]]
+
+    def __init__(
+        self,
+        *,
+        dim: int = 2,
+        out_features: int = 1,
+        num_layers: int | None = None,
+        layer_width: int | None = None,
+        options: Any = None,
+    ) -> None:
         super().__init__()
-        check_sizes(dim=dim, out_features=out_features, num_layers=num_layers, layer_width=layer_width)
+        sizes = self.sizes(dim=dim, out_features=out_features, num_layers=num_layers, layer_width=layer_width)
         self.dim, self.out_features = dim, out_features
-        self.num_layers, self.layer_width = num_layers, layer_width
+        self.num_layers, self.layer_width = sizes["num_layers"], sizes["layer_width"]
+        self.options = self.options_type() if options is None else options
+        self._build()
+
+    @classmethod
+    def sizes(cls, *, dim: int, out_features: int, num_layers: int | None, layer_width: int | None) -> dict[str, int]:
+        """All four sizes, the authors' where none is given.
+
+        Raises:
+            ValueError: one is out of range.
+        """
+        layers, width = cls.default_size
+        sizes = {
+            "dim": dim,
+            "out_features": out_features,
+            "num_layers": layers if num_layers is None else num_layers,
+            "layer_width": width if layer_width is None else layer_width,
+        }
+        check_sizes(**sizes)
+        return sizes
+
+    @staticmethod
+    @abstractmethod
+    def counts(*, dim: int, out_features: int, num_layers: int, layer_width: int, options: Any) -> Counts:
+        """Size of the network with these options, without building it."""
+
+    @abstractmethod
+    def _build(self) -> None:
+        """Check the options and make the layers, the sizes being set."""
 
     def forward(self, coords: Tensor) -> Tensor:
         """Evaluate the network in its parameters' dtype; autocast has no say, as the authors train in fp32.
@@ -130,6 +172,10 @@ class Peer(nn.Module, ABC):
             raise ValueError(f"coords is {tuple(coords.shape)}: the last axis must hold {self.dim} coordinates")
         return coords.reshape(-1, self.dim)
 
+    def _widths(self, in_features: int) -> list[tuple[int, int]]:
+        """Input and output width of each linear layer behind in_features."""
+        return widths(in_features, self.layer_width, self.out_features, self.num_layers)
+
     @abstractmethod
     def _evaluate(self, points: Tensor) -> Tensor:
         """Points [n, dim] to [n, out_features]."""
@@ -140,9 +186,10 @@ class Peer(nn.Module, ABC):
         return sum(p.numel() * (2 if p.is_complex() else 1) for p in self.parameters() if p.requires_grad)
 
     @property
-    @abstractmethod
     def macs_per_point(self) -> int:
-        """Real multiply-adds for one point."""
+        """Real multiply-adds for one point; how they are counted, `counts` says."""
+        sizes = {"dim": self.dim, "out_features": self.out_features, "num_layers": self.num_layers}
+        return self.counts(**sizes, layer_width=self.layer_width, options=self.options).macs
 
 
 def check_sizes(*, dim: int, out_features: int, num_layers: int, layer_width: int) -> None:

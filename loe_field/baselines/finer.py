@@ -14,7 +14,7 @@ import dataclasses
 import torch
 from torch import Tensor, nn
 
-from loe_field.baselines.base import Counts, Recipe, check_positive, mlp_counts
+from loe_field.baselines.base import Recipe, check_positive
 from loe_field.baselines.siren import Siren, SirenOptions
 
 
@@ -29,50 +29,26 @@ class FinerOptions(SirenOptions):
     to the coordinates, are then not the function's own."""
 
 
-RECIPE = Recipe(
-    source="liuzhen0212/FINER, run_finer.sh and train_image.py (16 photographs, 512x512 RGB)",
-    lr=5e-4,
-    steps=5_000,
-    schedule="exponential",
-    final_factor=0.1,
-)
-
-
-def counts(*, dim: int, out_features: int, num_layers: int, layer_width: int, options: FinerOptions) -> Counts:
-    """Size of the network."""
-    return mlp_counts(dim, layer_width, out_features, num_layers)
-
-
 class Finer(Siren):
     """An MLP with sines of variable period.
-
-    Args:
-        dim: coordinates per point, 1 to 3.
-        out_features: width of the result, >= 1.
-        num_layers: linear layers in all, >= 2.
-        layer_width: channels of the hidden layers, >= 1.
-        options: see FinerOptions.
 
     Raises:
         ValueError: a size or option is out of range.
     """
 
     options: FinerOptions
+    options_type = FinerOptions
+    recipe = Recipe(
+        source="liuzhen0212/FINER, run_finer.sh and train_image.py (16 photographs, 512x512 RGB)",
+        lr=5e-4,
+        steps=5_000,
+        schedule="exponential",
+        final_factor=0.1,
+    )
 
-    def __init__(
-        self,
-        *,
-        dim: int = 2,
-        out_features: int = 1,
-        num_layers: int = 5,
-        layer_width: int = 256,
-        options: FinerOptions | None = None,
-    ) -> None:
-        options = options or FinerOptions()
-        super().__init__(
-            dim=dim, out_features=out_features, num_layers=num_layers, layer_width=layer_width, options=options
-        )
-        k = options.first_bias_scale
+    def _build(self) -> None:
+        super()._build()
+        k = self.options.first_bias_scale
         if k is not None:
             check_positive(first_bias_scale=k)
             first = self.layers[0]

@@ -13,7 +13,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from loe_field.baselines.base import Counts, Peer, Recipe, check_positive, mlp_counts, widths
+from loe_field.baselines.base import Counts, Peer, Recipe, check_positive, mlp_counts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,19 +24,6 @@ class FourierOptions:
     """Standard deviation of the frequencies, in periods over the picture, > 0; higher fits finer detail and noise."""
     num_features: int = 256
     """Random frequencies, >= 1; each gives a sine and a cosine."""
-
-
-RECIPE = Recipe(
-    source="tancik/fourier-feature-networks, Experiments/2d_image_regression.ipynb (512x512 RGB, every other pixel)",
-    lr=1e-3,
-    steps=2_000,
-)
-
-
-def counts(*, dim: int, out_features: int, num_layers: int, layer_width: int, options: FourierOptions) -> Counts:
-    """Size of the network; the fixed product with the frequencies is arithmetic but has no parameters."""
-    mlp = mlp_counts(2 * options.num_features, layer_width, out_features, num_layers)
-    return Counts(mlp.parameters, mlp.macs + dim * options.num_features)
 
 
 def _jax_linear(in_features: int, out_features: int) -> nn.Linear:
@@ -52,13 +39,6 @@ def _jax_linear(in_features: int, out_features: int) -> nn.Linear:
 class Fourier(Peer):
     """A ReLU MLP on random Fourier features.
 
-    Args:
-        dim: coordinates per point, 1 to 3.
-        out_features: width of the result, >= 1.
-        num_layers: linear layers in all, >= 2.
-        layer_width: channels of the hidden layers, >= 1.
-        options: see FourierOptions.
-
     Attributes:
         frequencies: B [num_features, dim] in periods per unit of length, not trained.
 
@@ -68,22 +48,28 @@ class Fourier(Peer):
 
     frequencies: Tensor
 
-    def __init__(
-        self,
-        *,
-        dim: int = 2,
-        out_features: int = 1,
-        num_layers: int = 4,
-        layer_width: int = 256,
-        options: FourierOptions | None = None,
-    ) -> None:
-        super().__init__(dim=dim, out_features=out_features, num_layers=num_layers, layer_width=layer_width)
-        self.options = options or FourierOptions()
+    options: FourierOptions
+    options_type = FourierOptions
+    default_size = (4, 256)
+    recipe = Recipe(
+        source="tancik/fourier-feature-networks, Experiments/2d_image_regression.ipynb "
+        "(512x512 RGB, every other pixel)",
+        lr=1e-3,
+        steps=2_000,
+    )
+
+    @staticmethod
+    def counts(*, dim: int, out_features: int, num_layers: int, layer_width: int, options: FourierOptions) -> Counts:
+        """Size of the network; the fixed product with the frequencies is arithmetic but has no parameters."""
+        mlp = mlp_counts(2 * options.num_features, layer_width, out_features, num_layers)
+        return Counts(mlp.parameters, mlp.macs + dim * options.num_features)
+
+    def _build(self) -> None:
         check_positive(sigma=self.options.sigma)
         if self.options.num_features < 1:
             raise ValueError(f"num_features is {self.options.num_features}: it must be at least 1")
-        self.register_buffer("frequencies", self.options.sigma * torch.randn(self.options.num_features, dim))
-        sizes = widths(2 * self.options.num_features, layer_width, out_features, num_layers)
+        self.register_buffer("frequencies", self.options.sigma * torch.randn(self.options.num_features, self.dim))
+        sizes = self._widths(2 * self.options.num_features)
         self.layers = nn.ModuleList(_jax_linear(*size) for size in sizes)
 
     def features(self, coords: Tensor) -> Tensor:
@@ -96,10 +82,3 @@ class Fourier(Peer):
         for layer in self.layers[:-1]:
             x = torch.relu(layer(x))
         return torch.sigmoid(self.layers[-1](x))
-
-    @property
-    def macs_per_point(self) -> int:
-        """Multiply-adds of the matrix products for one point, that with the frequencies included."""
-        features = self.options.num_features
-        mlp = mlp_counts(2 * features, self.layer_width, self.out_features, self.num_layers)
-        return mlp.macs + self.dim * features

@@ -21,7 +21,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from loe_field.baselines.base import Counts, Peer, Recipe, check_positive, mlp_counts, widths
+from loe_field.baselines.base import Counts, Peer, Recipe, check_positive, mlp_counts
 
 Implementation = Literal["paper", "torch", "tcnn"]
 
@@ -54,18 +54,6 @@ class HashGridOptions:
         return 256 if self.max_resolution is None else self.max_resolution
 
 
-RECIPE = Recipe(
-    # The authors name no number of steps; after 20,000 their learning rate starts to fall.
-    source="NVlabs/instant-ngp, configs/image/base.json, up to where its learning rate starts to fall",
-    lr=1e-2,
-    betas=(0.9, 0.99),
-    eps=1e-15,
-    weight_decay=1e-6,
-    steps=20_000,
-    batch=2**18,
-)
-
-
 def resolutions(options: HashGridOptions) -> list[int]:
     """Cells per axis of each level, coarsest first."""
     if options.num_levels == 1:
@@ -88,15 +76,6 @@ def table_sizes(dim: int, options: HashGridOptions) -> list[int]:
     return [min(-(-(n**3) // 8) * 8, most) for n in vertices]
 
 
-def counts(*, dim: int, out_features: int, num_layers: int, layer_width: int, options: HashGridOptions) -> Counts:
-    """Size of the network: all table entries are parameters, each corner's features one multiply-add each."""
-    features = options.num_levels * options.features_per_level
-    corners = 2 ** (dim if options.implementation == "paper" else 3)
-    mlp = mlp_counts(features, layer_width, out_features, num_layers, bias=False)
-    table = sum(table_sizes(dim, options)) * options.features_per_level
-    return Counts(table + mlp.parameters, corners * features + mlp.macs)
-
-
 def largest_table(
     *,
     parameters: int,
@@ -115,7 +94,7 @@ def largest_table(
     for log2 in range(options.log2_hashmap_size, 0, -1):
         trial = dataclasses.replace(options, log2_hashmap_size=log2)
         sizes = {"dim": dim, "out_features": out_features, "num_layers": num_layers, "layer_width": layer_width}
-        if counts(**sizes, options=trial).parameters <= parameters:
+        if HashGrid.counts(**sizes, options=trial).parameters <= parameters:
             return trial
     raise ValueError(f"parameters is {parameters}: even a table of 2 entries per level exceeds it; give more")
 
@@ -221,31 +200,37 @@ class HostGrid(nn.Module):
 class HashGrid(Peer):
     """A ReLU MLP on a multiresolution hash grid.
 
-    Args:
-        dim: coordinates per point, 1 to 3.
-        out_features: width of the result, >= 1.
-        num_layers: linear layers of the MLP, >= 2.
-        layer_width: channels of its hidden layers, >= 1.
-        options: see HashGridOptions.
-
     Raises:
         ValueError: a size or option is out of range, or an implementation is not installed.
     """
 
-    def __init__(
-        self,
-        *,
-        dim: int = 2,
-        out_features: int = 1,
-        num_layers: int = 3,
-        layer_width: int = 64,
-        options: HashGridOptions | None = None,
-    ) -> None:
-        super().__init__(dim=dim, out_features=out_features, num_layers=num_layers, layer_width=layer_width)
-        self.options = options or HashGridOptions()
+    options: HashGridOptions
+    options_type = HashGridOptions
+    default_size = (3, 64)
+    recipe = Recipe(
+        # The authors name no number of steps; after 20,000 their learning rate starts to fall.
+        source="NVlabs/instant-ngp, configs/image/base.json, up to where its learning rate starts to fall",
+        lr=1e-2,
+        betas=(0.9, 0.99),
+        eps=1e-15,
+        weight_decay=1e-6,
+        steps=20_000,
+        batch=2**18,
+    )
+
+    @staticmethod
+    def counts(*, dim: int, out_features: int, num_layers: int, layer_width: int, options: HashGridOptions) -> Counts:
+        """Size of the network: all table entries are parameters, each corner's features one multiply-add each."""
+        features = options.num_levels * options.features_per_level
+        corners = 2 ** (dim if options.implementation == "paper" else 3)
+        mlp = mlp_counts(features, layer_width, out_features, num_layers, bias=False)
+        table = sum(table_sizes(dim, options)) * options.features_per_level
+        return Counts(table + mlp.parameters, corners * features + mlp.macs)
+
+    def _build(self) -> None:
         _check(self.options)
-        self.grid = (Grid if self.options.implementation == "paper" else HostGrid)(dim, self.options)
-        sizes = widths(self.options.num_levels * self.options.features_per_level, layer_width, out_features, num_layers)
+        self.grid = (Grid if self.options.implementation == "paper" else HostGrid)(self.dim, self.options)
+        sizes = self._widths(self.options.num_levels * self.options.features_per_level)
         self.layers = nn.ModuleList(nn.Linear(*size, bias=False) for size in sizes)
         for layer in self.layers:
             nn.init.xavier_uniform_(layer.weight)  # type: ignore[arg-type]
@@ -255,12 +240,6 @@ class HashGrid(Peer):
         for layer in self.layers[:-1]:
             x = torch.relu(layer(x))
         return self.layers[-1](x)
-
-    @property
-    def macs_per_point(self) -> int:
-        """Multiply-adds for one point: those of the MLP, and one per corner and feature for the interpolation."""
-        sizes = {"dim": self.dim, "out_features": self.out_features, "num_layers": self.num_layers}
-        return counts(**sizes, layer_width=self.layer_width, options=self.options).macs
 
 
 def _check(options: HashGridOptions) -> None:

@@ -11,7 +11,7 @@ import dataclasses
 import torch
 from torch import Tensor, nn
 
-from loe_field.baselines.base import Counts, Peer, Recipe, mlp_counts, widths
+from loe_field.baselines.base import Counts, Peer, Recipe, mlp_counts
 from loe_field.layers import PositionalEncoding
 
 
@@ -23,48 +23,33 @@ class ReluPeOptions:
     """Octaves, >= 0; the finest has 2^num_frequencies / 2 periods over the picture."""
 
 
-RECIPE = Recipe(
-    source="liuzhen0212/FINER, run_pemlp.sh and train_image.py (16 photographs, 512x512 RGB)",
-    lr=1e-3,
-    steps=5_000,
-    schedule="exponential",
-    final_factor=0.1,
-)
-
-
-def counts(*, dim: int, out_features: int, num_layers: int, layer_width: int, options: ReluPeOptions) -> Counts:
-    """Size of the network; the encoding is not counted as arithmetic."""
-    encoded = PositionalEncoding(dim, options.num_frequencies).out_features
-    return mlp_counts(encoded, layer_width, out_features, num_layers)
-
-
 class ReluPe(Peer):
     """A ReLU MLP on octaves of sines and cosines of the coordinates.
-
-    Args:
-        dim: coordinates per point, 1 to 3.
-        out_features: width of the result, >= 1.
-        num_layers: linear layers in all, >= 2.
-        layer_width: channels of the hidden layers, >= 1.
-        options: see ReluPeOptions.
 
     Raises:
         ValueError: a size or option is out of range.
     """
 
-    def __init__(
-        self,
-        *,
-        dim: int = 2,
-        out_features: int = 1,
-        num_layers: int = 5,
-        layer_width: int = 256,
-        options: ReluPeOptions | None = None,
-    ) -> None:
-        super().__init__(dim=dim, out_features=out_features, num_layers=num_layers, layer_width=layer_width)
-        self.options = options or ReluPeOptions()
-        self.encoding = PositionalEncoding(dim, self.options.num_frequencies)
-        sizes = widths(self.encoding.out_features, layer_width, out_features, num_layers)
+    options: ReluPeOptions
+    options_type = ReluPeOptions
+    default_size = (5, 256)
+    recipe = Recipe(
+        source="liuzhen0212/FINER, run_pemlp.sh and train_image.py (16 photographs, 512x512 RGB)",
+        lr=1e-3,
+        steps=5_000,
+        schedule="exponential",
+        final_factor=0.1,
+    )
+
+    @staticmethod
+    def counts(*, dim: int, out_features: int, num_layers: int, layer_width: int, options: ReluPeOptions) -> Counts:
+        """Size of the network; the encoding is not counted as arithmetic."""
+        encoded = PositionalEncoding(dim, options.num_frequencies).out_features
+        return mlp_counts(encoded, layer_width, out_features, num_layers)
+
+    def _build(self) -> None:
+        self.encoding = PositionalEncoding(self.dim, self.options.num_frequencies)
+        sizes = self._widths(self.encoding.out_features)
         self.layers = nn.ModuleList(nn.Linear(*size) for size in sizes)
 
     def _evaluate(self, points: Tensor) -> Tensor:
@@ -72,8 +57,3 @@ class ReluPe(Peer):
         for layer in self.layers[:-1]:
             x = torch.relu(layer(x))
         return self.layers[-1](x)
-
-    @property
-    def macs_per_point(self) -> int:
-        """Multiply-adds of the matrix products for one point."""
-        return mlp_counts(self.encoding.out_features, self.layer_width, self.out_features, self.num_layers).macs

@@ -30,25 +30,6 @@ class WireOptions:
     """Inverse width of the wavelet, > 0; other authors' comparisons take 10."""
 
 
-RECIPE = Recipe(
-    source="vishwa91/wire, wire_image_denoise.py (its learning rate for WIRE is 5e-3 to 2e-2)",
-    lr=5e-3,
-    steps=2_000,
-    schedule="exponential",
-    final_factor=0.1,
-)
-
-
-def counts(*, dim: int, out_features: int, num_layers: int, layer_width: int, options: WireOptions) -> Counts:
-    """Size of the network: a complex number is two parameters, a complex product four multiply-adds.
-
-    The final layer's costs two, since only the real part is computed.
-    """
-    first, hidden, last = dim * layer_width, (num_layers - 2) * layer_width**2, layer_width * out_features
-    biases = layer_width + 2 * (num_layers - 2) * layer_width + out_features
-    return Counts(first + 2 * hidden + 2 * last + biases, first + 4 * hidden + 2 * last)
-
-
 def gabor(z: Tensor, omega_0: float, sigma_0: float) -> Tensor:
     """`exp(i omega_0 z - |sigma_0 z|^2)` of real or complex z, complex.
 
@@ -93,41 +74,39 @@ class ComplexLinear(nn.Module):
 class Wire(Peer):
     """An MLP over complex numbers with Gabor wavelets.
 
-    Args:
-        dim: coordinates per point, 1 to 3.
-        out_features: width of the result, >= 1.
-        num_layers: linear layers in all, >= 2.
-        layer_width: complex channels of the hidden layers, >= 1.
-        options: see WireOptions.
-
     Raises:
         ValueError: a size or option is out of range.
     """
 
-    def __init__(
-        self,
-        *,
-        dim: int = 2,
-        out_features: int = 1,
-        num_layers: int = 4,
-        layer_width: int = 181,
-        options: WireOptions | None = None,
-    ) -> None:
-        super().__init__(dim=dim, out_features=out_features, num_layers=num_layers, layer_width=layer_width)
-        self.options = options or WireOptions()
+    options: WireOptions
+    options_type = WireOptions
+    default_size = (4, 181)
+    recipe = Recipe(
+        source="vishwa91/wire, wire_image_denoise.py (its learning rate for WIRE is 5e-3 to 2e-2)",
+        lr=5e-3,
+        steps=2_000,
+        schedule="exponential",
+        final_factor=0.1,
+    )
+
+    @staticmethod
+    def counts(*, dim: int, out_features: int, num_layers: int, layer_width: int, options: WireOptions) -> Counts:
+        """Size of the network: a complex number is two parameters, a complex product four multiply-adds.
+
+        The final layer's costs two, since only the real part is computed.
+        """
+        first, hidden, last = dim * layer_width, (num_layers - 2) * layer_width**2, layer_width * out_features
+        biases = layer_width + 2 * (num_layers - 2) * layer_width + out_features
+        return Counts(first + 2 * hidden + 2 * last + biases, first + 4 * hidden + 2 * last)
+
+    def _build(self) -> None:
         check_positive(omega_0=self.options.omega_0, sigma_0=self.options.sigma_0)
-        hidden = [ComplexLinear(layer_width, layer_width) for _ in range(num_layers - 2)]
-        first, last = nn.Linear(dim, layer_width), ComplexLinear(layer_width, out_features, real=True)
-        self.layers = nn.ModuleList([first, *hidden, last])
+        hidden = [ComplexLinear(self.layer_width, self.layer_width) for _ in range(self.num_layers - 2)]
+        last = ComplexLinear(self.layer_width, self.out_features, real=True)
+        self.layers = nn.ModuleList([nn.Linear(self.dim, self.layer_width), *hidden, last])
 
     def _evaluate(self, points: Tensor) -> Tensor:
         x = 2 * points - 1
         for layer in self.layers[:-1]:
             x = gabor(layer(x), self.options.omega_0, self.options.sigma_0)
         return self.layers[-1](x)
-
-    @property
-    def macs_per_point(self) -> int:
-        """Real multiply-adds for one point, four to a complex product (two in the final layer)."""
-        sizes = {"dim": self.dim, "out_features": self.out_features, "num_layers": self.num_layers}
-        return counts(**sizes, layer_width=self.layer_width, options=self.options).macs

@@ -265,7 +265,7 @@ def test_every_peer_has_a_recipe_and_documented_options():
     for name in NAMES:
         assert recipe(name).source
         assert issubclass(type(build(name, dim=1, out_features=1, layer_width=4)), Peer)
-        assert baselines._ENTRIES[name].options.__doc__
+        assert baselines._NETWORKS[name].options_type.__doc__
 
 
 def test_recipe_schedules():
