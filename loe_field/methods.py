@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from nerfstudio.plugins.types import MethodSpecification
 
+from loe_field.image.datamanager import ImageDataManagerConfig
 from loe_field.image.model import LoEImageModelConfig
 from loe_field.image.pipeline import ImagePipelineConfig
 from loe_field.image.trainer import ImageTrainerConfig
@@ -21,6 +22,17 @@ loe_image = MethodSpecification(
         },
     ),
     description="Fit a picture with a Levels-of-Experts field and sine activation: the recipe that measured best.",
+)
+
+loe_image_smooth = MethodSpecification(
+    config=replace(
+        loe_image.config,
+        method_name="loe-image-smooth",
+        pipeline=ImagePipelineConfig(
+            datamanager=ImageDataManagerConfig(off_grid=0.5), model=LoEImageModelConfig(num_frequencies=9)
+        ),
+    ),
+    description="Fit a picture between its pixels too: half of each step lies on the cubic spline through them.",
 )
 
 loe_image_paper = MethodSpecification(

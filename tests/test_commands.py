@@ -360,6 +360,29 @@ def test_own_levels_and_whole_picture_steps(call, small_picture, tmp_path):
     assert "alpha" not in (folder / "metrics.json").read_text()
 
 
+def test_between_the_pixels(call, tmp_path):
+    """On a smooth picture: nearest cells alone are a table of pixels, off the grid a surface comes out of them."""
+    path = tmp_path / "smooth.png"
+    image_of(waves(40, 60, 1)).save(path)
+    measured = {}
+    for method in ("loe-image", "loe-image-smooth"):
+        options = ("--max-num-iterations", 300, "--pipeline.model.num-layers", 8)  # cells smaller than pixels
+        folder = fit(call, path, tmp_path / method, *options, method=method)
+        measured[method] = read_metrics(folder)
+    plain, smooth = measured["loe-image"], measured["loe-image-smooth"]
+    assert smooth["psnr_half_pixel"] > plain["psnr_half_pixel"]
+    assert smooth["border_jump"] < plain["border_jump"]
+    assert smooth["psnr_held_out"] is None
+
+
+def test_pixels_held_out(call, tmp_path):
+    path = tmp_path / "smooth.png"
+    image_of(waves(40, 60, 3)).save(path)
+    options = ("--max-num-iterations", 200, "--pipeline.datamanager.hold-out", "checkerboard")
+    metrics = read_metrics(fit(call, path, tmp_path, "--pipeline.datamanager.off-grid", 0.5, *options))
+    assert metrics["psnr_held_out"] > 20
+
+
 def write(path, content):
     path.write_bytes(content)
     return path
@@ -395,6 +418,7 @@ BAD_OPTIONS = {
     "tile": (("--pipeline.model.tile-size", 0), "tile_size is 0"),
     "levels": (("--pipeline.model.levels", 2, 0), "lists 1"),
     "batch": (("--pipeline.datamanager.pixels-per-batch", 0), "pixels_per_batch is 0"),
+    "off grid": (("--pipeline.datamanager.off-grid", 1.5), "off_grid is 1.5: it is a part of the pixels, give 0 to 1"),
     "steps": (("--max-num-iterations", 0), "max-num-iterations is 0"),
     "evaluations": (("--steps-per-eval-all-images", 0), "steps-per-eval-all-images is 0"),
     "rate": (("--optimizers.experts.optimizer.lr", -1), "lr is -1"),

@@ -22,6 +22,9 @@ _HEADS = {
     "psnr_best": "PSNR, peak (dB)",
     "psnr_unrounded": "PSNR, unrounded (dB)",
     "ssim": "SSIM",
+    "psnr_half_pixel": "PSNR, half-pixel grid (dB)",
+    "border_jump": "jump at borders",
+    "psnr_held_out": "PSNR, held out (dB)",
     "num_parameters": "parameters",
     "parameters_per_target": "per target",
     "macs_per_pixel": "multiply-adds per pixel",
@@ -29,7 +32,15 @@ _HEADS = {
     "train_seconds": "seconds",
     "seconds_to_target": "seconds to target",
 }
-_DIGITS = {"psnr": 2, "psnr_best": 2, "psnr_unrounded": 2, "ssim": 4, "parameters_per_target": 3}
+_DIGITS = {
+    "psnr": 2,
+    "psnr_best": 2,
+    "psnr_unrounded": 2,
+    "psnr_half_pixel": 2,
+    "ssim": 4,
+    "border_jump": 2,
+    "parameters_per_target": 3,
+}
 
 
 def write_report(folder: Path, suite: Suite, outcomes: Sequence[Outcome], searches: Sequence[Outcome]) -> None:

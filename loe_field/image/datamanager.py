@@ -16,7 +16,7 @@ from torch.nn import Parameter
 
 from loe_field.errors import InputError
 from loe_field.image.picture import Picture, read_picture
-from loe_field.image.pixels import PixelBatches, as_seen
+from loe_field.image.pixels import HoldOut, PixelBatches, as_seen
 
 
 @dataclass
@@ -28,6 +28,12 @@ class ImageDataManagerConfig(DataManagerConfig):
     """The picture: PNG, JPEG, TIFF, BMP or WebP. Left out: scikit-image's `camera`, 512x512 grey."""
     pixels_per_batch: int | None = 8192
     """Pixels per step, drawn at random without replacement. None: the whole picture at every step."""
+    off_grid: float = 0.0
+    """Part of the pixels of every step, 0 to 1, that are visited at a random place in their square instead of its
+    centre; the colour there is that of the cubic spline through the pixels. 0 fits the pixels and nothing between them;
+    0.5 makes a field that can be enlarged."""
+    hold_out: HoldOut = "none"
+    """Pixels that the fit never sees: "checkerboard" keeps every second one back and measures it (psnr_held_out)."""
 
 
 def default_picture() -> Path:
@@ -89,7 +95,7 @@ class ImageDataManager(DataManager):
         local_rank: which of them this is; each draws its own batches.
 
     Raises:
-        InputError: the picture cannot be used, or pixels_per_batch is below 1.
+        InputError: the picture cannot be used, pixels_per_batch is below 1, or off_grid is not a part.
     """
 
     config: ImageDataManagerConfig
@@ -109,6 +115,8 @@ class ImageDataManager(DataManager):
             raise InputError(
                 f"pixels_per_batch is {config.pixels_per_batch}: give 1 or more, or None for the whole picture"
             )
+        if not 0 <= config.off_grid <= 1:
+            raise InputError(f"off_grid is {config.off_grid}: it is a part of the pixels, give 0 to 1")
         self.config = config
         self.test_mode = test_mode
         self.path = config.data or default_picture()
@@ -121,6 +129,8 @@ class ImageDataManager(DataManager):
             device,
             pixels_per_batch=config.pixels_per_batch,
             seed=(torch.initial_seed() + local_rank) % 2**31,
+            off_grid=config.off_grid,
+            hold_out=config.hold_out,
         )
         super().__init__()
 
@@ -131,9 +141,9 @@ class ImageDataManager(DataManager):
         """Nothing to do: the pixels are on the device already."""
 
     def next_train(self, step: int) -> tuple[Tensor, dict[str, Tensor]]:  # type: ignore[override]
-        """Pixel centres [N, 2] in pixels, and {"image": colours [N, channels]}."""
-        centers, colours = self.pixels.batch(step)
-        return centers, {"image": colours}
+        """Places [N, 2] in pixels, and {"image": colours [N, channels]}."""
+        places, colours = self.pixels.batch(step)
+        return places, {"image": colours}
 
     next_eval = next_train  # type: ignore[assignment]
 

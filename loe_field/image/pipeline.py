@@ -15,9 +15,12 @@ from skimage.metrics import structural_similarity
 
 from loe_field.errors import InputError
 from loe_field.files import write_whole
+from loe_field.image.between import BetweenPixels, between_pixels
 from loe_field.image.datamanager import ImageDataManager, ImageDataManagerConfig
 from loe_field.image.model import LoEImageModel, LoEImageModelConfig
 from loe_field.image.picture import Picture, available_memory, decode_picture
+from loe_field.image.pixels import checkerboard
+from loe_field.image.spline import CubicSpline
 from loe_field.training.checkpoints import require_same_shapes
 
 _SSIM_SIGMA, _SSIM_WINDOW = 1.5, 11
@@ -44,6 +47,8 @@ class Fit:
         psnr: dB over all values on [0, 1] of `reconstruction`; infinite if not one value differs.
         psnr_unrounded: dB of the field's own floats, clamped to [0, 1], before rounding to the file's depth.
         ssim: of `reconstruction`, mean over the channels; None if a side is shorter than the window of 11.
+        between: how the field does between the pixels.
+        psnr_held_out: dB of the field's own floats over the pixels that were held out; None if there are none.
     """
 
     reconstruction: Picture
@@ -51,6 +56,8 @@ class Fit:
     psnr: float
     psnr_unrounded: float
     ssim: float | None
+    between: BetweenPixels
+    psnr_held_out: float | None
 
 
 def psnr(values: np.ndarray, target: np.ndarray, white: float) -> float:
@@ -131,17 +138,42 @@ class ImagePipeline(VanillaPipeline):
         return psnr(target.like(rendered).values, target.values, target.white)
 
     def fit(self, rendered: np.ndarray) -> Fit:
-        """Put what model.render() gave into the picture's own format, and measure what one gets back from that file."""
+        """Put what model.render() gave into the picture's own format, and measure what one gets back from that file.
+
+        Between the pixels it is the field itself that is measured, as it is now.
+        """
         target = self.datamanager.picture
         content = target.like(rendered).encode()
         reconstruction = decode_picture(content, name="the reconstruction")
+        seen, wanted = np.clip(rendered, 0, 1), target.values / np.float32(target.white)
+        held_out = None
+        if self.datamanager.config.hold_out == "checkerboard":
+            unseen = ~checkerboard(target.height, target.width)
+            held_out = psnr(seen[unseen], wanted[unseen], 1.0) if unseen.any() else None
         return Fit(
             reconstruction=reconstruction,
             content=content,
             psnr=psnr(reconstruction.values, target.values, target.white),
-            psnr_unrounded=psnr(np.clip(rendered, 0, 1), target.values / np.float32(target.white), 1.0),
+            psnr_unrounded=psnr(seen, wanted, 1.0),
             ssim=ssim(reconstruction, target),
+            between=self._between_pixels(),
+            psnr_held_out=held_out,
         )
+
+    @torch.no_grad()
+    def _between_pixels(self) -> BetweenPixels:
+        picture, model = self.datamanager.picture, self.model
+        spline = CubicSpline(picture.values / picture.white, model.device)
+        was_training = model.training
+        model.eval()
+        try:
+            return between_pixels(
+                lambda places: model.get_outputs(places)["rgb"].float(),
+                spline,
+                chunk=model.config.eval_num_rays_per_chunk,
+            )
+        finally:
+            model.train(was_training)
 
     def get_average_eval_image_metrics(
         self, step: int | None = None, output_path: Path | None = None, get_std: bool = False
@@ -156,10 +188,11 @@ class ImagePipeline(VanillaPipeline):
         start = time.perf_counter()
         fit = self.fit(self.model.render().numpy())
         seconds = time.perf_counter() - start
-        pixels = self.datamanager.pixels.num_pixels
+        pixels = self.model.height * self.model.width
         metrics = {"psnr": fit.psnr, "psnr_unrounded": fit.psnr_unrounded}
         if fit.ssim is not None:
             metrics["ssim"] = fit.ssim
+        metrics["psnr_half_pixel"] = fit.between.psnr_half_pixel
         metrics |= {"num_rays_per_sec": pixels / seconds, "fps": 1 / seconds}
         if get_std:
             metrics |= {f"{name}_std": 0.0 for name in tuple(metrics)}
@@ -174,7 +207,7 @@ class ImagePipeline(VanillaPipeline):
         """The host's evaluation of one picture, for its loggers."""
         camera, batch = self.datamanager.next_eval_image(step)
         metrics, images = self.model.get_image_metrics_and_images(self.model.get_outputs_for_camera(camera), batch)
-        return {**metrics, "num_rays": self.datamanager.pixels.num_pixels}, images
+        return {**metrics, "num_rays": self.model.height * self.model.width}, images
 
     def load_pipeline(self, loaded_state: dict[str, Any], step: int) -> None:
         """Load a checkpoint's weights.

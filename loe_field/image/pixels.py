@@ -1,10 +1,15 @@
 """The pixels of one picture on the device, and batches of them."""
 
+from typing import Literal
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from loe_field.image.picture import Picture
+from loe_field.image.spline import CubicSpline
+
+HoldOut = Literal["none", "checkerboard"]
 
 
 def as_seen(colours: Tensor) -> Tensor:
@@ -27,58 +32,135 @@ def pixel_centers(index: Tensor, width: int) -> Tensor:
     return torch.stack([index % width, index // width], -1).to(torch.float32) + 0.5
 
 
+def checkerboard(height: int, width: int) -> np.ndarray:
+    """Every second pixel, the one in the upper left corner among them: bool [height, width]."""
+    return np.add.outer(np.arange(height), np.arange(width)) % 2 == 0
+
+
+def fill_checkerboard(colours: np.ndarray) -> np.ndarray:
+    """Colours [height, width, channels] with the pixels off the checkerboard replaced by the mean of their neighbours.
+
+    The four beside, above and below, all of them on the checkerboard; fewer at the picture's edges.
+    """
+    height, width, _ = colours.shape
+    total = np.zeros(colours.shape)
+    count = np.zeros((height, width, 1))
+    for axis in (0, 1):
+        before, after = ([slice(None)] * 2 for _ in range(2))
+        before[axis], after[axis] = slice(None, -1), slice(1, None)
+        for here, there in ((tuple(before), tuple(after)), (tuple(after), tuple(before))):
+            total[here] += colours[there]
+            count[here] += 1
+    kept = checkerboard(height, width)[..., None]
+    return np.where(kept, colours, total / np.maximum(count, 1))
+
+
 class PixelBatches:
-    """Batches of pixel centres and colours, all made on the device.
+    """Batches of places in the picture and their colours, all made on the device.
 
     One pass visits every pixel once, in an order that only the seed and the number of the pass decide: the batch of a
-    step is the same whether the run got there in one go or was resumed.
+    step is the same whether the run got there in one go or was resumed. Off the grid, the visit to a pixel goes to a
+    random place in the part of the plane that is nearest to it, where the colour is that of the cubic spline through
+    the pixels.
 
     Args:
         picture: the picture.
         device: where pixels and coordinates live.
         pixels_per_batch: the largest batch, >= 1; None (or at least all pixels) is the whole picture at every step.
-        seed: of the order.
+        seed: of the order and the places.
+        off_grid: the part of every batch that is off the grid, 0 to 1.
+        hold_out: "checkerboard" visits every second pixel only, and the spline knows nothing of the others.
+
+    Attributes:
+        num_pixels: pixels of one pass.
     """
 
     def __init__(
-        self, picture: Picture, device: torch.device | str, *, pixels_per_batch: int | None, seed: int
+        self,
+        picture: Picture,
+        device: torch.device | str,
+        *,
+        pixels_per_batch: int | None,
+        seed: int,
+        off_grid: float = 0.0,
+        hold_out: HoldOut = "none",
     ) -> None:
-        self.width, self.num_pixels = picture.width, picture.height * picture.width
-        flat = picture.values.reshape(self.num_pixels, picture.channels)
+        self.width = picture.width
+        flat = picture.values.reshape(-1, picture.channels)
         # 8 bits stay 8 bits on the device; torch has no arithmetic for uint16.
         self._values = torch.from_numpy(flat if flat.dtype == np.uint8 else flat.astype(np.float32)).to(device)
         self._white = picture.white
+        colours = picture.values / picture.white
+        self._kept: Tensor | None = None
+        if hold_out == "checkerboard":
+            kept = checkerboard(picture.height, picture.width).ravel().nonzero()[0]
+            self._kept, colours = torch.from_numpy(kept).to(device), fill_checkerboard(colours)
+        self.num_pixels = len(flat) if self._kept is None else len(self._kept)
+        self._spline = CubicSpline(colours, device) if off_grid > 0 else None
         size = min(pixels_per_batch or self.num_pixels, self.num_pixels)
         self.batches_per_pass = -(-self.num_pixels // size)
         self.pixels_per_batch = -(-self.num_pixels // self.batches_per_pass)
+        self._off_grid = off_grid
         self._seed = seed
         self._pass, self._order = -1, torch.empty(0, dtype=torch.int64)
         self._whole: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def always_the_same(self) -> bool:
+        """Whether every step gets the same batch: the whole picture, on the grid."""
+        return self.batches_per_pass == 1 and self._spline is None
 
     def colours(self, index: Tensor) -> Tensor:
         """Colours in [0, 1], float32 [N, channels], of pixels numbered row by row."""
         return self._values.index_select(0, index).to(torch.float32) / self._white
 
-    def at(self, index: Tensor) -> tuple[Tensor, Tensor]:
-        """Centres [N, 2] and colours [N, channels] of pixels numbered row by row."""
-        return pixel_centers(index, self.width), self.colours(index)
+    def at(self, index: Tensor, offset: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Places [N, 2] in pixels and colours [N, channels].
 
-    def index(self, step: int) -> Tensor:
-        """The pixels of a step >= 0, numbered row by row, int64 [N]; sizes differ by one pixel at most."""
+        Args:
+            index: pixels numbered row by row, int64 [N].
+            offset: how far from their centres the first M of them are visited, in pixels, [M, 2].
+        """
+        places = pixel_centers(index, self.width)
+        if offset is None:
+            return places, self.colours(index)
+        assert self._spline is not None
+        off_grid = places[: len(offset)] + offset
+        colours = torch.cat([self._spline(off_grid), self.colours(index[len(offset) :])])
+        return torch.cat([off_grid, places[len(offset) :]]), colours
+
+    def draw(self, step: int) -> tuple[Tensor, ...]:
+        """What `at` takes for a step >= 0: the pixels, and off the grid the offsets; sizes differ by one at most."""
         number, k = divmod(step, self.batches_per_pass)
         if number != self._pass:
-            # Mixed into 32 bits, of which torch's CPU generator would otherwise take only the lower ones.
-            mixed = int(np.random.SeedSequence([self._seed, number]).generate_state(1)[0])
-            generator = torch.Generator(self._values.device).manual_seed(mixed)
-            self._order = torch.randperm(self.num_pixels, generator=generator, device=self._values.device)
+            order = torch.randperm(self.num_pixels, generator=self._generator(number), device=self._device)
+            self._order = order if self._kept is None else self._kept[order]
             self._pass = number
         first, last = (i * self.num_pixels // self.batches_per_pass for i in (k, k + 1))
-        return self._order[first:last]
+        index = self._order[first:last]
+        if self._spline is None:
+            return (index,)
+        size = (round(self._off_grid * len(index)), 2)
+        offset = torch.rand(size, generator=self._generator(number, k), device=self._device) - 0.5
+        if self._kept is not None:  # the squares become the diamonds that fill the plane around every second pixel
+            offset = offset @ offset.new_tensor([[1.0, 1.0], [1.0, -1.0]])
+        return index, offset
+
+    def _generator(self, *numbers: int) -> torch.Generator:
+        """A generator that only the seed and these numbers decide."""
+        # Mixed into 32 bits, of which torch's CPU generator would otherwise take only the lower ones.
+        mixed = int(np.random.SeedSequence([self._seed, *numbers]).generate_state(1)[0])
+        return torch.Generator(self._device).manual_seed(mixed)
+
+    @property
+    def _device(self) -> torch.device:
+        return self._values.device
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
-        """Centres [N, 2] and colours [N, channels] for a step >= 0."""
-        if self.batches_per_pass > 1:
-            return self.at(self.index(step))
+        """Places [N, 2] and colours [N, channels] for a step >= 0."""
+        if not self.always_the_same:
+            return self.at(*self.draw(step))
         if self._whole is None:
-            self._whole = self.at(torch.arange(self.num_pixels, device=self._values.device))
+            everything = torch.arange(self.num_pixels, device=self._device) if self._kept is None else self._kept
+            self._whole = self.at(everything)
         return self._whole

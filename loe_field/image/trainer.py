@@ -15,7 +15,7 @@ from loe_field.baselines import recipe
 from loe_field.errors import InputError
 from loe_field.image.datamanager import ImageDataManagerConfig, default_picture
 from loe_field.image.model import LoEImageModelConfig
-from loe_field.image.pipeline import ImagePipeline, ImagePipelineConfig
+from loe_field.image.pipeline import Fit, ImagePipeline, ImagePipelineConfig
 from loe_field.image.report import environment, write_report
 from loe_field.layers import LoEMLP
 from loe_field.optim import orthogonalize
@@ -125,36 +125,40 @@ class ImageTrainer(LoETrainer):
             return None
         return model.field.expert_rows(self.pipeline.datamanager.pixels.batch(0)[0] / model.picture_size)
 
-    def _loss(self, index: Tensor | None = None) -> Tensor:
-        """The loss over pixels numbered row by row, or over the whole picture."""
+    def _loss(self, *drawn: Tensor) -> Tensor:
+        """The loss over what PixelBatches.draw gave; nothing stands for the batch that is always the same."""
         pixels, model = self.pipeline.datamanager.pixels, self.pipeline.model
-        centers, colours = pixels.batch(0) if index is None else pixels.at(index)
-        rows = self._whole_rows if index is None else None
+        places, colours = pixels.at(*drawn) if drawn else pixels.batch(0)
+        rows = None if drawn else self._whole_rows
         with torch.autocast(self.device.split(":")[0], enabled=self.mixed_precision):
-            losses = model.get_loss_dict(model.get_outputs(centers, rows), {"image": colours})
-        return sum(losses.values(), torch.zeros((), device=centers.device))
+            losses = model.get_loss_dict(model.get_outputs(places, rows), {"image": colours})
+        return sum(losses.values(), torch.zeros((), device=places.device))
+
+    def _drawn(self, step: int) -> tuple[Tensor, ...]:
+        """What _loss takes at a step."""
+        pixels = self.pipeline.datamanager.pixels
+        return () if pixels.always_the_same else pixels.draw(step)
 
     def prepare(self) -> None:
         """Compile the kernels of training and evaluation, at the sizes they will have."""
         if self._graphed is None or self._start_step >= self.config.max_num_iterations:
             return
-        pixels = self.pipeline.datamanager.pixels
-        index = None if pixels.batches_per_pass == 1 else pixels.index(self._start_step)
         with training_precision(self.precision, self.device):
-            self._loss(index).backward()
+            self._loss(*self._drawn(self._start_step)).backward()
         self.optimizers.zero_grad_all()
         for weight in self.pipeline.model.get_param_groups().get("experts", [])[:1]:
             orthogonalize(weight.detach())
         with torch.no_grad():
+            pixels = self.pipeline.datamanager.pixels
             self.pipeline.model(pixels.at(torch.zeros(1, dtype=torch.int64, device=self.device))[0])
 
     def train_steps(self, first: int, count: int) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
         """Take optimizer steps first .. first + count - 1, as replays of a CUDA graph where that can be."""
         if self._graphed is None:
             return super().train_steps(first, count)
-        pixels, loss = self.pipeline.datamanager.pixels, torch.empty(0)
+        loss = torch.empty(0)
         for step in range(first, first + count):
-            loss = self._graphed(*([] if pixels.batches_per_pass == 1 else [pixels.index(step)]))
+            loss = self._graphed(*self._drawn(step))
             self.optimizers.scheduler_step_all(step)
         return loss, {"rgb_loss": loss}, {}
 
@@ -166,7 +170,7 @@ class ImageTrainer(LoETrainer):
     def write_results(self) -> None:
         """Reconstruct, measure, write the report, and say where it lies."""
         fit = self.pipeline.fit(self._rendered)  # every run ends with an evaluation
-        metrics = self._metrics(fit.psnr, fit.psnr_unrounded, fit.ssim)
+        metrics = self._metrics(fit)
         paths = write_report(self.base_dir, fit, self.pipeline.datamanager.picture, self.record, metrics)
         exact = " (not one value differs)" if fit.psnr == float("inf") else ""
         ssim = "" if fit.ssim is None else f", SSIM {fit.ssim:.4f}"
@@ -179,7 +183,7 @@ class ImageTrainer(LoETrainer):
         for name, path in lines.items():
             CONSOLE.print(f"  {name:<14} {path}", soft_wrap=True, highlight=False)
 
-    def _metrics(self, psnr: float, psnr_unrounded: float, ssim: float | None) -> dict[str, Any]:
+    def _metrics(self, fit: Fit) -> dict[str, Any]:
         """The content of metrics.json."""
         picture, field_ = self.pipeline.datamanager.picture, self.pipeline.model.field
         targets = picture.values.size
@@ -189,10 +193,12 @@ class ImageTrainer(LoETrainer):
             "width": picture.width,
             "height": picture.height,
             "channels": picture.channels,
-            "psnr": psnr,
-            "psnr_best": max(psnr, self.record.psnr_best),
-            "psnr_unrounded": psnr_unrounded,
-            "ssim": ssim,
+            "psnr": fit.psnr,
+            "psnr_best": max(fit.psnr, self.record.psnr_best),
+            "psnr_unrounded": fit.psnr_unrounded,
+            "ssim": fit.ssim,
+            **fit.between._asdict(),
+            "psnr_held_out": fit.psnr_held_out,
             "num_parameters": field_.num_parameters,
             "num_targets": targets,
             "parameters_per_target": field_.num_parameters / targets,
