@@ -6,33 +6,45 @@ from importlib.util import find_spec
 from typing import Any, Literal, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.optimizer import Optimizer
 
+from loe_field.kernels import cpu
 
-def orthogonalize(matrices: Tensor, num_iterations: int = 5) -> Tensor:
+
+def orthogonalize(matrices: Tensor, num_iterations: int = 5, *, dtype: torch.dtype | None = None) -> Tensor:
     """Push all singular values of every matrix towards 1 by the quintic Newton-Schulz iteration of Muon.
 
     `X <- a X + (b A + c A^2) X` with A = X X^T and (a, b, c) = (3.4445, -4.7750, 2.0315) (Jordan et al., "Muon: An
     optimizer for hidden layers in neural networks", 2024). The result is within about 30 % of orthogonal, which is all
-    that an update direction needs. One batched product serves the whole stack; on a GPU one kernel does all iterations
-    of fp32 matrices up to 64 x 64.
+    that an update direction needs. One batched product serves the whole stack; one kernel does all iterations of fp32
+    matrices up to 64 x 64 on a GPU, up to 128 x 128 on a CPU where cpu.c can be compiled.
 
     Args:
         matrices: [..., rows, columns], floating point; a zero matrix stays zero.
         num_iterations: >= 1.
+        dtype: the coarsest numbers that products of fp32 matrices may have. None: the matrices' own. torch.bfloat16:
+            bf16 with fp32 sums where that is quicker, on processors with AVX-512 BF16; fp32 elsewhere.
 
     Returns:
-        The same shape and dtype.
+        The same shape and dtype as matrices.
+
+    Raises:
+        ValueError: dtype is something else.
     """
     a, b, c = 3.4445, -4.7750, 2.0315
+    _check_dtype(dtype)
     x = matrices.flatten(0, -3) if matrices.dim() > 2 else matrices[None]
-    differentiated = torch.is_grad_enabled() and x.requires_grad
+    differentiated = (torch.is_grad_enabled() and x.requires_grad) or forward_ad.unpack_dual(x).tangent is not None
     if not differentiated and x.is_cuda and x.dtype == torch.float32 and max(x.shape[1:]) <= 64 and find_spec("triton"):
         from loe_field.kernels.newton_schulz import newton_schulz
 
         return newton_schulz(x, num_iterations).reshape(matrices.shape)
+    if not differentiated and _fits_cpu_kernel(x):
+        half = dtype == torch.bfloat16
+        return cpu.orthogonalize(x.contiguous(), num_iterations, half=half).reshape(matrices.shape)
     tall = x.shape[-2] > x.shape[-1]
     if tall:
         x = x.mT
@@ -43,11 +55,39 @@ def orthogonalize(matrices: Tensor, num_iterations: int = 5) -> Tensor:
     return (x.mT if tall else x).reshape(matrices.shape)
 
 
+def _check_dtype(dtype: torch.dtype | None) -> None:
+    if dtype not in (None, torch.bfloat16):
+        raise ValueError(f"dtype is {dtype}: it must be torch.bfloat16 or None")
+
+
+def _fits_cpu_kernel(matrices: Tensor) -> bool:
+    """Whether kernels/cpu.c can compute these [..., rows, columns]."""
+    return (
+        not torch.compiler.is_compiling()
+        and type(matrices) in (Tensor, nn.Parameter)
+        and matrices.dtype == torch.float32
+        and matrices.device.type == "cpu"
+        and matrices.numel() > 0
+        and max(matrices.shape[-2:]) <= cpu.LARGEST_MATRIX
+        and cpu.available()
+    )
+
+
+def _side_by_side(weight: Tensor, grad: Tensor, momentum: Tensor, row_scale: Tensor) -> bool:
+    """Whether a parameter, its gradient and its state lie in memory as the CPU kernel takes them."""
+    shapes = (weight.shape, weight.shape, weight.shape, weight[..., :1].shape)
+    return all(
+        t.shape == shape and t.is_contiguous() and t.dtype == torch.float32 and t.is_cpu
+        for t, shape in zip((weight, grad, momentum, row_scale), shapes)
+    )
+
+
 class Muon(Optimizer):
     """Muon with per-neuron scaling for parameters that are stacks of matrices [..., rows, columns].
 
     Every matrix of a stack is orthogonalised on its own; matrices of equal size from all parameters go through one
-    batched product. `torch.optim.Muon` takes single 2D matrices only.
+    batched product, or, where `orthogonalize` has a CPU kernel, one call does their whole update. `torch.optim.Muon`
+    takes single 2D matrices only.
 
     Per matrix, with gradient G: momentum M <- m M + (1 - m) G, Nesterov direction D = m M + (1 - m) G, then
     O = orthogonalize(D); then NorMuon's scaling (Li et al., 2025): v <- beta2 v + (1 - beta2) mean(O^2 over columns)
@@ -61,6 +101,7 @@ class Muon(Optimizer):
         beta2: decay of v, 0 <= beta2 < 1; 0 turns the scaling off (plain Muon).
         num_iterations: Newton-Schulz iterations, >= 1.
         eps: added to sqrt(v).
+        dtype: of `orthogonalize`: None or torch.bfloat16.
 
     Raises:
         ValueError: a value is out of range or a parameter has fewer than 2 axes.
@@ -75,6 +116,7 @@ class Muon(Optimizer):
         beta2: float = 0.95,
         num_iterations: int = 5,
         eps: float = 1e-8,
+        dtype: torch.dtype | None = None,
     ) -> None:
         if not lr >= 0:
             raise ValueError(f"lr is {lr}: it must be 0 or more")
@@ -83,8 +125,9 @@ class Muon(Optimizer):
                 raise ValueError(f"{name} is {value}: it must lie in [0, 1)")
         if num_iterations < 1:
             raise ValueError(f"num_iterations is {num_iterations}: it must be at least 1")
+        _check_dtype(dtype)
         defaults = {"lr": lr, "momentum": momentum, "beta2": beta2, "num_iterations": num_iterations, "eps": eps}
-        super().__init__(params, defaults)
+        super().__init__(params, defaults | {"dtype": dtype})
         for group in self.param_groups:
             for p in group["params"]:
                 if p.dim() < 2:
@@ -92,6 +135,12 @@ class Muon(Optimizer):
                         f"Muon got a parameter of shape {tuple(p.shape)}: it takes matrices and stacks of matrices; "
                         "give biases to Adam"
                     )
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take a saved state; older ones have no dtype."""
+        super().__setstate__(state)
+        for group in self.param_groups:
+            group.setdefault("dtype", None)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -116,15 +165,29 @@ class Muon(Optimizer):
                 self.state[p]["momentum"] = torch.zeros_like(p)
                 self.state[p]["row_scale"] = torch.zeros_like(p[..., :1])
         grads = [p.grad for p in params if p.grad is not None]
-        momenta = [self.state[p]["momentum"] for p in params]
+        momenta, scales = ([self.state[p][name] for p in params] for name in ("momentum", "row_scale"))
+        rows, columns = params[0].shape[-2:]
+        step_size = -group["lr"] * max(1.0, rows / columns) ** 0.5
+        if _fits_cpu_kernel(params[0]) and all(map(_side_by_side, params, grads, momenta, scales)):
+            cpu.muon_step(
+                params,
+                grads,
+                momenta,
+                scales,
+                num_iterations=group["num_iterations"],
+                half=group["dtype"] == torch.bfloat16,
+                momentum=group["momentum"],
+                beta2=group["beta2"],
+                eps=group["eps"],
+                step_size=float(step_size),
+            )
+            return
         torch._foreach_lerp_(momenta, grads, 1 - group["momentum"])
         directions = torch._foreach_lerp(grads, momenta, group["momentum"])
-        rows, columns = params[0].shape[-2:]
         sizes = [p.numel() // (rows * columns) for p in params]
-        update = orthogonalize(torch.cat([d.reshape(-1, rows, columns) for d in directions]), group["num_iterations"])
-        step_size = -group["lr"] * max(1.0, rows / columns) ** 0.5
+        stacked = torch.cat([d.reshape(-1, rows, columns) for d in directions])
+        update = orthogonalize(stacked, group["num_iterations"], dtype=group["dtype"])
         if group["beta2"] > 0:
-            scales = [self.state[p]["row_scale"] for p in params]
             mean_square = update.square().mean(-1, keepdim=True).split(sizes)
             torch._foreach_lerp_(scales, [m.view(s.shape) for m, s in zip(mean_square, scales)], 1 - group["beta2"])
             stacked = torch.cat([s.reshape(-1, rows, 1) for s in scales])

@@ -347,6 +347,7 @@ def test_bf16_trains_and_is_evaluated_in_fp32(call, small_picture, tmp_path):
     metrics = read_metrics(folder)
     assert metrics["precision"] == "bf16"
     assert metrics["psnr"] > 25
+    assert (folder / "config.yml").read_text().count("precision: bf16") == 2  # the run's, and with it Muon's
 
 
 def test_loggers_of_the_host(call, small_picture, tmp_path):

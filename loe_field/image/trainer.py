@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from nerfstudio.engine.optimizers import Optimizers
+from nerfstudio.engine.optimizers import OptimizerConfig, Optimizers
 from nerfstudio.pipelines.base_pipeline import VanillaPipelineConfig
 from nerfstudio.utils.rich_utils import CONSOLE
 from torch import Tensor
@@ -66,11 +66,14 @@ class ImageTrainer(LoETrainer):
         self._graphed = GraphedStep(self._loss, list(self.optimizers.optimizers.values())) if self._can_graph else None
 
     def _filled_optimizers(self) -> dict[str, Any]:
-        """The optimizers' configs with this package's numbers, or a peer's authors', where none are given."""
+        """The optimizers' configs with the run's precision, or a peer's authors' numbers, where none are given."""
         model = self.config.pipeline.model
         assert isinstance(model, LoEImageModelConfig)
         if model.network == "loe":
-            return self.config.optimizers
+            return {
+                name: group | {"optimizer": self._with_precision(group["optimizer"])}
+                for name, group in self.config.optimizers.items()
+            }
         authors = recipe(model.network)
         optimizer, scheduler = (self.config.optimizers["fields"][name] for name in ("optimizer", "scheduler"))
         if isinstance(optimizer, AdamConfig):
@@ -86,6 +89,12 @@ class ImageTrainer(LoETrainer):
             decayed = replace(optimizer, weight_decay=authors.weight_decay)
             groups["decayed"] = {"optimizer": decayed, "scheduler": scheduler}
         return groups
+
+    def _with_precision(self, optimizer: OptimizerConfig) -> OptimizerConfig:
+        """The config, with the run's precision where Muon was not given one."""
+        if isinstance(optimizer, MuonConfig) and optimizer.precision is None:
+            return replace(optimizer, precision="bf16" if self.precision == "bf16" else "fp32")
+        return optimizer
 
     def setup_optimizers(self) -> Optimizers:
         """The optimizers; before them, and before anything is written, a look at whether the field can be trained."""

@@ -1,5 +1,6 @@
 /* A whole Levels-of-Experts network on a CPU, forward and backward, in fp32; on processors with AVX-512 BF16 also with
  * bf16 products between the first layer and the head (sums, phases, pre-activations and weight gradients stay fp32).
+ * At the end Muon's update of its matrices, with either kind of products too.
  *
  * Points go through all layers in chunks that stay in a core's cache. In a chunk the rows of each level are listed by
  * expert; the products read and write rows through these lists, so that no activation is ever moved into another order.
@@ -15,6 +16,7 @@
 #include <string.h>
 
 #if defined(__AVX512F__)
+#include <immintrin.h>
 #define LANES 16 /* floats in a vector */
 #define VECS 4   /* vectors side by side in a block of a product: with ROWS they fill the registers */
 #define ROWS 6   /* rows of such a block */
@@ -32,7 +34,6 @@
 #define ROWS 4
 #endif
 #if defined(__AVX512BF16__)
-#include <immintrin.h>
 #define HAS_HALF 1
 #else
 #define HAS_HALF 0
@@ -49,6 +50,8 @@ typedef enum {
 #define PAD 16       /* widths are padded to this many floats, a multiple of LANES */
 #define OUT_ROWS 4   /* rows of a block of a weight gradient */
 #define GROUP (64 / ROWS * ROWS) /* rows of one expert that the backward pass handles at once: they fit a core's L1 */
+#define MUON_ROWS (LANES == 16 ? 8 : 4) /* rows of a block of Muon's products, which divide PAD, */
+#define MUON_VECS 2                     /* and its vectors side by side */
 #define CHUNK 512    /* points of a chunk, if that leaves each expert enough of them */
 #define AHEAD 8      /* rows to fetch ahead from memory */
 #define EXACT 5e4f   /* phases up to which the fast sine is exact to fp32 */
@@ -710,5 +713,232 @@ void loe_backward(const Network *net, const float *x, const uint16_t *index, con
                     for (int64_t o = 0; o < out; o++) grad_bias[layer][o] += from[t * room_size + o];
             }
         }
+    }
+}
+
+/* ---- Muon: one matrix after the other in a core's cache, padded with zeros to multiples of PAD both ways ---- */
+
+/* A block of PAD x PAD, in rows of `stride`, transposed into rows of `stride_to`. */
+static void transpose_block(const float *x, int64_t stride, float *to, int64_t stride_to) {
+#if LANES == PAD
+    /* Four times rows k and k + 8 interleaved into rows 2 k and 2 k + 1. */
+    const __m512i low = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+    const __m512i high = _mm512_setr_epi32(8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+    __m512 row[PAD], next[PAD];
+#pragma GCC unroll 16
+    for (int r = 0; r < PAD; r++) row[r] = _mm512_loadu_ps(x + r * stride);
+#pragma GCC unroll 4
+    for (int pass = 0; pass < 4; pass++) {
+#pragma GCC unroll 8
+        for (int k = 0; k < PAD / 2; k++) {
+            next[2 * k] = _mm512_permutex2var_ps(row[k], low, row[k + PAD / 2]);
+            next[2 * k + 1] = _mm512_permutex2var_ps(row[k], high, row[k + PAD / 2]);
+        }
+#pragma GCC unroll 16
+        for (int r = 0; r < PAD; r++) row[r] = next[r];
+    }
+#pragma GCC unroll 16
+    for (int r = 0; r < PAD; r++) _mm512_storeu_ps(to + r * stride_to, row[r]);
+#else
+    for (int64_t c = 0; c < PAD; c++)
+        for (int64_t r = 0; r < PAD; r++) to[c * stride_to + r] = x[r * stride + c];
+#endif
+}
+static void transpose(const float *x, int64_t rows, int64_t columns, float *to) {
+    for (int64_t r = 0; r < rows; r += PAD)
+        for (int64_t c = 0; c < columns; c += PAD) transpose_block(x + r * columns + c, columns, to + c * rows + r, rows);
+}
+
+/* MUON_ROWS rows and `vecs` vectors of out = alpha base + beta a b, or a b without a base: word (r, k) of a is at
+ * a[r * row + k * word]; b [depth][columns] and a are words, of halves pairs along k. */
+static inline __attribute__((always_inline)) void muon_block(int half, int vecs, int64_t depth, const float *a,
+                                                             int64_t row, int64_t word, const float *b, int64_t columns,
+                                                             float alpha, const float *base, float beta, float *out) {
+    vec sum[MUON_ROWS][MUON_VECS] = {0};
+    for (int64_t k = 0; k < depth; k++) {
+        vec right[MUON_VECS];
+#pragma GCC unroll 8
+        for (int v = 0; v < vecs; v++) right[v] = *(const vec *)(b + k * columns + v * LANES);
+#pragma GCC unroll 8
+        for (int r = 0; r < MUON_ROWS; r++) {
+#pragma GCC unroll 8
+            for (int v = 0; v < vecs; v++) sum[r][v] = multiply_add(half, sum[r][v], a[r * row + k * word], right[v]);
+        }
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < MUON_ROWS; r++) {
+#pragma GCC unroll 8
+        for (int v = 0; v < vecs; v++) {
+            const int64_t at = r * columns + v * LANES;
+            if (base) sum[r][v] = alpha * *(const vec *)(base + at) + beta * sum[r][v];
+            *(vec *)(out + at) = sum[r][v];
+        }
+    }
+}
+/* MUON_ROWS rows of the same from column `from` to the last. */
+static inline __attribute__((always_inline)) void muon_rows(int half, int64_t depth, const float *a, int64_t row,
+                                                            int64_t word, const float *b, int64_t from, int64_t columns,
+                                                            float alpha, const float *base, float beta, float *out) {
+    for (int64_t c = from; c < columns;) {
+        const float *under = base ? base + c : 0;
+        const int wide = columns - c >= MUON_VECS * LANES;
+        if (wide)
+            muon_block(half, MUON_VECS, depth, a, row, word, b + c, columns, alpha, under, beta, out + c);
+        else
+            muon_block(half, 1, depth, a, row, word, b + c, columns, alpha, under, beta, out + c);
+        c += wide ? MUON_VECS * LANES : LANES;
+    }
+}
+/* out [n][n] = alpha base + beta x^T x, or x^T x, from words x [depth][n] and a symmetric base: blocks on and above the
+ * diagonal are computed, those below it are their mirror image. */
+static inline __attribute__((always_inline)) void gram(int half, int64_t depth, const float *x, int64_t n, float alpha,
+                                                       const float *base, float beta, float *out) {
+    for (int64_t r = 0; r < n; r += MUON_ROWS)
+        muon_rows(half, depth, x + r, 1, n, x, r / PAD * PAD, n, alpha, base ? base + r * n : 0, beta, out + r * n);
+    for (int64_t r = 0; r < n; r += PAD)
+        for (int64_t c = r + PAD; c < n; c += PAD) transpose_block(out + r * n + c, n, out + c * n + r, n);
+}
+/* out [rows][n] = alpha base + x s, of words x [rows][depth] and s [depth][n]. */
+static inline __attribute__((always_inline)) void advance(int half, int64_t rows, int64_t depth, const float *x,
+                                                          const float *s, int64_t n, float alpha, const float *base,
+                                                          float *out) {
+    for (int64_t r = 0; r < rows; r += MUON_ROWS)
+        muon_rows(half, depth, x + r * depth, depth, 1, s, 0, n, alpha, base + r * n, 1, out + r * n);
+}
+
+static float squared_norm(const float *x, int64_t n) {
+    vec squares = {0};
+    float sum = 0;
+    for (int64_t k = 0; k < n; k += LANES) squares += *(const vec *)(x + k) * *(const vec *)(x + k);
+    for (int lane = 0; lane < LANES; lane++) sum += squares[lane];
+    return sum;
+}
+
+#if HAS_HALF
+/* Rounds n floats x, and writes them as halves too. */
+static void round_to_half(float *x, int64_t n, float *to) {
+    for (int64_t k = 0; k < n; k += LANES) {
+        store(1, to, k, *(const vec *)(x + k));
+        *(vec *)(x + k) = load(1, to, k);
+    }
+}
+#endif
+
+/* Floats of a thread's room: the padded matrix twice, and three symmetric ones of its shorter side. */
+static int64_t muon_room_size(int64_t rows, int64_t columns) {
+    const int64_t shorter = pad(min(rows, columns));
+    return 2 * pad(rows) * pad(columns) + 3 * shorter * shorter;
+}
+
+/* X <- X / (|X| + 1e-7), then X <- a X + X S with S = b G + c G^2, G = X^T X, of the matrix at the start of room; a wide
+ * one is transposed for as long. With `half`, X, G and S are rounded to halves wherever they are used, so that a step is
+ * exact for the rounded X and G (rounding the products' alone would double the error); sums are fp32. Returns where in
+ * room the padded result lies. */
+static float *newton_schulz(int is_half, int64_t iterations, int64_t rows, int64_t columns, float *room) {
+    const float a = 3.4445f, b = -4.7750f, c = 2.0315f;
+    const int wide = pad(rows) < pad(columns);
+    const int64_t m = pad(wide ? columns : rows), n = pad(wide ? rows : columns);
+    float *x = room, *y = x + m * n, *g = y + m * n, *s = g + n * n, *swap;
+    const float norm = sqrtf(squared_norm(x, m * n)) + 1e-7f;
+    for (int64_t k = 0; k < m * n; k += LANES) *(vec *)(x + k) /= norm;
+    if (wide) {
+        transpose(x, n, m, y);
+        swap = x, x = y, y = swap;
+    }
+    for (int64_t i = 0; i < iterations; i++) {
+#if HAS_HALF
+        if (is_half) {
+            float *in_rows = y + m * n / 2, *g_pairs = s + n * n;
+            round_to_half(x, m * n, in_rows);
+            pair_rows(x, m, n, y);
+            gram(1, m / 2, y, n, 0, 0, 0, g);
+            round_to_half(g, n * n, g_pairs);
+            pair_rows(g, n, n, g_pairs);
+            gram(1, n / 2, g_pairs, n, b, g, c, s);
+            pair_rows(s, n, n, s);
+            advance(1, m, n / 2, in_rows, s, n, a, x, x);
+            continue;
+        }
+#endif
+        gram(0, m, x, n, 0, 0, 0, g);
+        gram(0, n, g, n, b, g, c, s);
+        advance(0, m, n, x, s, n, a, x, y);
+        swap = x, x = y, y = swap;
+    }
+    (void)is_half;
+    if (!wide) return x;
+    transpose(x, m, n, y);
+    return y;
+}
+
+/* Floats that loe_orthogonalize and loe_muon need to work in. */
+int64_t loe_muon_workspace(int64_t rows, int64_t columns, int64_t threads) {
+    return threads * muon_room_size(rows, columns);
+}
+
+/* Newton-Schulz iterations of matrices [count, rows, columns] into out, of the same shape. */
+void loe_orthogonalize(int64_t count, int64_t rows, int64_t columns, int64_t iterations, int64_t is_half,
+                       int64_t threads, const float *matrices, float *out, float *workspace) {
+#pragma omp parallel for schedule(dynamic) num_threads(threads)
+    for (int64_t k = 0; k < count; k++) {
+        float *room = workspace + thread_number() * muon_room_size(rows, columns);
+        memset(room, 0, pad(rows) * pad(columns) * sizeof(float));
+        for (int64_t r = 0; r < rows; r++)
+            memcpy(room + r * pad(columns), matrices + (k * rows + r) * columns, columns * sizeof(float));
+        const float *found = newton_schulz((int)is_half, iterations, rows, columns, room);
+        for (int64_t r = 0; r < rows; r++)
+            memcpy(out + (k * rows + r) * columns, found + r * pad(columns), columns * sizeof(float));
+    }
+}
+
+typedef struct {
+    int64_t stacks, rows, columns, iterations, half, threads;
+    double momentum, beta2, eps, step; /* step: what an orthogonal matrix is multiplied by before it is added */
+    const int64_t *ends;               /* [stacks]: number of matrices up to the end of each stack */
+    const float *const *grad;          /* [stacks]: [matrices, rows, columns] */
+    float *const *weight, *const *momenta; /* likewise */
+    float *const *row_scale;           /* [stacks]: [matrices, rows] */
+} Muon;
+
+/* weight += step * update, which is scaled row by row if beta2 is not 0; update is padded. */
+static void muon_add(const Muon *muon, const float *update, float *row_scale, float *weight) {
+    const int64_t rows = muon->rows, columns = muon->columns, stride = pad(columns);
+    const float eps = (float)muon->eps, decay = (float)(1 - muon->beta2);
+    float squares = 0, scaled_squares = 0, step = (float)muon->step;
+    for (int64_t r = 0; r < rows && muon->beta2 > 0; r++) {
+        const float square = squared_norm(update + r * stride, stride);
+        row_scale[r] += decay * (square / columns - row_scale[r]);
+        const float scale = 1 / (sqrtf(row_scale[r]) + eps);
+        squares += square, scaled_squares += square * scale * scale;
+    }
+    if (muon->beta2 > 0) step *= sqrtf(squares) / (sqrtf(scaled_squares) + eps);
+    for (int64_t r = 0; r < rows; r++) {
+        const float factor = muon->beta2 > 0 ? step / (sqrtf(row_scale[r]) + eps) : step;
+        for (int64_t c = 0; c < columns; c++) weight[r * columns + c] += factor * update[r * stride + c];
+    }
+}
+
+/* One step of all stacks: momenta, row_scale and weight are updated. */
+void loe_muon(const Muon *muon, float *workspace) {
+    const int64_t rows = muon->rows, columns = muon->columns;
+    const float momentum = (float)muon->momentum, rest = (float)(1 - muon->momentum);
+#pragma omp parallel for schedule(dynamic) num_threads(muon->threads)
+    for (int64_t k = 0; k < muon->ends[muon->stacks - 1]; k++) {
+        int64_t stack = 0;
+        while (k >= muon->ends[stack]) stack++;
+        const int64_t matrix = stack == 0 ? k : k - muon->ends[stack - 1], at = matrix * rows * columns;
+        const float *grad = muon->grad[stack] + at;
+        float *average = muon->momenta[stack] + at;
+        float *room = workspace + thread_number() * muon_room_size(rows, columns);
+        memset(room, 0, pad(rows) * pad(columns) * sizeof(float));
+        for (int64_t r = 0; r < rows; r++)
+            for (int64_t c = 0; c < columns; c++) {
+                const float g = grad[r * columns + c];
+                const float m = average[r * columns + c] + rest * (g - average[r * columns + c]);
+                average[r * columns + c] = m;
+                room[r * pad(columns) + c] = g + momentum * (m - g);
+            }
+        const float *update = newton_schulz((int)muon->half, muon->iterations, rows, columns, room);
+        muon_add(muon, update, muon->row_scale[stack] + matrix * rows, muon->weight[stack] + at);
     }
 }

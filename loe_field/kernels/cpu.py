@@ -8,6 +8,7 @@ them in, so that both share one pool of threads instead of fighting over the cor
 import ctypes
 import functools
 import hashlib
+import itertools
 import os
 import platform
 import shlex
@@ -34,6 +35,9 @@ _ACTIVATIONS = {"sine": lambda omega_0: (1, omega_0), "leaky_relu": lambda _: (2
 """Finish of cpu.c and its parameter."""
 MAX_EXPERTS = 65535
 """Expert numbers are kept in 16 bits."""
+LARGEST_MATRIX = 128
+"""Rows and columns of the largest matrix that Muon's kernels take: all that they work on, 320 kB of each thread, then
+stays in a core's L2 cache. Larger products are better cut into parts, as BLAS does it."""
 
 
 class Unavailable(RuntimeError):
@@ -64,6 +68,16 @@ class _Network(ctypes.Structure):
     )
 
 
+class _Muon(ctypes.Structure):
+    """`Muon` of cpu.c."""
+
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("stacks", "rows", "columns", "iterations", "half", "threads")),
+        *((name, ctypes.c_double) for name in ("momentum", "beta2", "eps", "step")),
+        *((name, ctypes.c_void_p) for name in ("ends", "grad", "weight", "momenta", "row_scale")),
+    )
+
+
 @functools.cache
 def library() -> ctypes.CDLL:
     """The compiled kernels.
@@ -87,7 +101,8 @@ def library() -> ctypes.CDLL:
         except (OSError, Unavailable) as error:  # this kind of OpenMP is not to be had
             problem = str(error)
             continue
-        loaded.loe_forward_workspace.restype = loaded.loe_backward_workspace.restype = ctypes.c_int64
+        for function in (loaded.loe_forward_workspace, loaded.loe_backward_workspace, loaded.loe_muon_workspace):
+            function.restype = ctypes.c_int64
         return loaded
     raise Unavailable(f"the CPU kernels could not be compiled with {compiler[0]}: {problem}")
 
@@ -226,3 +241,60 @@ class Call:
         before = map(_address, (self._x, index, z, grad_out, grad_x))
         c.loe_backward(ctypes.byref(self._network), *before, *pointers, _address(workspace))
         return grad_x, weights, biases
+
+
+def orthogonalize(matrices: Tensor, num_iterations: int, *, half: bool = False) -> Tensor:
+    """What `optim.orthogonalize` defines, of contiguous fp32 matrices [B, rows, columns] up to LARGEST_MATRIX.
+
+    With `half` products are of bf16 numbers where `has_bf16()`.
+    """
+    count, rows, columns = matrices.shape
+    out, c = torch.empty_like(matrices), library()
+    sizes = [ctypes.c_int64(n) for n in (count, rows, columns, num_iterations, half, torch.get_num_threads())]
+    workspace = _muon_workspace(rows, columns)
+    c.loe_orthogonalize(*sizes, *map(_address, (matrices, out, workspace)))
+    return out
+
+
+def muon_step(
+    weights: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    momenta: Sequence[Tensor],
+    row_scales: Sequence[Tensor],
+    *,
+    num_iterations: int,
+    half: bool,
+    momentum: float,
+    beta2: float,
+    eps: float,
+    step_size: float,
+) -> None:
+    """The update that `optim.Muon` defines, of all stacks in one call; weights, momenta and row_scales change.
+
+    Args:
+        weights: stacks [..., rows, columns] of matrices of one size up to LARGEST_MATRIX; all tensors are contiguous
+            and fp32.
+        grads: likewise.
+        momenta: likewise.
+        row_scales: [..., rows, 1].
+        num_iterations: Newton-Schulz iterations.
+        half: products are of bf16 numbers where `has_bf16()`.
+        momentum: as in `optim.Muon`; beta2 and eps too.
+        beta2: decay of row_scales.
+        eps: added to their roots.
+        step_size: what the orthogonal matrices are multiplied by before they are added.
+    """
+    rows, columns = weights[0].shape[-2:]
+    ends = list(itertools.accumulate(w.numel() // (rows * columns) for w in weights))
+    kept = ((ctypes.c_int64 * len(ends))(*ends), *map(_pointers, (grads, weights, momenta, row_scales)))
+    sizes = (len(weights), rows, columns, num_iterations, half, torch.get_num_threads())
+    muon = _Muon(*sizes, momentum, beta2, eps, step_size, *(ctypes.cast(k, ctypes.c_void_p) for k in kept))
+    workspace = _muon_workspace(rows, columns)
+    library().loe_muon(ctypes.byref(muon), _address(workspace))
+    for tensor in (*weights, *momenta, *row_scales):
+        torch.autograd.graph.increment_version(tensor)
+
+
+def _muon_workspace(rows: int, columns: int) -> Tensor:
+    sizes = [ctypes.c_int64(n) for n in (rows, columns, torch.get_num_threads())]
+    return torch.empty(library().loe_muon_workspace(*sizes))

@@ -2,8 +2,9 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
+import torch
 from nerfstudio.engine.optimizers import OptimizerConfig
 from nerfstudio.engine.schedulers import Scheduler, SchedulerConfig
 from torch import Tensor
@@ -28,6 +29,14 @@ class MuonConfig(OptimizerConfig):
     """Decay of the per-row second moment of the update; 0 turns the per-row scaling off."""
     num_iterations: int = 5
     """Newton-Schulz iterations."""
+    precision: Literal["fp32", "bf16"] | None = None
+    """What their products multiply; sums, momentum and weights stay fp32. bf16 is for CPUs with AVX-512 BF16 and means
+    fp32 elsewhere. None: bf16 if --precision is, else fp32."""
+
+    def setup(self, params: Iterable[Tensor]) -> Optimizer:
+        """The optimizer over params."""
+        values = {name: getattr(self, name) for name in ("lr", "eps", "momentum", "beta2", "num_iterations")}
+        return Muon(params, **values, dtype=torch.bfloat16 if self.precision == "bf16" else None)
 
 
 @dataclass

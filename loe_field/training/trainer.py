@@ -53,8 +53,8 @@ class LoETrainerConfig(TrainerConfig):
     """Optimizer steps in one turn of the training loop; whatever is shown or counted stays optimizer steps. None: 1 on
     a CPU and 50 on a GPU, where the loop's own time would be felt."""
     precision: Literal["fp32", "tf32", "bf16"] | None = None
-    """What the hidden layers multiply while training; sums, phases, first and last layer, master weights and every
-    evaluation stay fp32. None: tf32 on a GPU, fp32 on a CPU."""
+    """What the hidden layers multiply while training, and on a CPU Muon too under bf16; sums, phases, first and last
+    layer, master weights and every evaluation stay fp32. None: tf32 on a GPU, fp32 on a CPU."""
     steps_per_save: int = 100
     """Steps between checkpoints."""
     vis: Literal[
@@ -354,9 +354,9 @@ class LoETrainer(Trainer):
 
 
 def _keep_ways(saved: dict[str, Any], optimizer: Optimizer) -> None:
-    """Put this device's ways of computing into a saved state: the run may have been on another one."""
+    """Put this device's and this run's ways of computing into a saved state: they may have been others."""
     for group, mine in zip(saved["param_groups"], optimizer.param_groups):
-        group |= {name: mine[name] for name in ("fused", "capturable", "foreach") if name in mine}
+        group |= {name: mine[name] for name in ("fused", "capturable", "foreach", "dtype") if name in mine}
 
 
 @contextmanager
