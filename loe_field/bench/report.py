@@ -6,6 +6,7 @@ import io
 import os
 import statistics
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -52,6 +53,10 @@ def write_report(folder: Path, suite: Suite, outcomes: Sequence[Outcome], search
         path.write_text(table(suite, outcomes, searches), "utf8")
     with write_whole(folder / "curves.png") as path:
         curves(suite, outcomes).savefig(path, dpi=120)
+    for figure in suite.figures:
+        runs = [run for run in suite.runs if run.name in figure.runs]
+        with write_whole(folder / f"{figure.name}.png") as path:
+            curves(replace(suite, title=figure.title, runs=runs), outcomes).savefig(path, dpi=120)
     with write_whole(folder / "index.html") as path:
         path.write_text(page(folder, suite, outcomes), "utf8")
 
@@ -77,10 +82,11 @@ def table(suite: Suite, outcomes: Sequence[Outcome], searches: Sequence[Outcome]
     """Markdown: a row per run, mean and half the spread over seeds and pictures."""
     lines = [f"# {suite.title}", "", *([suite.text.strip(), ""] if suite.text else [])]
     published = any(run.published for run in suite.runs)
+    names = _HEADS | ({"seconds_to_target": f"seconds to {suite.target_psnr:g} dB"} if suite.target_psnr else {})
     heads = [
         "",
         *(["published"] if published else []),
-        *[_HEADS.get(c, c.replace("_", " ")) for c in suite.columns],
+        *[names.get(c, c.replace("_", " ")) for c in suite.columns],
         "runs",
     ]
     lines += ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
@@ -91,7 +97,7 @@ def table(suite: Suite, outcomes: Sequence[Outcome], searches: Sequence[Outcome]
         if run.missing:
             cells += [run.missing] + [""] * len(suite.columns)
         else:
-            cells += [_cell(column, done) for column in suite.columns]
+            cells += [_cell(column, done, suite.target_psnr) for column in suite.columns]
             failed = [o.problem for o in mine if o.problem]
             cells.append(f"{len(done)}" + (f", {len(failed)} failed: {failed[0]}" if failed else ""))
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
@@ -111,8 +117,11 @@ def table(suite: Suite, outcomes: Sequence[Outcome], searches: Sequence[Outcome]
     return "\n".join(lines)
 
 
-def _cell(column: str, done: Sequence[Outcome]) -> str:
+def _cell(column: str, done: Sequence[Outcome], target_psnr: float | None = None) -> str:
     values = [o.metrics.get(column) for o in done]
+    if column == "seconds_to_target" and target_psnr is not None:
+        reached = [_seconds_to(target_psnr, o.folder) for o in done]
+        values = reached if None not in reached else []
     numbers = [float(v) for v in values if isinstance(v, int | float)]
     if not numbers:
         return "" if not values or values[0] is None else str(values[0])
@@ -144,6 +153,13 @@ def curves(suite: Suite, outcomes: Sequence[Outcome]) -> Figure:
         figure.legend(*figure.axes[0].get_legend_handles_labels(), fontsize="small", loc="outside right center")
     figure.suptitle(suite.title)
     return figure
+
+
+def _seconds_to(target_psnr: float, folder: Path) -> float | None:
+    """Seconds at the first evaluation that reached a PSNR; None if none did."""
+    with open(folder / "curve.csv", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if float(row["psnr"]) >= target_psnr]
+    return float(rows[0]["seconds"]) if rows else None
 
 
 def _curve(folder: Path) -> np.ndarray:

@@ -14,6 +14,9 @@ try:
 except ImportError:  # Python 3.10
     import tomli as tomllib  # type: ignore[no-redef]
 
+CALIBRATION_STEPS = 150
+"""Steps after which the length of a step is known well enough."""
+
 Value = str | int | float | bool | list[Any]
 """What an option is set to. The word "None" stands for None, which TOML has not."""
 
@@ -47,6 +50,17 @@ class Search:
 
 
 @dataclass(frozen=True)
+class Figure:
+    """A plot of some of the runs, PSNR against steps and against seconds."""
+
+    name: str
+    """The file's, without .png."""
+    title: str
+    runs: list[str]
+    """Names of runs."""
+
+
+@dataclass(frozen=True)
 class Suite:
     """A TOML file."""
 
@@ -63,6 +77,13 @@ class Suite:
     text: str = ""
     """Stands above the table."""
     search: Search | None = None
+    train_seconds: float | None = None
+    """Every run gets as many steps as take it so long, going by a first run of CALIBRATION_STEPS on the same picture;
+    None: as many as its options say."""
+    target_psnr: float | None = None
+    """What the column seconds_to_target counts to, dB, at the evaluations of a run. Nothing is stopped there."""
+    figures: list[Figure] = field(default_factory=list)
+    """Plots beside curves.png, which shows all runs."""
 
 
 @dataclass(frozen=True)
@@ -132,6 +153,12 @@ def read_suite(path: Path) -> Suite:
     content = {**content, "runs": runs}
     if "search" in content:
         content["search"] = _build(Search, content["search"], f"{path}, search", {"options", "values", "seed"})
+    if "figures" in content:
+        content["figures"] = [
+            _build(Figure, f, f"{path}, figures", {"name", "title", "runs"}) for f in content["figures"]
+        ]
+        for unknown in {name for figure in content["figures"] for name in figure.runs} - {run.name for run in runs}:
+            raise InputError(f"{path} has a figure of {unknown!r}: no run has that name")
     return _build(Suite, content, str(path), {"title", "runs"})
 
 
@@ -146,13 +173,30 @@ def _build(kind: Any, content: Any, where: str, needed: set[str]) -> Any:
     return kind(**content)
 
 
-def jobs_of(suite: Suite, run: Run, data: Path | None, best: float | None = None) -> Iterator[Job]:
-    """The jobs of one run on one picture: its seeds, with the search's best value where there is a search."""
+def jobs_of(
+    suite: Suite, run: Run, data: Path | None, *, best: float | None = None, steps: int | None = None
+) -> Iterator[Job]:
+    """The jobs of one run on one picture: its seeds.
+
+    Args:
+        suite: the suite.
+        run: one of its runs.
+        data: the picture; None: the method's own.
+        best: the best value of the search, where there is one.
+        steps: how many, where not the run's options say it.
+    """
     overrides = {**suite.overrides, **run.overrides}
     if suite.search is not None and best is not None:
         overrides |= dict.fromkeys(suite.search.options, best)
+    if steps is not None:
+        overrides["max_num_iterations"] = steps
     for seed in suite.seeds:
         yield Job(run, run.method or suite.method, data, seed, overrides)
+
+
+def calibration_job(suite: Suite, run: Run, data: Path | None) -> Job:
+    """The job that shows how long a run's step takes."""
+    return next(jobs_of(suite, run, data, steps=CALIBRATION_STEPS))
 
 
 def search_jobs(suite: Suite, run: Run, data: Path | None) -> Iterator[Job]:

@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from loe_field.bench.report import write_report
 from loe_field.bench.runner import Interrupted, Outcome, finished, run_job
-from loe_field.bench.suite import Job, Run, Suite, jobs_of, read_suite, search_jobs
+from loe_field.bench.suite import Job, Run, Suite, calibration_job, jobs_of, read_suite, search_jobs
 from loe_field.errors import InputError
 
 
@@ -51,7 +51,8 @@ class Bench:
             for run in suite.runs:
                 for picture in pictures:
                     if not run.missing:
-                        for job in [*search_jobs(suite, run, picture), *jobs_of(suite, run, picture)]:
+                        first = [calibration_job(suite, run, picture)] if suite.train_seconds else []
+                        for job in [*first, *search_jobs(suite, run, picture), *jobs_of(suite, run, picture)]:
                             print("ns-train", *job.options)
             return 0
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -87,7 +88,7 @@ class Bench:
                 search = replace(suite.search, overrides={**suite.search.overrides, **steps})
                 suite = replace(suite, search=search)
             text = f"{suite.text.rstrip()}\n\nRun with `--max-num-iterations {self.max_num_iterations}` instead.\n"
-            suite = replace(suite, text=text)
+            suite = replace(suite, text=text, train_seconds=None)
         return replace(suite, runs=runs, seeds=list(self.seeds) or suite.seeds)
 
     def _pictures(self, suite: Suite) -> list[Path]:
@@ -117,15 +118,22 @@ class _Runs:
         self._task = self.progress.add_task("runs", total=0, line="")
 
     def run(self, run: Run, picture: Path | None) -> None:
-        """The search, if there is one, and all seeds."""
-        best = None
+        """The calibration and the search, where there is one, and all seeds."""
+        best = steps = None
+        if self.suite.train_seconds is not None:
+            (first,) = self._all([calibration_job(self.suite, run, picture)], [])
+            if not first.metrics:
+                self.outcomes.append(first)
+                return
+            per_step = first.metrics["train_seconds"] / first.metrics["num_steps"]
+            steps = max(1, round(self.suite.train_seconds / per_step))
         searched = self._all(list(search_jobs(self.suite, run, picture)), self.searches)
         if searched:
             good = [outcome for outcome in searched if outcome.metrics]
             if not good:
                 return
             best = max(good, key=lambda o: _finite(o.metrics["psnr"])).job.search_value
-        self._all(list(jobs_of(self.suite, run, picture, best)), self.outcomes)
+        self._all(list(jobs_of(self.suite, run, picture, best=best, steps=steps)), self.outcomes)
 
     def _all(self, jobs: Sequence[Job], outcomes: list[Outcome]) -> list[Outcome]:
         self.progress.update(self._task, total=(self.progress.tasks[0].total or 0) + len(jobs))

@@ -12,7 +12,8 @@ SUITE = """
 title = "A small suite"
 text = "Of two runs and a half."
 seeds = [1]
-columns = ["psnr_best", "psnr", "num_steps"]
+columns = ["psnr_best", "psnr", "num_steps", "seconds_to_target"]
+target_psnr = 3.5
 overrides = { max_num_iterations = 12, "pipeline.model.num_layers" = 3, "pipeline.model.layer_width" = 16 }
 [[runs]]
 name = "quad tree"
@@ -24,6 +25,10 @@ overrides = { "pipeline.model.pattern" = "spiral" }
 [[runs]]
 name = "another field's"
 missing = "not in yet"
+[[figures]]
+name = "trees"
+title = "Trees"
+runs = ["quad tree"]
 """
 
 
@@ -53,9 +58,11 @@ def test_a_failed_run_is_a_row(suite):
     assert bad["problem"].startswith("exit ")
     table = (output / "table.md").read_text()
     assert "| quad tree | 99 | " in table
-    assert "| no such pattern |  |  |  |  | 0, 1 failed: exit " in table
+    assert "| no such pattern |  |  |  |  |  | 0, 1 failed: exit " in table
+    assert "| seconds to 3.5 dB |" in table
     assert "| another field's |  | not in yet |" in table
     assert (output / "curves.png").stat().st_size > 5000
+    assert (output / "trees.png").stat().st_size > 5000
     page = (output / "index.html").read_text()
     assert "quad-tree/" in page
     assert "error.png" in page
@@ -97,6 +104,30 @@ def test_stopped_in_the_middle(suite, small_picture, tmp_path):
     (log,) = tmp_path.rglob("log.txt")
     assert "stopping after this step" in log.read_text()
     assert "| quad tree |" in (tmp_path / "table.md").read_text()
+
+
+def test_equal_seconds(small_picture, tmp_path):
+    (tmp_path / "equal.toml").write_text(
+        """
+        title = "Equal seconds"
+        train_seconds = 2
+        columns = ["num_steps", "train_seconds"]
+        overrides = { "pipeline.model.num_layers" = 4 }
+        [[runs]]
+        name = "narrow"
+        overrides = { "pipeline.model.layer_width" = 16 }
+        [[runs]]
+        name = "wide"
+        overrides = { "pipeline.model.layer_width" = 128 }
+        """
+    )
+    options = ("--data", small_picture, "--output-dir", tmp_path / "out")
+    done = run("loe-bench", tmp_path / "equal.toml", *options)
+    assert done.returncode == 0, done.stderr
+    narrow, wide = rows_of(tmp_path / "out")
+    assert int(narrow["num_steps"]) > int(wide["num_steps"]) > 1
+    assert 0.2 < float(narrow["train_seconds"]) / float(wide["train_seconds"]) < 5
+    assert len(run("loe-bench", tmp_path / "equal.toml", *options, "--dry-run").stdout.splitlines()) == 4
 
 
 def test_dry_run(suite, small_picture, tmp_path):

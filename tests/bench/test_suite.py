@@ -68,6 +68,7 @@ def test_jobs(tmp_path):
         ('[[runs]]\nname = "a"', "has no 'title'"),
         ('title = "t"\nsteps = 3\n[[runs]]\nname = "a"', "says 'steps': known are"),
         ('title = "t"\n[[runs]]\nname = "a b"\n[[runs]]\nname = "A-B"', "2 runs named like 'a-b'"),
+        ('title = "t"\n[[runs]]\nname = "a"\n[[figures]]\nname = "f"\ntitle = "F"\nruns = ["b"]', "figure of 'b'"),
         ('title = "t"\n[[runs]]\nname = "a"\n[search]\nvalues = [1]', "search has no 'options'"),
     ],
 )
