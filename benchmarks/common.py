@@ -8,7 +8,6 @@ import functools
 import itertools
 import math
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -22,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from loe_field import PositionalEncoding, __version__
-from loe_field.training.allocator import keep_freed_memory
+from loe_field.training.machine import device_name, keep_freed_memory
 
 TOLERANCE = {"fp32": 1e-4, "tf32": 2e-2, "bf16": 1e-1}
 """Largest error against fp64, relative to the largest value, with which a case is timed."""
@@ -202,15 +201,6 @@ def commit() -> str:
     return done[0].strip() + ("+" if done[1].strip() else "")
 
 
-def processor(device: torch.device) -> str:
-    """What it runs on."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
-    return f"{name}, {torch.get_num_threads()} threads"
-
-
 def driver(device: torch.device) -> str:
     """The GPU's driver."""
     if device.type != "cuda":
@@ -231,7 +221,7 @@ def provenance(device: torch.device) -> dict[str, str]:
     except ImportError:
         triton_version = ""
     return {
-        "device": processor(device),
+        "device": device_name(device),
         "driver": driver(device),
         "torch": torch.__version__,
         "triton": triton_version,

@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.common import provenance, show, write
+from loe_field.bench.runner import ns_train
 
 COLUMNS = (
     *("implementation", "precision", "seed", "num_steps", "num_parameters", "parameters_per_target", "psnr"),
@@ -26,7 +27,7 @@ COLUMNS = (
 def fit(implementation: str, seed: int, options: argparse.Namespace, folder: Path) -> dict[str, object]:
     """One run's metrics.json."""
     command = [
-        str(Path(sys.executable).with_name("ns-train")),
+        *ns_train(),
         "loe-image",
         *("--pipeline.model.implementation", implementation),
         *("--machine.seed", str(seed)),

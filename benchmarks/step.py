@@ -72,14 +72,15 @@ class TinyCudaNN(nn.Module):
         return self.net(points).float()
 
 
-def optimizers(model: nn.Module) -> list[torch.optim.Optimizer]:
+def optimizers(model: nn.Module, precision: str) -> list[torch.optim.Optimizer]:
     """The default recipe: Muon for hidden matrices, Adam for the rest."""
     layers = list(getattr(model, "field", model).layers) if not isinstance(model, TinyCudaNN) else []
     hidden = [layer.weight for layer in layers[1:]]
     rest = [p for p in model.parameters() if all(p is not h for h in hidden)]
     gpu = rest[0].is_cuda
     adam = torch.optim.Adam(rest, lr=1e-2, betas=(0.9, 0.99), **({"fused": True, "capturable": True} if gpu else {}))
-    return [*([Muon(hidden)] if hidden else []), adam]
+    muon_dtype = torch.bfloat16 if precision == "bf16" else None
+    return [*([Muon(hidden, dtype=muon_dtype)] if hidden else []), adam]
 
 
 def cases(
@@ -135,7 +136,7 @@ def cases(
                     state["step"] = step_of(model, call)
 
         def step_of(model: nn.Module, call: Callable[[Tensor], Tensor]) -> Callable[[], object]:
-            steppers = optimizers(model)
+            steppers = optimizers(model, precision)
 
             def loss() -> Tensor:
                 with autocast():

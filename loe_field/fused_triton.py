@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from loe_field.grouped import RowGroups, grouped_linear, permute_rows
+from loe_field.grouped import RowGroups, activate, grouped_linear, permute_rows
 from loe_field.segments import ExpertRows
 
 if TYPE_CHECKING:
@@ -50,13 +50,7 @@ def _differentiable(
             splits = starts.diff().tolist()
             y = grouped_linear(permute_rows(x, RowGroups(perm, None, inverse, None, splits)), weight, bias, splits)
             y = permute_rows(y, RowGroups(inverse, None, perm, None, splits))
-        if activation == "sine":
-            y = torch.sin(omega_0 * y)
-        elif activation == "leaky_relu":
-            y = torch.nn.functional.leaky_relu(y, 0.2)
-        elif activation == "relu":
-            y = torch.relu(y)
-        return y.to(dtype)
+        return activate(y, activation, omega_0).to(dtype)
 
 
 class _ExpertLinear(torch.autograd.Function):

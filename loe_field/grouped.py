@@ -170,12 +170,21 @@ def grouped_linear(x: Tensor, weight: Tensor, bias: Tensor | None, splits: list[
     return _GroupedLinear.apply(x, weight, bias, splits)  # type: ignore[return-value]
 
 
+def activate(y: Tensor, activation: str, omega_0: float) -> Tensor:
+    """Of "sine" sin(omega_0 y), of "leaky_relu" with slope 0.2, of "relu"; y itself for anything else."""
+    if activation == "sine":
+        return torch.sin(y if omega_0 == 1 else omega_0 * y)
+    if activation == "leaky_relu":
+        return torch.nn.functional.leaky_relu(y, 0.2)
+    return torch.relu(y) if activation == "relu" else y
+
+
 def grouped_network(
     x: Tensor,
     index: Tensor,
     weights: Sequence[Tensor],
     biases: Sequence[Tensor],
-    activate: Callable[[Tensor], Tensor],
+    activation: Callable[[Tensor], Tensor],
 ) -> Tensor:
     """Position-dependent layers with an activation after each, then the head, one row permutation between each two.
 
@@ -186,7 +195,7 @@ def grouped_network(
         index: int64 [levels, N], the expert of every row at every level.
         weights: per level [experts, out, in], the head's last, [out, in].
         biases: per layer [out].
-        activate: the activation; what it returns goes into the next product.
+        activation: what it returns goes into the next product.
 
     Returns:
         [N, out_features], in the order of x.
@@ -197,7 +206,7 @@ def grouped_network(
         x = permute_rows(x, level)
         with torch.autocast(device, enabled=i > 0 and torch.is_autocast_enabled(device)):
             x = grouped_linear(x, weights[i], biases[i], level.splits)
-        x = activate(x)
+        x = activation(x)
     with torch.autocast(device, enabled=False):
         x = torch.nn.functional.linear(x.to(weights[-1].dtype), weights[-1], biases[-1])
     return permute_rows(x, back)

@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from loe_field.grouped import grouped_network
+from loe_field.grouped import activate, grouped_network
 from loe_field.ops import (
     Implementation,
     Resolved,
@@ -338,8 +338,7 @@ class LoEMLP(nn.Module):
     def _activate(self, y: Tensor) -> Tensor:
         if self.activation == "sine":
             y = y.to(self.head.weight.dtype)
-            return torch.sin(y if self.omega_0 == 1 else self.omega_0 * y)
-        return nn.functional.leaky_relu(y, 0.2) if self.activation == "leaky_relu" else torch.relu(y)
+        return activate(y, self.activation, self.omega_0)
 
     @property
     def num_parameters(self) -> int:

@@ -1,6 +1,5 @@
 """The position-dependent linear layer as one function: validates once, then runs the chosen implementation."""
 
-import importlib.util
 import os
 from typing import Literal, get_args
 
@@ -8,6 +7,7 @@ import torch
 from torch import Tensor
 
 from loe_field.grouped import group_rows, grouped_linear, permute_rows
+from loe_field.kernels import triton_installed
 from loe_field.reference import position_dependent_linear_ref
 from loe_field.segments import expert_rows
 from loe_field.tiling import MAX_DIM, Blending, Level, blending_weights, expert_index, num_experts
@@ -57,7 +57,7 @@ def obstacle(
         return why_unavailable()
     if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
         return f"the tensors are on {device} and the kernels need an NVIDIA GPU"
-    return None if importlib.util.find_spec("triton") else "Triton is not installed: pip install triton"
+    return None if triton_installed() else "Triton is not installed: pip install triton"
 
 
 def resolve_implementation(

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Iterable
-from importlib.util import find_spec
 from typing import Any, Literal, get_args
 
 import torch
@@ -11,7 +10,7 @@ from torch.autograd import forward_ad
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.optimizer import Optimizer
 
-from loe_field.kernels import cpu
+from loe_field.kernels import cpu, triton_installed
 
 
 def orthogonalize(matrices: Tensor, num_iterations: int = 5, *, dtype: torch.dtype | None = None) -> Tensor:
@@ -38,7 +37,7 @@ def orthogonalize(matrices: Tensor, num_iterations: int = 5, *, dtype: torch.dty
     _check_dtype(dtype)
     x = matrices.flatten(0, -3) if matrices.dim() > 2 else matrices[None]
     differentiated = (torch.is_grad_enabled() and x.requires_grad) or forward_ad.unpack_dual(x).tangent is not None
-    if not differentiated and x.is_cuda and x.dtype == torch.float32 and max(x.shape[1:]) <= 64 and find_spec("triton"):
+    if not differentiated and x.is_cuda and x.dtype == torch.float32 and max(x.shape[1:]) <= 64 and triton_installed():
         from loe_field.kernels.newton_schulz import newton_schulz
 
         return newton_schulz(x, num_iterations).reshape(matrices.shape)

@@ -13,6 +13,7 @@ from torch.nn import Parameter
 
 from loe_field.baselines import (
     BaconOptions,
+    Baseline,
     FinerOptions,
     FourierOptions,
     GaussOptions,
@@ -42,7 +43,7 @@ class LoEImageModelConfig(ModelConfig):
     """Host option without a meaning here: there are no rays to clip."""
     eval_num_rays_per_chunk: int = 65536
     """Pixels evaluated at once when the whole picture is rendered."""
-    network: Literal["loe", "siren", "relu-pe", "fourier", "finer", "wire", "gauss", "bacon", "hash-grid"] = "loe"
+    network: Literal["loe", Baseline] = "loe"
     """Levels of experts, or one of the peers with its authors' initialisation and learning rate (see baselines/). The
     options below up to `implementation` are those of loe; a peer has num_layers, layer_width and its own."""
     num_layers: int | None = None

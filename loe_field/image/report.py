@@ -16,6 +16,7 @@ import loe_field
 from loe_field.files import write_whole
 from loe_field.image.picture import Picture
 from loe_field.image.pipeline import Fit
+from loe_field.training.machine import device_name
 from loe_field.training.record import RunRecord
 
 
@@ -57,28 +58,15 @@ def write_report(
 
 def environment(device: torch.device | str) -> dict[str, Any]:
     """Where a run was made: {"device": its name, "versions": of what it ran on}."""
-    device = torch.device(device)
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
     packages = ("torch", "nerfstudio", "numpy")
     return {
-        "device": f"{device.type}: {name}",
+        "device": f"{torch.device(device).type}: {device_name(device)}",
         "versions": {
             "loe_field": loe_field.__version__,
             "python": platform.python_version(),
             **{package: version(package) for package in packages},
         },
     }
-
-
-def _processor() -> str:
-    """The processor's name and how many threads torch takes of it."""
-    name = platform.processor()
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        name = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        pass
-    return f"{name or platform.machine()}, {torch.get_num_threads()} threads"
 
 
 def _to_json(metrics: dict[str, Any]) -> str:

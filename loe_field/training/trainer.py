@@ -27,8 +27,8 @@ from nerfstudio.utils.rich_utils import CONSOLE
 from torch.optim import Optimizer
 
 from loe_field.errors import InputError
-from loe_field.training.allocator import keep_freed_memory
 from loe_field.training.checkpoints import find_checkpoint, read_checkpoint, save_checkpoint
+from loe_field.training.machine import keep_freed_memory
 from loe_field.training.optimizers import DecayConfig
 from loe_field.training.progress import TrainProgress
 from loe_field.training.record import RunRecord

@@ -1,10 +1,28 @@
-"""The C library's allocator, told to keep what it has."""
+"""The machine: what it is called, and its C library's allocator, told to keep what it has."""
 
 import ctypes
+import platform
 import sys
+from pathlib import Path
+
+import torch
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _KEEP = 1 << 30
+
+
+def device_name(device: torch.device | str) -> str:
+    """The GPU's name, or the processor's and how many threads torch takes of it."""
+    device = torch.device(device)
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    name = platform.processor()
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        pass
+    return f"{name or platform.machine()}, {torch.get_num_threads()} threads"
 
 
 def keep_freed_memory() -> None:
