@@ -40,6 +40,7 @@ _DIGITS = {
     "psnr_half_pixel": 2,
     "ssim": 4,
     "border_jump": 2,
+    "psnr_held_out": 2,
     "parameters_per_target": 3,
 }
 
@@ -62,14 +63,19 @@ def write_report(folder: Path, suite: Suite, outcomes: Sequence[Outcome], search
 
 
 def results_csv(outcomes: Sequence[Outcome]) -> str:
-    """One row a run, with everything that metrics.json has; a failed run is a row with its problem."""
+    """One row a run, with everything that metrics.json has; a failed run is a row with its problem.
+
+    Pictures are named without their folders, so that the file says the same wherever it was made.
+    """
     rows = []
     for outcome in outcomes:
         job = outcome.job
-        flat = {k: v for k, v in outcome.metrics.items() if not isinstance(v, dict)}
+        flat = {k: v for k, v in outcome.metrics.items() if not isinstance(v, dict) and k != "data"}
         flat |= {f"version_{k}": v for k, v in outcome.metrics.get("versions", {}).items()}
-        head = {"run": job.run.name, "search_value": job.search_value, "picture": job.data.name if job.data else ""}
-        rows.append({**head, "problem": outcome.problem, "options": " ".join(job.options), **flat, "seed": job.seed})
+        picture = Path(outcome.metrics.get("data", job.data or "")).name
+        options = [Path(word).name if word == str(job.data) else word for word in job.options]
+        head = {"run": job.run.name, "search_value": job.search_value, "picture": picture, "problem": outcome.problem}
+        rows.append({**head, "options": " ".join(options), **flat, "seed": job.seed})
     names = list(dict.fromkeys(name for row in rows for name in row))
     file = io.StringIO()
     writer = csv.DictWriter(file, names, lineterminator="\n")
