@@ -11,6 +11,7 @@ from loe_field.image.datamanager import ImageDataManagerConfig
 from loe_field.image.model import LoEImageModelConfig
 from loe_field.image.pipeline import ImagePipelineConfig
 from loe_field.image.trainer import ImageTrainerConfig
+from loe_field.nerf.trainer import NerfTrainerConfig
 from loe_field.training.optimizers import AdamConfig, DecayConfig, MuonConfig
 
 loe_image = MethodSpecification(
@@ -47,4 +48,16 @@ loe_image_paper = MethodSpecification(
         },
     ),
     description="Fit a picture as in 'A Dive into Levels-of-Experts and Sine Activation': raw coordinates, Adam.",
+)
+
+loe_nerf = MethodSpecification(
+    config=NerfTrainerConfig(
+        method_name="loe-nerf",
+        optimizers={
+            "experts": {"optimizer": MuonConfig(), "scheduler": DecayConfig(warmup_steps=50)},
+            "fields": {"optimizer": AdamConfig(), "scheduler": DecayConfig(warmup_steps=50)},
+            "camera_opt": {"optimizer": AdamConfig(lr=1e-3), "scheduler": DecayConfig()},
+        },
+    ),
+    description="Fit a radiance field with levels of experts and sine activation.",
 )

@@ -1,0 +1,241 @@
+"""nerfstudio's Model: rays, samples along them, and what a camera sees."""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from nerfstudio.cameras.camera_optimizers import CameraOptimizer, CameraOptimizerConfig
+from nerfstudio.cameras.rays import RayBundle, RaySamples
+from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackAttributes, TrainingCallbackLocation
+from nerfstudio.field_components.field_heads import FieldHeadNames
+from nerfstudio.field_components.spatial_distortions import SceneContraction
+from nerfstudio.model_components.losses import distortion_loss, interlevel_loss
+from nerfstudio.model_components.ray_samplers import ProposalNetworkSampler, UniformSampler
+from nerfstudio.model_components.renderers import AccumulationRenderer, DepthRenderer, RGBRenderer
+from nerfstudio.model_components.scene_colliders import AABBBoxCollider, NearFarCollider
+from nerfstudio.models.base_model import Model, ModelConfig
+from nerfstudio.utils import colormaps
+from torch import Tensor, nn
+from torch.nn import Parameter
+from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
+
+from loe_field.errors import InputError
+from loe_field.layers import Activation
+from loe_field.nerf.fields import LoEDensityField, LoEEncoding, LoEField
+from loe_field.ops import Implementation
+from loe_field.tiling import Blending, Pattern
+
+
+@dataclass
+class LoENerfModelConfig(ModelConfig):
+    """The radiance field and how it is rendered."""
+
+    _target: type = field(default_factory=lambda: LoENerfModel)
+    eval_num_rays_per_chunk: int = 4096
+    """Rays rendered at once in an evaluation."""
+    num_layers: int = 6
+    """Linear layers of the field: num_layers - 1 levels and the final one."""
+    layer_width: int = 64
+    """Channels of the field."""
+    tile_size: int = 2
+    """Experts per axis; 1 is a plain MLP."""
+    pattern: Pattern = "quad_tree"
+    """How the cells' size goes from layer to layer."""
+    levels: tuple[tuple[float, float], ...] | None = None
+    """A pattern of your own: alpha and beta for each level (the contracted scene is the unit cube)."""
+    blending: Blending = "nearest"
+    """One expert per point, or a blend of the eight around it."""
+    activation: Activation = "sine"
+    """Activation between the levels."""
+    num_frequencies: int = 6
+    """Octaves of positional encoding."""
+    implementation: Implementation = "auto"
+    """How the position-dependent layers are computed."""
+    host_implementation: Literal["torch", "tcnn"] = "torch"
+    """How the host's own parts are computed: direction encoding and colour MLP."""
+    num_features: int = 15
+    """Numbers that the colour is made of besides the direction."""
+    appearance_dim: int = 0
+    """Numbers of an embedding for each training picture, against changing exposure; 0 for none."""
+    scene: Literal["unbounded", "box"] = "unbounded"
+    """All of space, contracted, or the scene's box alone."""
+    near_plane: float = 0.05
+    """Where rays begin, in unbounded scenes."""
+    far_plane: float = 1000.0
+    """Where they end."""
+    num_proposal_samples: tuple[int, ...] = (64,)
+    """Samples along a ray for each proposal network."""
+    num_samples: int = 32
+    """Samples along a ray for the field."""
+    proposal_layers: int = 5
+    """Linear layers of the proposal networks."""
+    proposal_width: int = 16
+    """Channels of the proposal networks."""
+    interlevel_loss_mult: float = 1.0
+    """Weight of the loss that teaches the proposal networks."""
+    distortion_loss_mult: float = 0.002
+    """Weight of the loss against spread-out density."""
+    background_color: Literal["random", "last_sample", "black", "white"] = "last_sample"
+    """Behind everything."""
+    camera_optimizer: CameraOptimizerConfig = field(default_factory=lambda: CameraOptimizerConfig(mode="off"))
+    """Corrections of the poses while training."""
+
+
+class LoENerfModel(Model):
+    """A LoE radiance field, sampled by LoE proposal networks (Barron et al., Mip-NeRF 360, 2022)."""
+
+    config: LoENerfModelConfig
+
+    def populate_modules(self) -> None:
+        """Build fields, samplers and renderers.
+
+        Raises:
+            InputError: an option is out of range.
+        """
+        super().populate_modules()
+        config = self.config
+        unbounded = config.scene == "unbounded"
+        contraction = SceneContraction(order=float("inf")) if unbounded else None
+        try:
+            encoding = self._encoding(1 + config.num_features, config.num_layers, config.layer_width)
+            proposals = [
+                self._encoding(1, config.proposal_layers, config.proposal_width) for _ in config.num_proposal_samples
+            ]
+        except ValueError as error:
+            raise InputError(f"{error} (an option of --pipeline.model)") from None
+        aabb = self.scene_box.aabb
+        self.field = LoEField(
+            aabb,
+            encoding,
+            num_images=self.num_train_data,
+            appearance_dim=config.appearance_dim,
+            spatial_distortion=contraction,
+            implementation=config.host_implementation,
+        )
+        self.proposal_networks = nn.ModuleList(
+            LoEDensityField(aabb, e, spatial_distortion=contraction) for e in proposals
+        )
+        self.camera_optimizer: CameraOptimizer = config.camera_optimizer.setup(
+            num_cameras=self.num_train_data, device="cpu"
+        )
+        self.proposal_sampler = ProposalNetworkSampler(
+            num_nerf_samples_per_ray=config.num_samples,
+            num_proposal_samples_per_ray=config.num_proposal_samples,
+            num_proposal_network_iterations=len(config.num_proposal_samples),
+            single_jitter=True,
+            initial_sampler=None if unbounded else UniformSampler(single_jitter=True),
+            update_sched=lambda step: 1,
+        )
+        if unbounded:
+            self.collider = NearFarCollider(near_plane=config.near_plane, far_plane=config.far_plane)
+        else:
+            self.collider = AABBBoxCollider(self.scene_box, near_plane=config.near_plane)
+        self.renderer_rgb = RGBRenderer(background_color=config.background_color)
+        self.renderer_accumulation = AccumulationRenderer()
+        self.renderer_depth = DepthRenderer(method="median")
+        self.renderer_expected_depth = DepthRenderer(method="expected")
+
+    def _encoding(self, out_dim: int, num_layers: int, layer_width: int) -> LoEEncoding:
+        config = self.config
+        levels = config.levels if config.levels is not None and num_layers == config.num_layers else None
+        return LoEEncoding(
+            3,
+            out_dim=out_dim,
+            num_layers=num_layers,
+            layer_width=layer_width,
+            tile_size=config.tile_size,
+            pattern=config.pattern if levels is None else levels,
+            blending=config.blending,
+            activation=config.activation,
+            num_frequencies=config.num_frequencies,
+            implementation=config.implementation,
+        )
+
+    def get_param_groups(self) -> dict[str, list[Parameter]]:
+        """The hidden stacks of matrices as "experts", all else of the fields as "fields", poses as "camera_opt"."""
+        experts = [
+            layer.weight
+            for owner in (self.field, *self.proposal_networks)
+            for layer in list(owner.encoding.levels_of_experts.layers)[1:]  # type: ignore[union-attr]
+        ]
+        chosen = {id(p) for p in experts}
+        rest = [p for m in (self.field, self.proposal_networks) for p in m.parameters() if id(p) not in chosen]
+        groups: dict[str, list[Parameter]] = {"experts": experts, "fields": rest}  # type: ignore[dict-item]
+        self.camera_optimizer.get_param_groups(param_groups=groups)
+        return groups
+
+    def get_training_callbacks(
+        self, training_callback_attributes: TrainingCallbackAttributes
+    ) -> list[TrainingCallback]:
+        """The sampler counts steps, and trusts the proposal networks little by little (Mip-NeRF 360, Eq. 18)."""
+
+        def anneal(step: int) -> None:
+            done = min(1.0, step / 1000)
+            self.proposal_sampler.set_anneal(10 * done / (9 * done + 1))
+
+        where = TrainingCallbackLocation
+        return [
+            TrainingCallback([where.BEFORE_TRAIN_ITERATION], anneal, update_every_num_iters=1),
+            TrainingCallback([where.AFTER_TRAIN_ITERATION], self.proposal_sampler.step_cb, update_every_num_iters=1),
+        ]
+
+    def get_outputs(self, ray_bundle: RayBundle) -> dict[str, Any]:  # type: ignore[override]
+        """rgb [N, 3], accumulation, depth (median) and expected_depth [N, 1]; while training also the samples."""
+        if self.training:
+            self.camera_optimizer.apply_to_raybundle(ray_bundle)
+        density_fns = [network.density_fn for network in self.proposal_networks]
+        samples: RaySamples
+        samples, weights_list, samples_list = self.proposal_sampler(ray_bundle, density_fns=density_fns)
+        outputs = self.field(samples)
+        weights = samples.get_weights(outputs[FieldHeadNames.DENSITY])
+        rendered: dict[str, Any] = {
+            "rgb": self.renderer_rgb(rgb=outputs[FieldHeadNames.RGB], weights=weights),
+            "accumulation": self.renderer_accumulation(weights=weights),
+        }
+        with torch.no_grad():
+            rendered["depth"] = self.renderer_depth(weights=weights, ray_samples=samples)
+            rendered["expected_depth"] = self.renderer_expected_depth(weights=weights, ray_samples=samples)
+        if self.training:
+            rendered |= {"weights_list": [*weights_list, weights], "ray_samples_list": [*samples_list, samples]}
+        return rendered
+
+    def get_loss_dict(
+        self, outputs: dict[str, Any], batch: dict[str, Tensor], metrics_dict: dict[str, Tensor] | None = None
+    ) -> dict[str, Tensor]:
+        """Mean squared error of the colours, and the samplers' losses."""
+        predicted, target = self.renderer_rgb.blend_background_for_loss_computation(
+            pred_image=outputs["rgb"],
+            pred_accumulation=outputs["accumulation"],
+            gt_image=batch["image"].to(self.device),
+        )
+        losses = {"rgb_loss": (predicted - target).square().mean()}
+        if self.training:
+            weights, samples = outputs["weights_list"], outputs["ray_samples_list"]
+            losses["interlevel_loss"] = self.config.interlevel_loss_mult * interlevel_loss(weights, samples)
+            losses["distortion_loss"] = self.config.distortion_loss_mult * distortion_loss(weights, samples)
+            self.camera_optimizer.get_loss_dict(losses)
+        return losses
+
+    def get_metrics_dict(self, outputs: dict[str, Any], batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The poses' corrections; the PSNR is measured on held-out views."""
+        metrics: dict[str, Tensor] = {}
+        self.camera_optimizer.get_metrics_dict(metrics)
+        return metrics
+
+    def get_image_metrics_and_images(
+        self, outputs: dict[str, Tensor], batch: dict[str, Tensor]
+    ) -> tuple[dict[str, float], dict[str, Tensor]]:
+        """psnr and ssim of a view; the view beside the picture, opacity and depth as pictures."""
+        target = self.renderer_rgb.blend_background(batch["image"].to(self.device))
+        rgb = outputs["rgb"].clamp(0, 1)
+        wanted, seen = (x.movedim(-1, 0)[None] for x in (target, rgb))
+        metrics = {
+            "psnr": float(peak_signal_noise_ratio(seen, wanted, data_range=1.0)),
+            "ssim": float(structural_similarity_index_measure(seen, wanted, data_range=1.0)),  # type: ignore[arg-type]
+        }
+        images = {
+            "img": torch.cat([target, rgb], 1),
+            "accumulation": colormaps.apply_colormap(outputs["accumulation"]),
+            "depth": colormaps.apply_depth_colormap(outputs["depth"], accumulation=outputs["accumulation"]),
+        }
+        return metrics, images

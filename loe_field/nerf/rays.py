@@ -1,0 +1,94 @@
+"""Every pixel of every posed picture on the device, and batches of rays through them."""
+
+import numpy as np
+import torch
+from nerfstudio.cameras.cameras import Cameras
+from nerfstudio.cameras.rays import RayBundle
+from nerfstudio.data.datasets.base_dataset import InputDataset
+from torch import Tensor
+
+
+class RayTable:
+    """Pixels and the directions in which the cameras see them, made once.
+
+    Lens distortion is undone for each lens and size of picture once, not for every batch: cameras that differ only in
+    their poses share one table of directions.
+
+    Args:
+        dataset: the posed pictures; RGB or RGBA, of any sizes. Masked pixels give no rays.
+        device: where everything is kept.
+        seed: of the batches.
+
+    Attributes:
+        num_pixels: pixels that give rays.
+    """
+
+    def __init__(self, dataset: InputDataset, device: torch.device | str, *, seed: int) -> None:
+        cameras = dataset.cameras
+        self._device = torch.device(device)
+        self._seed = seed
+        self._poses = cameras.camera_to_worlds.to(self._device)
+        lens = _lens_numbers(cameras)
+        _, first, which = np.unique(lens.numpy(), axis=0, return_index=True, return_inverse=True)
+        tables = [_directions(cameras, int(i)) for i in first]
+        starts = np.cumsum([0, *(len(t) for t, _ in tables)])
+        self._directions = torch.cat([t for t, _ in tables]).to(self._device)
+        self._areas = torch.cat([a for _, a in tables]).to(self._device)
+
+        widths = cameras.width.flatten()
+        colours, places, owners = [], [], []
+        for i in range(len(dataset)):
+            data = dataset.get_data(i, image_type="uint8")
+            flat = data["image"].flatten(0, 1)
+            kept = data["mask"].flatten().nonzero().squeeze(1) if "mask" in data else torch.arange(len(flat))
+            colours.append(flat[kept])
+            places.append(kept.to(torch.int32))
+            owners.append(torch.full((len(kept),), i, dtype=torch.int32))
+        channels = max(c.shape[1] for c in colours)
+        colours = [c if c.shape[1] == channels else torch.cat([c, c.new_full((len(c), 1), 255)], 1) for c in colours]
+        self._colours = torch.cat(colours).to(self._device)
+        self._places = torch.cat(places).to(self._device)
+        self._owners = torch.cat(owners).to(self._device)
+        self._widths = widths.to(self._device)
+        self._table_starts = torch.from_numpy(starts[which.ravel()]).to(self._device)
+        self.num_pixels = len(self._colours)
+
+    def batch(self, step: int, size: int) -> tuple[RayBundle, dict[str, Tensor]]:
+        """The rays of a step, drawn at random with replacement by seed and step alone.
+
+        Returns:
+            the rays [size], and {"image": colours [size, 3 or 4] in [0, 1], "indices": camera, row and column [size, 3]}.
+        """
+        mixed = int(np.random.SeedSequence([self._seed, step]).generate_state(1)[0])
+        generator = torch.Generator(self._device).manual_seed(mixed)
+        chosen = torch.randint(self.num_pixels, (size,), generator=generator, device=self._device)
+        camera = self._owners[chosen].long()
+        place = self._places[chosen].long()
+        entry = self._table_starts[camera] + place
+        pose = self._poses[camera]
+        directions = (pose[:, :, :3] * self._directions[entry][:, None, :]).sum(-1)
+        rays = RayBundle(
+            origins=pose[:, :, 3],
+            directions=directions,
+            pixel_area=self._areas[entry],
+            camera_indices=camera[:, None],
+        )
+        width = self._widths[camera]
+        indices = torch.stack([camera, place // width, place % width], -1)
+        return rays, {"image": self._colours[chosen].float() / 255, "indices": indices}
+
+
+def _lens_numbers(cameras: Cameras) -> Tensor:
+    """All that a camera's directions depend on, [cameras, numbers]."""
+    parts = [cameras.fx, cameras.fy, cameras.cx, cameras.cy, cameras.width, cameras.height, cameras.camera_type]
+    if cameras.distortion_params is not None:
+        parts.append(cameras.distortion_params)
+    return torch.cat([p.reshape(len(cameras), -1).double() for p in parts], 1)
+
+
+def _directions(cameras: Cameras, index: int) -> tuple[Tensor, Tensor]:
+    """Directions in the camera's own frame [pixels, 3], of length 1, and the area of each pixel at distance 1."""
+    camera = cameras[index : index + 1]
+    camera.camera_to_worlds = torch.eye(3, 4)[None]
+    rays = camera.generate_rays(camera_indices=0, keep_shape=True)
+    return rays.directions.flatten(0, 1), rays.pixel_area.flatten(0, 1)
