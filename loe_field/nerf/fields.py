@@ -101,21 +101,16 @@ class _LoEBase(Field):
         self.average_init_density = average_init_density
 
     def get_density(self, ray_samples: RaySamples) -> tuple[Tensor, Tensor]:
-        """Density [..., 1], in 1 per unit of the scene's length, and the encoding's other numbers [..., out_dim - 1]."""
+        """Density [..., 1], per unit of the scene's length, and the encoding's other numbers [..., out_dim - 1]."""
         positions = ray_samples.frustums.get_positions()
         if self.spatial_distortion is not None:
             positions = (self.spatial_distortion(positions) + 2.0) / 4.0
         else:
             positions = SceneBox.get_normalized_positions(positions, self.aabb)
         inside = ((positions > 0) & (positions < 1)).all(-1, keepdim=True)
-        self._sample_locations = positions
-        if not self._sample_locations.requires_grad and torch.is_grad_enabled() and self._wants_normals:
-            self._sample_locations.requires_grad_()
         encoded = self.encoding(positions.clamp(0, 1)).float()
-        self._density_before_activation, features = encoded.split([1, encoded.shape[-1] - 1], -1)
-        return self.average_init_density * trunc_exp(self._density_before_activation) * inside, features
-
-    _wants_normals = False
+        logarithm, features = encoded.split([1, encoded.shape[-1] - 1], -1)
+        return self.average_init_density * trunc_exp(logarithm) * inside, features
 
     def get_outputs(
         self, ray_samples: RaySamples, density_embedding: Tensor | None = None
@@ -129,8 +124,9 @@ class LoEDensityField(_LoEBase):
 
 
 class LoEField(_LoEBase):
-    """Density and colour: the experts give both density and features, a small MLP makes a colour of them and the
-    direction.
+    """Density and colour.
+
+    The experts give density and features; a small MLP makes a colour of the features and the direction.
 
     Args:
         aabb: the scene's box [2, 3].

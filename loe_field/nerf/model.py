@@ -180,7 +180,7 @@ class LoENerfModel(Model):
         ]
 
     def get_outputs(self, ray_bundle: RayBundle) -> dict[str, Any]:  # type: ignore[override]
-        """rgb [N, 3], accumulation, depth (median) and expected_depth [N, 1]; while training also the samples."""
+        """Rgb [N, 3], accumulation, depth (median) and expected_depth [N, 1]; while training also the samples."""
         if self.training:
             self.camera_optimizer.apply_to_raybundle(ray_bundle)
         density_fns = [network.density_fn for network in self.proposal_networks]
@@ -225,7 +225,7 @@ class LoENerfModel(Model):
     def get_image_metrics_and_images(
         self, outputs: dict[str, Tensor], batch: dict[str, Tensor]
     ) -> tuple[dict[str, float], dict[str, Tensor]]:
-        """psnr and ssim of a view; the view beside the picture, opacity and depth as pictures."""
+        """Psnr and ssim of a view; the view beside the picture, opacity and depth as pictures."""
         target = self.renderer_rgb.blend_background(batch["image"].to(self.device))
         rgb = outputs["rgb"].clamp(0, 1)
         wanted, seen = (x.movedim(-1, 0)[None] for x in (target, rgb))

@@ -57,7 +57,7 @@ class RayTable:
         """The rays of a step, drawn at random with replacement by seed and step alone.
 
         Returns:
-            the rays [size], and {"image": colours [size, 3 or 4] in [0, 1], "indices": camera, row and column [size, 3]}.
+            the rays [size], and {"image": colours in [0, 1] [size, 3 or 4], "indices": camera, row, column [size, 3]}.
         """
         mixed = int(np.random.SeedSequence([self._seed, step]).generate_state(1)[0])
         generator = torch.Generator(self._device).manual_seed(mixed)

@@ -65,8 +65,8 @@ class NerfTrainer(LoETrainer):
         with write_whole(self.base_dir / "curve.csv") as path:
             path.write_text(self.record.to_csv(), "utf8")
         CONSOLE.print(
-            f"PSNR {metrics['psnr']:.2f} dB, SSIM {metrics['ssim']:.4f} on held-out views after {self.step + 1} steps and "
-            f"{seconds:.0f} s, {metrics['num_parameters']:,} parameters",
+            f"PSNR {metrics['psnr']:.2f} dB, SSIM {metrics['ssim']:.4f} on held-out views after {self.step + 1} steps "
+            f"and {seconds:.0f} s, {metrics['num_parameters']:,} parameters",
             soft_wrap=True,
         )
         super().write_results()

@@ -1,0 +1,58 @@
+"""Rays made once are the host's rays."""
+
+import json
+
+import pytest
+import torch
+from nerfstudio.configs.method_configs import method_configs  # noqa: F401  (the host's modules import each other)
+from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
+from nerfstudio.data.datasets.base_dataset import InputDataset
+from nerfstudio.model_components.ray_generators import RayGenerator
+from scenes import write_scene
+
+from loe_field.nerf.rays import RayTable
+
+
+def dataset_of(folder):
+    config = NerfstudioDataParserConfig(data=folder, downscale_factor=1, eval_mode="all")
+    return InputDataset(config.setup().get_dataparser_outputs("train"))
+
+
+def edited(folder, edit):
+    """The scene with another transforms.json."""
+    path = folder / "transforms.json"
+    content = json.loads(path.read_text())
+    edit(content)
+    path.write_text(json.dumps(content))
+    return folder
+
+
+def distort(content):
+    content |= {"k1": 0.1, "k2": -0.02, "p1": 0.003, "p2": -0.002}
+
+
+def a_lens_each(content):
+    for i, frame in enumerate(content["frames"]):
+        frame |= {"fl_x": 50.0 + i % 3, "fl_y": 52.0, "cx": 25.0, "cy": 20.0, "w": 50, "h": 40}
+
+
+@pytest.mark.parametrize("edit", [lambda content: None, distort, a_lens_each], ids=["plain", "distorted", "lenses"])
+def test_rays_are_the_hosts(edit, tmp_path):
+    dataset = dataset_of(edited(write_scene(tmp_path / "s", views=5), edit))
+    rays, batch = RayTable(dataset, "cpu", seed=1).batch(3, 400)
+    expected = RayGenerator(dataset.cameras)(batch["indices"])
+    torch.testing.assert_close(rays.origins, expected.origins)
+    torch.testing.assert_close(rays.directions, expected.directions, atol=2e-6, rtol=0)
+    torch.testing.assert_close(rays.pixel_area, expected.pixel_area, atol=1e-7, rtol=1e-3)
+    assert torch.equal(rays.camera_indices, expected.camera_indices)
+    images = [dataset.get_data(i)["image"] for i in range(len(dataset))]
+    colours = torch.stack([images[c][y, x] for c, y, x in batch["indices"].tolist()])
+    torch.testing.assert_close(batch["image"], colours)
+
+
+def test_batches_depend_on_seed_and_step_only(scene):
+    dataset = dataset_of(scene)
+    one, two = (RayTable(dataset, "cpu", seed=5) for _ in range(2))
+    one.batch(0, 10)
+    assert torch.equal(one.batch(7, 50)[1]["indices"], two.batch(7, 50)[1]["indices"])
+    assert not torch.equal(one.batch(7, 50)[1]["indices"], one.batch(8, 50)[1]["indices"])
