@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import settings
 from PIL import Image
+from scenes import write_scene
 
 SCRIPTS = Path(sys.executable).parent
 FAST = (
@@ -91,3 +92,9 @@ def small_picture(tmp_path_factory):
     noise = np.random.default_rng(0).integers(-20, 21, (40, 60, 3))
     Image.fromarray((waves(40, 60, 3) + noise).clip(0, 255).astype(np.uint8)).save(path)
     return path
+
+
+@pytest.fixture(scope="session")
+def scene(tmp_path_factory):
+    """20 posed views of 50 x 40 pixels, RGBA."""
+    return write_scene(tmp_path_factory.mktemp("scenes") / "things")
