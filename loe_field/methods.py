@@ -43,7 +43,7 @@ loe_image_paper = MethodSpecification(
         max_num_iterations=9000,
         pipeline=ImagePipelineConfig(model=LoEImageModelConfig(num_layers=10, num_frequencies=0)),
         optimizers={
-            group: {"optimizer": AdamConfig(lr=5e-3, beta2=0.95), "scheduler": DecayConfig()}
+            group: {"optimizer": AdamConfig(lr=1e-2, beta2=0.95), "scheduler": DecayConfig()}
             for group in ("experts", "fields")
         },
     ),
