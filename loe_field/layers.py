@@ -341,6 +341,11 @@ class LoEMLP(nn.Module):
         return activate(y, self.activation, self.omega_0)
 
     @property
+    def hidden_weights(self) -> list[nn.Parameter]:
+        """The experts of all levels but the first, whose input is the encoding: what Muon is for."""
+        return [layer.weight for layer in list(self.layers)[1:]]  # type: ignore[misc]
+
+    @property
     def num_parameters(self) -> int:
         """Trainable numbers in all."""
         return sum(p.numel() for p in self.parameters())

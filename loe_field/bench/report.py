@@ -163,16 +163,18 @@ def curves(suite: Suite, outcomes: Sequence[Outcome]) -> Figure:
 
 def _seconds_to(target_psnr: float, folder: Path) -> float | None:
     """Seconds at the first evaluation that reached a PSNR; None if none did."""
+    return next((seconds for _, seconds, psnr in _read_curve(folder) if psnr >= target_psnr), None)
+
+
+def _read_curve(folder: Path) -> list[tuple[float, float, float]]:
+    """Step, seconds and PSNR of every evaluation."""
     with open(folder / "curve.csv", newline="") as file:
-        rows = [row for row in csv.DictReader(file) if float(row["psnr"]) >= target_psnr]
-    return float(rows[0]["seconds"]) if rows else None
+        return [(float(row["step"]), float(row["seconds"]), float(row["psnr"])) for row in csv.DictReader(file)]
 
 
 def _curve(folder: Path) -> np.ndarray:
     """Steps, seconds and PSNR, [N, 3]; without infinite ones."""
-    with open(folder / "curve.csv", newline="") as file:
-        rows = [[float(row[k]) for k in ("step", "seconds", "psnr")] for row in csv.DictReader(file)]
-    points = np.array(rows).reshape(-1, 3)
+    points = np.array(_read_curve(folder)).reshape(-1, 3)
     return points[np.isfinite(points).all(1)]
 
 

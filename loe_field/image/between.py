@@ -38,14 +38,8 @@ def between_pixels(render: Render, spline: CubicSpline, *, chunk: int = 65536) -
         spline: of the picture.
         chunk: places rendered at once.
     """
-    generator = torch.Generator().manual_seed(0)
-    pixels = spline.width * spline.height
-    places = 4 * pixels
-    chosen = torch.arange(places)
-    if places > _MOST_PLACES:
-        chosen = torch.randint(places, (_MOST_PLACES,), generator=generator)
     error, values = 0.0, 0
-    for part in chosen.to(spline.device).split(chunk):
+    for part in _some(4 * spline.width * spline.height, _MOST_PLACES).to(spline.device).split(chunk):
         quarter = torch.stack([part % 2, part // 2 % 2], -1) / 2 - 0.25
         place = pixel_centers(part // 4, spline.width) + quarter
         difference = render(place).clamp(0, 1) - spline(place).clamp(0, 1)
@@ -56,22 +50,24 @@ def between_pixels(render: Render, spline: CubicSpline, *, chunk: int = 65536) -
 
 
 def _border_jump(render: Render, spline: CubicSpline, chunk: int) -> float | None:
-    generator = torch.Generator().manual_seed(0)
     jump = neighbours = 0.0
     for axis, (width, height) in enumerate([(spline.width - 1, spline.height), (spline.width, spline.height - 1)]):
-        count = width * height
-        if count == 0:
+        if width * height == 0:
             continue
-        chosen = torch.arange(count)
-        if count > _MOST_PLACES // 4:
-            chosen = torch.randint(count, (_MOST_PLACES // 4,), generator=generator)
         across = torch.eye(2, device=spline.device)[axis]
-        for part in chosen.to(spline.device).split(chunk):
+        for part in _some(width * height, _MOST_PLACES // 4).to(spline.device).split(chunk):
             center = pixel_centers(part, width)
             border = center + across / 2
             jump += _square(render(border + _STEP * across) - render(border - _STEP * across))
             neighbours += _square(spline(center + across) - spline(center))
     return math.sqrt(jump / neighbours) if neighbours > 1e-9 else None
+
+
+def _some(count: int, most: int) -> Tensor:
+    """All of 0 .. count - 1, or `most` of them at random, the same ones every time."""
+    if count <= most:
+        return torch.arange(count)
+    return torch.randint(count, (most,), generator=torch.Generator().manual_seed(0))
 
 
 def _square(x: Tensor) -> float:

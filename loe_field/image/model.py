@@ -194,7 +194,7 @@ class LoEImageModel(Model):
             decayed, rest = self.recipe.split(self.field)
             return {name: params for name, params in (("fields", rest), ("decayed", decayed)) if params}
         assert isinstance(self.field, LoEMLP)
-        experts = [layer.weight for layer in list(self.field.layers)[1:]]
+        experts = self.field.hidden_weights
         chosen = {id(p) for p in experts}
         groups = {"experts": experts, "fields": [p for p in self.field.parameters() if id(p) not in chosen]}
         return {name: params for name, params in groups.items() if params}  # type: ignore[return-value]

@@ -163,17 +163,11 @@ class ImagePipeline(VanillaPipeline):
     @torch.no_grad()
     def _between_pixels(self) -> BetweenPixels:
         picture, model = self.datamanager.picture, self.model
-        spline = CubicSpline(picture.values / picture.white, model.device)
-        was_training = model.training
-        model.eval()
-        try:
-            return between_pixels(
-                lambda places: model.get_outputs(places)["rgb"].float(),
-                spline,
-                chunk=model.config.eval_num_rays_per_chunk,
-            )
-        finally:
-            model.train(was_training)
+        return between_pixels(
+            lambda places: model.get_outputs(places)["rgb"].float(),
+            CubicSpline(picture.values / picture.white, model.device),
+            chunk=model.config.eval_num_rays_per_chunk,
+        )
 
     def get_average_eval_image_metrics(
         self, step: int | None = None, output_path: Path | None = None, get_std: bool = False
@@ -186,8 +180,9 @@ class ImagePipeline(VanillaPipeline):
             get_std: adds the spread over the pictures, 0 for one.
         """
         start = time.perf_counter()
-        fit = self.fit(self.model.render().numpy())
+        rendered = self.model.render().numpy()
         seconds = time.perf_counter() - start
+        fit = self.fit(rendered)
         pixels = self.model.height * self.model.width
         metrics = {"psnr": fit.psnr, "psnr_unrounded": fit.psnr_unrounded}
         if fit.ssim is not None:

@@ -1,6 +1,5 @@
 """Levels of experts as nerfstudio's Encoding, density field and radiance field."""
 
-from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -15,90 +14,47 @@ from nerfstudio.field_components.spatial_distortions import SpatialDistortion
 from nerfstudio.fields.base_field import Field, get_normalized_directions
 from torch import Tensor, nn
 
-from loe_field.layers import Activation, LoEMLP
-from loe_field.ops import Implementation
-from loe_field.tiling import Blending, Pattern
+from loe_field.layers import LoEMLP
 
 
 class LoEEncoding(Encoding):
     """Levels of experts as an encoding: any field of the host can take it in place of a hash grid.
 
     Args:
-        in_dim: coordinates per point, in [0, 1].
-        out_dim: numbers per point.
-        num_layers: as in LoEMLP; layer_width, tile_size, pattern, blending, activation, num_frequencies and
-            implementation too.
-        layer_width: channels.
-        tile_size: experts per axis.
-        pattern: a named pattern, or (alpha, beta) per level.
-        blending: "nearest" or "linear".
-        activation: between the levels.
-        num_frequencies: octaves of positional encoding.
-        implementation: how it is computed.
+        network: from coordinates in [0, 1] to the numbers of the encoding.
     """
 
-    def __init__(
-        self,
-        in_dim: int = 3,
-        *,
-        out_dim: int = 32,
-        num_layers: int = 6,
-        layer_width: int = 64,
-        tile_size: int = 2,
-        pattern: Pattern | Sequence[tuple[float, float]] = "quad_tree",
-        blending: Blending = "nearest",
-        activation: Activation = "sine",
-        num_frequencies: int = 6,
-        implementation: Implementation = "auto",
-    ) -> None:
-        super().__init__(in_dim)
-        self.levels_of_experts = LoEMLP(
-            dim=in_dim,
-            out_features=out_dim,
-            num_layers=num_layers,
-            layer_width=layer_width,
-            tile_size=tile_size,
-            pattern=pattern,
-            blending=blending,
-            activation=activation,
-            num_frequencies=num_frequencies,
-            implementation=implementation,
-        )
+    def __init__(self, network: LoEMLP) -> None:
+        super().__init__(network.dim)
+        self.network = network
 
     def get_out_dim(self) -> int:
         """Numbers per point."""
-        return self.levels_of_experts.head.out_features
+        return self.network.head.out_features
 
     def forward(self, in_tensor: Tensor) -> Tensor:
         """Points [..., in_dim] in [0, 1] to [..., out_dim]."""
-        return self.levels_of_experts(in_tensor)
+        return self.network(in_tensor)
 
 
-class _LoEBase(Field):
-    """Positions in the scene to the unit cube, and what the levels of experts make of them there.
+class LoEDensityField(Field):
+    """Positions in the scene to the unit cube, and the density that the experts give there.
 
     Args:
         aabb: the scene's box [2, 3], for scenes without spatial_distortion.
         encoding: its first number is the logarithm of the density.
-        spatial_distortion: contraction of all space into the ball or cube of radius 2; None: the box is all there is.
-        average_init_density: what the density is multiplied by.
+        spatial_distortion: contraction of all space into the cube of half side 2; None: the box is all there is.
     """
 
     aabb: Tensor
 
     def __init__(
-        self,
-        aabb: Tensor,
-        encoding: LoEEncoding,
-        *,
-        spatial_distortion: SpatialDistortion | None = None,
-        average_init_density: float = 1.0,
+        self, aabb: Tensor, encoding: LoEEncoding, *, spatial_distortion: SpatialDistortion | None = None
     ) -> None:
         super().__init__()
         self.register_buffer("aabb", aabb)
         self.encoding = encoding
         self.spatial_distortion = spatial_distortion
-        self.average_init_density = average_init_density
 
     def get_density(self, ray_samples: RaySamples) -> tuple[Tensor, Tensor]:
         """Density [..., 1], per unit of the scene's length, and the encoding's other numbers [..., out_dim - 1]."""
@@ -110,7 +66,7 @@ class _LoEBase(Field):
         inside = ((positions > 0) & (positions < 1)).all(-1, keepdim=True)
         encoded = self.encoding(positions.clamp(0, 1)).float()
         logarithm, features = encoded.split([1, encoded.shape[-1] - 1], -1)
-        return self.average_init_density * trunc_exp(logarithm) * inside, features
+        return trunc_exp(logarithm) * inside, features
 
     def get_outputs(
         self, ray_samples: RaySamples, density_embedding: Tensor | None = None
@@ -119,11 +75,7 @@ class _LoEBase(Field):
         return {}
 
 
-class LoEDensityField(_LoEBase):
-    """A small density, to find out where along a ray the samples belong."""
-
-
-class LoEField(_LoEBase):
+class LoEField(LoEDensityField):
     """Density and colour.
 
     The experts give density and features; a small MLP makes a colour of the features and the direction.
@@ -134,7 +86,6 @@ class LoEField(_LoEBase):
         num_images: training pictures, for the appearance embedding.
         appearance_dim: numbers of each picture's embedding; 0 for none.
         spatial_distortion: contraction of space, or None.
-        color_width: channels of the colour's MLP.
         implementation: "torch", or "tcnn" for the host's own parts where tinycudann is installed.
     """
 
@@ -146,19 +97,15 @@ class LoEField(_LoEBase):
         num_images: int,
         appearance_dim: int = 0,
         spatial_distortion: SpatialDistortion | None = None,
-        average_init_density: float = 1.0,
-        color_width: int = 64,
         implementation: Literal["torch", "tcnn"] = "torch",
     ) -> None:
-        super().__init__(
-            aabb, encoding, spatial_distortion=spatial_distortion, average_init_density=average_init_density
-        )
+        super().__init__(aabb, encoding, spatial_distortion=spatial_distortion)
         self.direction_encoding = SHEncoding(levels=4, implementation=implementation)
         self.appearance = Embedding(num_images, appearance_dim) if appearance_dim else None
         self.color = MLP(
             in_dim=self.direction_encoding.get_out_dim() + encoding.get_out_dim() - 1 + appearance_dim,
             num_layers=3,
-            layer_width=color_width,
+            layer_width=64,
             out_dim=3,
             activation=nn.ReLU(),
             out_activation=nn.Sigmoid(),

@@ -1,5 +1,6 @@
 """nerfstudio's Model: rays, samples along them, and what a camera sees."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -20,7 +21,7 @@ from torch.nn import Parameter
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
 from loe_field.errors import InputError
-from loe_field.layers import Activation
+from loe_field.layers import Activation, LoEMLP
 from loe_field.nerf.fields import LoEDensityField, LoEEncoding, LoEField
 from loe_field.ops import Implementation
 from loe_field.tiling import Blending, Pattern
@@ -97,9 +98,11 @@ class LoENerfModel(Model):
         unbounded = config.scene == "unbounded"
         contraction = SceneContraction(order=float("inf")) if unbounded else None
         try:
-            encoding = self._encoding(1 + config.num_features, config.num_layers, config.layer_width)
+            pattern = config.pattern if config.levels is None else config.levels
+            encoding = self._encoding(1 + config.num_features, config.num_layers, config.layer_width, pattern)
             proposals = [
-                self._encoding(1, config.proposal_layers, config.proposal_width) for _ in config.num_proposal_samples
+                self._encoding(1, config.proposal_layers, config.proposal_width, config.pattern)
+                for _ in config.num_proposal_samples
             ]
         except ValueError as error:
             raise InputError(f"{error} (an option of --pipeline.model)") from None
@@ -135,32 +138,31 @@ class LoENerfModel(Model):
         self.renderer_depth = DepthRenderer(method="median")
         self.renderer_expected_depth = DepthRenderer(method="expected")
 
-    def _encoding(self, out_dim: int, num_layers: int, layer_width: int) -> LoEEncoding:
+    def _encoding(
+        self, out_dim: int, num_layers: int, layer_width: int, pattern: Pattern | Sequence[tuple[float, float]]
+    ) -> LoEEncoding:
         config = self.config
-        levels = config.levels if config.levels is not None and num_layers == config.num_layers else None
-        return LoEEncoding(
-            3,
-            out_dim=out_dim,
+        network = LoEMLP(
+            dim=3,
+            out_features=out_dim,
             num_layers=num_layers,
             layer_width=layer_width,
             tile_size=config.tile_size,
-            pattern=config.pattern if levels is None else levels,
+            pattern=pattern,
             blending=config.blending,
             activation=config.activation,
             num_frequencies=config.num_frequencies,
             implementation=config.implementation,
         )
+        return LoEEncoding(network)
 
     def get_param_groups(self) -> dict[str, list[Parameter]]:
         """The hidden stacks of matrices as "experts", all else of the fields as "fields", poses as "camera_opt"."""
-        experts = [
-            layer.weight
-            for owner in (self.field, *self.proposal_networks)
-            for layer in list(owner.encoding.levels_of_experts.layers)[1:]  # type: ignore[union-attr]
-        ]
+        fields: list[LoEDensityField] = [self.field, *self.proposal_networks]  # type: ignore[list-item]
+        experts: list[Parameter] = [w for field_ in fields for w in field_.encoding.network.hidden_weights]
         chosen = {id(p) for p in experts}
-        rest = [p for m in (self.field, self.proposal_networks) for p in m.parameters() if id(p) not in chosen]
-        groups: dict[str, list[Parameter]] = {"experts": experts, "fields": rest}  # type: ignore[dict-item]
+        rest = [p for field_ in fields for p in field_.parameters() if id(p) not in chosen]
+        groups = {"experts": experts, "fields": rest}
         self.camera_optimizer.get_param_groups(param_groups=groups)
         return groups
 
