@@ -14,9 +14,6 @@ try:
 except ImportError:  # Python 3.10
     import tomli as tomllib  # type: ignore[no-redef]
 
-CALIBRATION_STEPS = 150
-"""Steps after which the length of a step is known well enough."""
-
 Value = str | int | float | bool | list[Any]
 """What an option is set to. The word "None" stands for None, which TOML has not."""
 
@@ -69,7 +66,7 @@ class Suite:
     method: str = "loe-image"
     seeds: list[int] = field(default_factory=lambda: [42])
     data: list[str] = field(default_factory=list)
-    """Pictures, relative to the TOML file; none: the method's default picture."""
+    """Pictures or scenes' folders, relative to the TOML file; none: the method's default picture."""
     overrides: Mapping[str, Value] = field(default_factory=dict)
     """Options of all runs; a run's own come after them."""
     columns: list[str] = field(default_factory=lambda: ["psnr_best", "psnr", "ssim", "num_parameters", "train_seconds"])
@@ -78,8 +75,7 @@ class Suite:
     """Stands above the table."""
     search: Search | None = None
     train_seconds: float | None = None
-    """Every run gets as many steps as take it so long, going by a first run of CALIBRATION_STEPS on the same picture;
-    None: as many as its options say."""
+    """Every run trains for so long (--max-train-seconds); None: for as many steps as its options say."""
     target_psnr: float | None = None
     """What the column seconds_to_target counts to, dB, at the evaluations of a run. Nothing is stopped there."""
     figures: list[Figure] = field(default_factory=list)
@@ -173,30 +169,25 @@ def _build(kind: Any, content: Any, where: str, needed: set[str]) -> Any:
     return kind(**content)
 
 
-def jobs_of(
-    suite: Suite, run: Run, data: Path | None, *, best: float | None = None, steps: int | None = None
-) -> Iterator[Job]:
-    """The jobs of one run on one picture: its seeds.
+def _overrides(suite: Suite, run: Run) -> dict[str, Value]:
+    seconds: dict[str, Value] = {} if suite.train_seconds is None else {"max_train_seconds": suite.train_seconds}
+    return {**seconds, **suite.overrides, **run.overrides}
+
+
+def jobs_of(suite: Suite, run: Run, data: Path | None, *, best: float | None = None) -> Iterator[Job]:
+    """The jobs of one run on one picture or scene: its seeds.
 
     Args:
         suite: the suite.
         run: one of its runs.
-        data: the picture; None: the method's own.
+        data: the picture or scene; None: the method's own.
         best: the best value of the search, where there is one.
-        steps: how many, where not the run's options say it.
     """
-    overrides = {**suite.overrides, **run.overrides}
+    overrides = _overrides(suite, run)
     if suite.search is not None and best is not None:
         overrides |= dict.fromkeys(suite.search.options, best)
-    if steps is not None:
-        overrides["max_num_iterations"] = steps
     for seed in suite.seeds:
         yield Job(run, run.method or suite.method, data, seed, overrides)
-
-
-def calibration_job(suite: Suite, run: Run, data: Path | None) -> Job:
-    """The job that shows how long a run's step takes."""
-    return next(jobs_of(suite, run, data, steps=CALIBRATION_STEPS))
 
 
 def search_jobs(suite: Suite, run: Run, data: Path | None) -> Iterator[Job]:
@@ -205,5 +196,5 @@ def search_jobs(suite: Suite, run: Run, data: Path | None) -> Iterator[Job]:
         return
     search = suite.search
     for value in search.values:
-        overrides = {**suite.overrides, **run.overrides, **dict.fromkeys(search.options, value), **search.overrides}
+        overrides = _overrides(suite, run) | dict.fromkeys(search.options, value) | {**search.overrides}
         yield Job(run, run.method or suite.method, data, search.seed, overrides, search_value=value)

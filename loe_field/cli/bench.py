@@ -1,6 +1,7 @@
 """loe-bench: run a suite of fits and report it."""
 
 import math
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from loe_field.bench.report import write_report
 from loe_field.bench.runner import Interrupted, Outcome, finished, run_job
-from loe_field.bench.suite import Job, Run, Suite, calibration_job, jobs_of, read_suite, search_jobs
+from loe_field.bench.suite import Job, Run, Suite, jobs_of, read_suite, search_jobs
 from loe_field.errors import InputError
 
 
@@ -33,7 +34,7 @@ class Bench:
     output_dir: Path | None = None
     """Where runs and report go. None: outputs/bench/<name of the suite>."""
     data: tuple[Path, ...] = ()
-    """Pictures instead of the suite's."""
+    """Pictures or scenes' folders instead of the suite's."""
     seeds: tuple[int, ...] = ()
     """Seeds instead of the suite's."""
     max_num_iterations: int | None = None
@@ -51,8 +52,7 @@ class Bench:
             for run in suite.runs:
                 for picture in pictures:
                     if not run.missing:
-                        first = [calibration_job(suite, run, picture)] if suite.train_seconds else []
-                        for job in [*first, *search_jobs(suite, run, picture), *jobs_of(suite, run, picture)]:
+                        for job in [*search_jobs(suite, run, picture), *jobs_of(suite, run, picture)]:
                             print("ns-train", *job.options)
             return 0
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -94,8 +94,8 @@ class Bench:
     def _pictures(self, suite: Suite) -> list[Path]:
         paths = list(self.data) or [self.config.parent / path for path in suite.data]
         for path in paths:
-            if not path.is_file():
-                raise InputError(f"{path} is not a file: --data takes pictures")
+            if not path.exists():
+                raise InputError(f"{path} is not there: --data takes pictures, or folders of scenes")
         return [path.resolve() for path in paths]
 
 
@@ -118,22 +118,15 @@ class _Runs:
         self._task = self.progress.add_task("runs", total=0, line="")
 
     def run(self, run: Run, picture: Path | None) -> None:
-        """The calibration and the search, where there is one, and all seeds."""
-        best = steps = None
-        if self.suite.train_seconds is not None:
-            (first,) = self._all([calibration_job(self.suite, run, picture)], [])
-            if not first.metrics:
-                self.outcomes.append(first)
-                return
-            per_step = first.metrics["train_seconds"] / first.metrics["num_steps"]
-            steps = max(1, round(self.suite.train_seconds / per_step))
+        """The search, where there is one, and all seeds."""
+        best = None
         searched = self._all(list(search_jobs(self.suite, run, picture)), self.searches)
         if searched:
             good = [outcome for outcome in searched if outcome.metrics]
             if not good:
                 return
             best = max(good, key=lambda o: _finite(o.metrics["psnr"])).job.search_value
-        self._all(list(jobs_of(self.suite, run, picture, best=best, steps=steps)), self.outcomes)
+        self._all(list(jobs_of(self.suite, run, picture, best=best)), self.outcomes)
 
     def _all(self, jobs: Sequence[Job], outcomes: list[Outcome]) -> list[Outcome]:
         self.progress.update(self._task, total=(self.progress.tasks[0].total or 0) + len(jobs))
@@ -158,7 +151,13 @@ def _finite(psnr: Any) -> float:
 
 def main() -> None:
     """The command."""
-    sys.exit(tyro.cli(Bench, prog="loe-bench", description=Bench.__doc__).main())
+    try:
+        code = tyro.cli(Bench, prog="loe-bench", description=Bench.__doc__).main()
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read our output has enough of it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 128 + signal.SIGPIPE
+    sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -150,7 +150,7 @@ class ImageTrainer(LoETrainer):
 
     def prepare(self) -> None:
         """Compile the kernels of training and evaluation, at the sizes they will have."""
-        if self._graphed is None or self._start_step >= self.config.max_num_iterations:
+        if self._graphed is None:
             return
         with training_precision(self.precision, self.device):
             self._loss(*self._drawn(self._start_step)).backward()

@@ -4,6 +4,8 @@ import csv
 import io
 import math
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -14,7 +16,7 @@ class Point(NamedTuple):
     step: int
     """Optimizer steps taken."""
     seconds: float
-    """Training time so far, evaluations included."""
+    """Training time so far, without evaluations."""
     psnr: float
     """dB over the whole evaluation set."""
 
@@ -33,9 +35,19 @@ class RunRecord:
         """Start the clock."""
         self._started = time.perf_counter()
 
+    @contextmanager
+    def clock_stopped(self) -> Iterator[None]:
+        """For what is not training: evaluations."""
+        before = time.perf_counter()
+        try:
+            yield
+        finally:
+            if self._started is not None:
+                self._started += time.perf_counter() - before
+
     @property
     def seconds_here(self) -> float:
-        """Training time of this part of the run; 0 before the start."""
+        """Training time of this part of the run, without evaluations; 0 before the start."""
         return 0.0 if self._started is None else time.perf_counter() - self._started
 
     @property

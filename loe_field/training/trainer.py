@@ -5,6 +5,7 @@ evaluation, early stop and Ctrl-C included; nothing is written before the input 
 loggers at steps_per_log, not at every step.
 """
 
+import math
 import signal
 import tempfile
 import time
@@ -42,6 +43,9 @@ class LoETrainerConfig(TrainerConfig):
     _target: type = field(default_factory=lambda: LoETrainer)
     max_num_iterations: int = 6000
     """Steps of the whole run, those before a resume included."""
+    max_train_seconds: float | None = None
+    """Train for so many seconds, evaluations not counted, instead of max_num_iterations steps; the learning rates fall
+    over these seconds. What comes out depends on the machine's speed. None: max_num_iterations counts."""
     target_psnr: float | None = None
     """Stop as soon as an evaluation reaches this PSNR, dB."""
     steps_per_eval_all_images: int = 250
@@ -173,17 +177,30 @@ class LoETrainer(Trainer):
         self.stop_training = False
         total = self.config.max_num_iterations
         per_step = self.pipeline.datamanager.get_train_rays_per_batch()
-        if self._start_step >= total:
-            CONSOLE.print(f"the checkpoint has {self._start_step} steps already, of {total}: evaluating only")
+        num_seconds = self.config.max_train_seconds
         self.step = self._start_step - 1
-        self.prepare()
+        if self.part_done >= 1:
+            given = f"{total} steps" if num_seconds is None else f"{num_seconds:g} s"
+            CONSOLE.print(
+                f"the checkpoint has {self._start_step} steps and {self.record.seconds:.0f} s already, of {given}: "
+                "evaluating only"
+            )
+        else:
+            self.prepare()
         self.record.start()
         with (
             _graceful_stop(self) as stopped,
-            TrainProgress(self._start_step, total, per_step=per_step, unit=self.unit) as progress,
+            TrainProgress(
+                self._start_step,
+                total if num_seconds is None else None,
+                num_seconds=num_seconds,
+                seconds_before=self.record.seconds_before,
+                per_step=per_step,
+                unit=self.unit,
+            ) as progress,
         ):
             step = self._start_step
-            while step < total:
+            while self.part_done < 1:
                 while self.training_state == "paused" and not self.stop_training:
                     time.sleep(0.05)
                 if self.stop_training:
@@ -204,15 +221,33 @@ class LoETrainer(Trainer):
     def prepare(self) -> None:
         """What is to be done before the clock starts. Subclasses compile what is compiled at its first use."""
 
+    @property
+    def part_done(self) -> float:
+        """How much of the run is done, by steps or by seconds; 1 at its end."""
+        if self.config.max_train_seconds is not None:
+            return min(1.0, self.record.seconds / self.config.max_train_seconds)
+        return min(1.0, (self.step + 1) / self.config.max_num_iterations)
+
     def _steps_until_due(self, step: int) -> int:
         """Optimizer steps of the next turn: as many as wanted, but not past anything that is due."""
         wanted = self.config.steps_per_iteration or (50 if self.device.startswith("cuda") else 1)
-        periods = (self.steps_per_evaluation, self.config.steps_per_save, self.config.logging.steps_per_log)
-        return min(wanted, self.config.max_num_iterations - step, *(period - step % period for period in periods))
+        periods = [self.steps_per_evaluation, self.config.steps_per_save, self.config.logging.steps_per_log]
+        if self.config.max_train_seconds is None:
+            periods.append(self.config.max_num_iterations)
+        return min(wanted, *(period - step % period for period in periods))
+
+    def _set_schedules(self) -> None:
+        """Where seconds count, put the schedules where the clock is."""
+        if self.config.max_train_seconds is not None:
+            if self.device.startswith("cuda"):
+                torch.cuda.synchronize()  # the clock is the device's, not the queue's
+            for scheduler in self.optimizers.schedulers.values():
+                scheduler.last_epoch = int(self.part_done * self.config.max_num_iterations)
 
     def _iterate(self, first: int, count: int) -> None:
         """Optimizer steps first .. first + count - 1, with the callbacks around them."""
         self.pipeline.train()
+        self._set_schedules()
         for callback in self.callbacks:
             callback.run_callback_at_location(first, location=TrainingCallbackLocation.BEFORE_TRAIN_ITERATION)
         with training_precision(self.precision, self.device):
@@ -246,7 +281,7 @@ class LoETrainer(Trainer):
     def _after_step(self, step: int, progress: TrainProgress) -> None:
         """Evaluate, show and save as often as the config says; the end of the run has its own."""
         done = step + 1
-        last = done == self.config.max_num_iterations
+        last = self.part_done >= 1
         if done % self.steps_per_evaluation == 0 and not last:
             self._evaluate(progress)
             target = self.config.target_psnr
@@ -262,9 +297,12 @@ class LoETrainer(Trainer):
 
     def _evaluate(self, progress: TrainProgress) -> None:
         """Measure the PSNR and note it."""
-        with self.train_lock:
+        if self.device.startswith("cuda"):
+            torch.cuda.synchronize()
+        with self.train_lock, self.record.clock_stopped():
             self.pipeline.eval()
-            point = self.record.add(self.step + 1, self.evaluate())
+            psnr = self.evaluate()
+        point = self.record.add(self.step + 1, psnr)
         self._evaluated_at = self.step
         if self.local_rank == 0:
             progress.evaluated(point, self.record.psnr_best, self.record.seconds_here)
@@ -405,6 +443,8 @@ def _check_options(config: LoETrainerConfig) -> None:
         value = getattr(config, name)
         if value is not None and value < 1:
             raise InputError(f"--{name.replace('_', '-')} is {value}: it must be at least 1")
+    if config.max_train_seconds is not None and not 0 < config.max_train_seconds < math.inf:
+        raise InputError(f"--max-train-seconds is {config.max_train_seconds:g}: it must be above 0, and finite")
     if config.logging.steps_per_log < 1:
         raise InputError(f"--logging.steps-per-log is {config.logging.steps_per_log}: it must be at least 1")
     if config.start_paused and not config.is_viewer_enabled():

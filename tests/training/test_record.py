@@ -40,3 +40,17 @@ def test_a_resumed_record_goes_on():
 @pytest.mark.parametrize(("seconds", "text"), [(0, "0:00"), (61.4, "1:01"), (3600, "1:00:00")])
 def test_duration(seconds, text):
     assert duration(seconds) == text
+
+
+def test_the_clock_stands_while_evaluating(monkeypatch):
+    now = [10.0]
+    monkeypatch.setattr("loe_field.training.record.time.perf_counter", lambda: now[0])
+    record = RunRecord()
+    with record.clock_stopped():
+        now[0] = 11.0
+    record.start()
+    now[0] = 14.0
+    with record.clock_stopped():
+        now[0] = 100.0
+    now[0] = 101.0
+    assert record.seconds == 4.0
