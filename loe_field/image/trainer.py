@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from nerfstudio.engine.optimizers import OptimizerConfig, Optimizers
+from nerfstudio.engine.optimizers import Optimizers
 from nerfstudio.pipelines.base_pipeline import VanillaPipelineConfig
 from nerfstudio.utils.rich_utils import CONSOLE
 from torch import Tensor
@@ -16,12 +16,13 @@ from loe_field.errors import InputError
 from loe_field.image.datamanager import ImageDataManagerConfig, default_picture
 from loe_field.image.model import LoEImageModelConfig
 from loe_field.image.pipeline import Fit, ImagePipeline, ImagePipelineConfig
-from loe_field.image.report import environment, write_report
+from loe_field.image.report import write_report
 from loe_field.layers import LoEMLP
 from loe_field.optim import orthogonalize
 from loe_field.segments import ExpertRows
 from loe_field.training.graphed import GraphedStep
 from loe_field.training.optimizers import AdamConfig, DecayConfig, MuonConfig
+from loe_field.training.results import environment
 from loe_field.training.trainer import LoETrainer, LoETrainerConfig, training_precision
 
 
@@ -66,14 +67,11 @@ class ImageTrainer(LoETrainer):
         self._graphed = GraphedStep(self._loss, list(self.optimizers.optimizers.values())) if self._can_graph else None
 
     def _filled_optimizers(self) -> dict[str, Any]:
-        """The optimizers' configs with the run's precision, or a peer's authors' numbers, where none are given."""
+        """The optimizers' configs with a peer's authors' numbers where none are given."""
         model = self.config.pipeline.model
         assert isinstance(model, LoEImageModelConfig)
         if model.network == "loe":
-            return {
-                name: group | {"optimizer": self._with_precision(group["optimizer"])}
-                for name, group in self.config.optimizers.items()
-            }
+            return self.config.optimizers
         authors = recipe(model.network)
         optimizer, scheduler = (self.config.optimizers["fields"][name] for name in ("optimizer", "scheduler"))
         if isinstance(optimizer, AdamConfig):
@@ -89,12 +87,6 @@ class ImageTrainer(LoETrainer):
             decayed = replace(optimizer, weight_decay=authors.weight_decay)
             groups["decayed"] = {"optimizer": decayed, "scheduler": scheduler}
         return groups
-
-    def _with_precision(self, optimizer: OptimizerConfig) -> OptimizerConfig:
-        """The config, with the run's precision where Muon was not given one."""
-        if isinstance(optimizer, MuonConfig) and optimizer.precision is None:
-            return replace(optimizer, precision="bf16" if self.precision == "bf16" else "fp32")
-        return optimizer
 
     def setup_optimizers(self) -> Optimizers:
         """The optimizers; before them, and before anything is written, a look at whether the field can be trained."""
@@ -188,9 +180,7 @@ class ImageTrainer(LoETrainer):
             f"{metrics['num_parameters']:,} parameters ({metrics['parameters_per_target']:.3f} per target)",
             soft_wrap=True,
         )
-        lines = {"config": self.base_dir / "config.yml", "checkpoints": self.checkpoint_dir, **paths}
-        for name, path in lines.items():
-            CONSOLE.print(f"  {name:<14} {path}", soft_wrap=True, highlight=False)
+        self.say_where(paths)
 
     def _metrics(self, fit: Fit) -> dict[str, Any]:
         """The content of metrics.json."""

@@ -1,17 +1,26 @@
 """nerfstudio's DataManager for posed pictures, with everything on the device."""
 
+import json
+import warnings
 from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
 from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.configs.dataparser_configs import AnnotatedDataParserUnion
 from nerfstudio.data.datamanagers.base_datamanager import VanillaDataManager, VanillaDataManagerConfig
+from nerfstudio.data.dataparsers.base_dataparser import DataparserOutputs
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
 from nerfstudio.data.datasets.base_dataset import InputDataset
+from nerfstudio.data.utils.dataloaders import FixedIndicesEvalDataloader, RandIndicesEvalDataloader
+from nerfstudio.utils.rich_utils import CONSOLE
 from torch import Tensor
 
+from loe_field.errors import InputError
 from loe_field.nerf.rays import RayTable
+from loe_field.nerf.scene import check_scene, usable
 
 
 @dataclass
@@ -26,23 +35,103 @@ class SceneDataManagerConfig(VanillaDataManagerConfig):
 
 
 class SceneDataManager(VanillaDataManager[InputDataset]):
-    """The host's data manager, whose training rays come from a RayTable."""
+    """The host's data manager, whose training rays come from a RayTable.
+
+    Attributes:
+        held_out: whether the evaluation set has views that are not trained on.
+
+    Raises:
+        InputError: the scene cannot be trained on.
+    """
 
     config: SceneDataManagerConfig
+    train_pixel_sampler: RayTable | None = None  # type: ignore[assignment]
+
+    def __init__(self, config: SceneDataManagerConfig, *args: Any, **kwargs: Any) -> None:
+        if config.train_num_rays_per_batch < 1:
+            raise InputError(
+                f"--pipeline.datamanager.train-num-rays-per-batch is {config.train_num_rays_per_batch}: it must be at "
+                "least 1"
+            )
+        if config.data is not None:
+            config.dataparser.data = config.data
+        elif config.dataparser.data != Path():
+            config.dataparser.data = config.dataparser.data.expanduser().resolve()
+        check_scene(config.dataparser)
+        # The host's cameras index in a way that newer versions of torch warn of with every picture; nothing is wrong.
+        warnings.filterwarnings("ignore", message="Using a non-tuple sequence", category=UserWarning)
+        try:
+            super().__init__(config, *args, **kwargs)
+        except (
+            ArithmeticError,
+            AssertionError,
+            KeyError,
+            OSError,
+            RuntimeError,
+            ValueError,
+            json.JSONDecodeError,
+        ) as error:
+            if isinstance(error, InputError):
+                raise
+            reason = f"{type(error).__name__}: {error}" if isinstance(error, KeyError) else str(error)
+            raise InputError(f"{config.dataparser.data} cannot be read as a scene: {reason or repr(error)}") from error
+
+    def create_train_dataset(self) -> InputDataset:
+        """The training views whose pictures are there."""
+        outputs = usable(self.train_dataparser_outputs, "training")
+        if len(outputs.image_filenames) < 2 and self.test_mode != "inference":
+            raise InputError(
+                f"{len(outputs.image_filenames)} training views have their pictures: at least two are needed"
+            )
+        self.train_dataparser_outputs = outputs
+        return InputDataset(outputs, scale_factor=self.config.camera_res_scale_factor)
+
+    def create_eval_dataset(self) -> InputDataset:
+        """The held-out views whose pictures are there, or the training views if there are none."""
+        outputs = self._held_out_views()
+        self.held_out = outputs is not None
+        if outputs is None:
+            CONSOLE.print(
+                "no view is held out: what is measured are the training views (the dataparser's --eval-mode and "
+                "--train-split-fraction choose)",
+                soft_wrap=True,
+            )
+            outputs = self.train_dataparser_outputs
+        return InputDataset(outputs, scale_factor=self.config.camera_res_scale_factor)
+
+    def _held_out_views(self) -> DataparserOutputs | None:
+        outputs = self.dataparser.get_dataparser_outputs(split=self.test_split)
+        if len(outputs.image_filenames):
+            outputs = usable(outputs, "held-out")
+        return outputs if len(outputs.image_filenames) else None
 
     def setup_train(self) -> None:
         """Put all pixels and directions on the device."""
         seed = (torch.initial_seed() + self.local_rank) % 2**31
-        self.rays = RayTable(self.train_dataset, self.device, seed=seed)
+        self.train_pixel_sampler = RayTable(
+            self.train_dataset, self.device, num_rays_per_batch=self.config.train_num_rays_per_batch, seed=seed
+        )
+
+    def setup_eval(self) -> None:
+        """Views one by one, for the host's evaluations; rays of them only when somebody asks."""
+        self.fixed_indices_eval_dataloader = FixedIndicesEvalDataloader(self.eval_dataset, device=self.device)
+        self.eval_dataloader = RandIndicesEvalDataloader(self.eval_dataset, device=self.device)
+
+    @cached_property
+    def _eval_rays(self) -> RayTable:
+        rays = self.config.eval_num_rays_per_batch
+        return RayTable(self.eval_dataset, self.device, num_rays_per_batch=rays, seed=self.local_rank)
+
+    def next_eval(self, step: int) -> tuple[RayBundle, dict[str, Tensor]]:
+        """As next_train, of the held-out views."""
+        self.eval_count += 1
+        return self._eval_rays.batch(step)
 
     def next_train(self, step: int) -> tuple[RayBundle, dict[str, Tensor]]:
         """Rays [N], and {"image": colours [N, channels], "indices": camera, row and column [N, 3]}."""
+        assert self.train_pixel_sampler is not None
         self.train_count += 1
-        return self.rays.batch(step, self.config.train_num_rays_per_batch)
-
-    def get_train_rays_per_batch(self) -> int:
-        """Rays per step."""
-        return self.config.train_num_rays_per_batch
+        return self.train_pixel_sampler.batch(step)
 
     def get_param_groups(self) -> dict[str, list[Any]]:
         """Nothing here is learned."""

@@ -1,7 +1,9 @@
 """nerfstudio's Model: rays, samples along them, and what a camera sees."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -9,22 +11,26 @@ from nerfstudio.cameras.camera_optimizers import CameraOptimizer, CameraOptimize
 from nerfstudio.cameras.rays import RayBundle, RaySamples
 from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackAttributes, TrainingCallbackLocation
 from nerfstudio.field_components.field_heads import FieldHeadNames
-from nerfstudio.field_components.spatial_distortions import SceneContraction
 from nerfstudio.model_components.losses import distortion_loss, interlevel_loss
 from nerfstudio.model_components.ray_samplers import ProposalNetworkSampler, UniformSampler
 from nerfstudio.model_components.renderers import AccumulationRenderer, DepthRenderer, RGBRenderer
 from nerfstudio.model_components.scene_colliders import AABBBoxCollider, NearFarCollider
 from nerfstudio.models.base_model import Model, ModelConfig
 from nerfstudio.utils import colormaps
+from nerfstudio.utils.rich_utils import CONSOLE
 from torch import Tensor, nn
 from torch.nn import Parameter
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
+from loe_field.baselines import HashGridOptions, build
 from loe_field.errors import InputError
 from loe_field.layers import Activation, LoEMLP
-from loe_field.nerf.fields import LoEDensityField, LoEEncoding, LoEField
+from loe_field.nerf.fields import Contraction, LoEDensityField, LoEEncoding, LoEField, NetworkEncoding
 from loe_field.ops import Implementation
 from loe_field.tiling import Blending, Pattern
+
+ALEXNET = "alexnet-owt-7be5be79.pth"
+"""The file that torchvision keeps AlexNet's weights in."""
 
 
 @dataclass
@@ -34,6 +40,12 @@ class LoENerfModelConfig(ModelConfig):
     _target: type = field(default_factory=lambda: LoENerfModel)
     eval_num_rays_per_chunk: int = 4096
     """Rays rendered at once in an evaluation."""
+    network: Literal["loe", "hash-grid"] = "loe"
+    """What stands for the scene: levels of experts, or the hash grid of Instant-NGP with its small MLP, as a peer."""
+    hash_grid: HashGridOptions = field(
+        default_factory=lambda: HashGridOptions(log2_hashmap_size=15, max_resolution=512)
+    )
+    """The hash grid, where it is the network."""
     num_layers: int = 6
     """Linear layers of the field: num_layers - 1 levels and the final one."""
     layer_width: int = 64
@@ -96,10 +108,14 @@ class LoENerfModel(Model):
         super().populate_modules()
         config = self.config
         unbounded = config.scene == "unbounded"
-        contraction = SceneContraction(order=float("inf")) if unbounded else None
+        contraction = Contraction() if unbounded else None
         try:
             pattern = config.pattern if config.levels is None else config.levels
-            encoding = self._encoding(1 + config.num_features, config.num_layers, config.layer_width, pattern)
+            if config.network == "loe":
+                encoding = self._encoding(1 + config.num_features, config.num_layers, config.layer_width, pattern)
+            else:
+                grid = build("hash-grid", dim=3, out_features=1 + config.num_features, options=config.hash_grid)
+                encoding = NetworkEncoding(grid, in_dim=3, out_dim=1 + config.num_features)
             proposals = [
                 self._encoding(1, config.proposal_layers, config.proposal_width, config.pattern)
                 for _ in config.num_proposal_samples
@@ -159,7 +175,8 @@ class LoENerfModel(Model):
     def get_param_groups(self) -> dict[str, list[Parameter]]:
         """The hidden stacks of matrices as "experts", all else of the fields as "fields", poses as "camera_opt"."""
         fields: list[LoEDensityField] = [self.field, *self.proposal_networks]  # type: ignore[list-item]
-        experts: list[Parameter] = [w for field_ in fields for w in field_.encoding.network.hidden_weights]
+        networks = [field_.encoding.network for field_ in fields]
+        experts: list[Parameter] = [w for n in networks if isinstance(n, LoEMLP) for w in n.hidden_weights]
         chosen = {id(p) for p in experts}
         rest = [p for field_ in fields for p in field_.parameters() if id(p) not in chosen]
         groups = {"experts": experts, "fields": rest}
@@ -224,10 +241,25 @@ class LoENerfModel(Model):
         self.camera_optimizer.get_metrics_dict(metrics)
         return metrics
 
+    @cached_property
+    def _lpips(self) -> Callable[[Tensor, Tensor], Tensor] | None:
+        """LPIPS (Zhang et al., 2018) on pictures [1, 3, height, width], or None where AlexNet's weights are not."""
+        weights = Path(torch.hub.get_dir()) / "checkpoints" / ALEXNET
+        if not weights.is_file():
+            CONSOLE.print(f"LPIPS is left out: its weights {weights} are not there", soft_wrap=True)
+            return None
+        from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
+
+        # Not a submodule: it would follow train() at every step and be saved in every checkpoint.
+        return LearnedPerceptualImagePatchSimilarity(normalize=True).to(self.device).requires_grad_(False).__call__
+
     def get_image_metrics_and_images(
         self, outputs: dict[str, Tensor], batch: dict[str, Tensor]
     ) -> tuple[dict[str, float], dict[str, Tensor]]:
-        """Psnr and ssim of a view; the view beside the picture, opacity and depth as pictures."""
+        """Psnr, ssim and, where its weights are, lpips of a view; the view beside the picture, opacity and depth.
+
+        Nothing is downloaded: without the weights of LPIPS it is left out.
+        """
         target = self.renderer_rgb.blend_background(batch["image"].to(self.device))
         rgb = outputs["rgb"].clamp(0, 1)
         wanted, seen = (x.movedim(-1, 0)[None] for x in (target, rgb))
@@ -235,6 +267,8 @@ class LoENerfModel(Model):
             "psnr": float(peak_signal_noise_ratio(seen, wanted, data_range=1.0)),
             "ssim": float(structural_similarity_index_measure(seen, wanted, data_range=1.0)),  # type: ignore[arg-type]
         }
+        if self._lpips is not None:
+            metrics["lpips"] = float(self._lpips(seen, wanted))
         images = {
             "img": torch.cat([target, rgb], 1),
             "accumulation": colormaps.apply_colormap(outputs["accumulation"]),

@@ -7,6 +7,8 @@ from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.data.datasets.base_dataset import InputDataset
 from torch import Tensor
 
+from loe_field.errors import InputError
+
 
 class RayTable:
     """Pixels and the directions in which the cameras see them, made once.
@@ -17,13 +19,21 @@ class RayTable:
     Args:
         dataset: the posed pictures; RGB or RGBA, of any sizes. Masked pixels give no rays.
         device: where everything is kept.
+        num_rays_per_batch: rays of a batch; may be changed at any time.
         seed: of the batches.
 
     Attributes:
         num_pixels: pixels that give rays.
+
+    Raises:
+        InputError: a picture is damaged.
     """
 
-    def __init__(self, dataset: InputDataset, device: torch.device | str, *, seed: int) -> None:
+    def __init__(
+        self, dataset: InputDataset, device: torch.device | str, *, num_rays_per_batch: int, seed: int
+    ) -> None:
+        self.num_rays_per_batch = num_rays_per_batch
+        self._last_step, self._repeats = -1, 0
         cameras = dataset.cameras
         self._device = torch.device(device)
         self._seed = seed
@@ -38,7 +48,10 @@ class RayTable:
         widths = cameras.width.flatten()
         colours, places, owners = [], [], []
         for i in range(len(dataset)):
-            data = dataset.get_data(i, image_type="uint8")
+            try:
+                data = dataset.get_data(i, image_type="uint8")
+            except (OSError, AssertionError) as error:
+                raise InputError(f"{dataset.image_filenames[i]} cannot be read ({error})") from None
             flat = data["image"].flatten(0, 1)
             kept = data["mask"].flatten().nonzero().squeeze(1) if "mask" in data else torch.arange(len(flat))
             colours.append(flat[kept])
@@ -53,15 +66,20 @@ class RayTable:
         self._table_starts = torch.from_numpy(starts[which.ravel()]).to(self._device)
         self.num_pixels = len(self._colours)
 
-    def batch(self, step: int, size: int) -> tuple[RayBundle, dict[str, Tensor]]:
-        """The rays of a step, drawn at random with replacement by seed and step alone.
+    def batch(self, step: int) -> tuple[RayBundle, dict[str, Tensor]]:
+        """The rays of a step, drawn at random with replacement by seed and step.
+
+        Asked for one step several times in succession, as the host's exporters do, it goes on to other rays.
 
         Returns:
-            the rays [size], and {"image": colours in [0, 1] [size, 3 or 4], "indices": camera, row, column [size, 3]}.
+            the rays [N], and {"image": colours in [0, 1] [N, 3 or 4], "indices": camera, row, column [N, 3]}.
         """
-        mixed = int(np.random.SeedSequence([self._seed, step]).generate_state(1)[0])
+        self._repeats = self._repeats + 1 if step == self._last_step else 0
+        self._last_step = step
+        mixed = int(np.random.SeedSequence([self._seed, step, self._repeats]).generate_state(1)[0])
         generator = torch.Generator(self._device).manual_seed(mixed)
-        chosen = torch.randint(self.num_pixels, (size,), generator=generator, device=self._device)
+        size = (self.num_rays_per_batch,)
+        chosen = torch.randint(self.num_pixels, size, generator=generator, device=self._device)
         camera = self._owners[chosen].long()
         place = self._places[chosen].long()
         entry = self._table_starts[camera] + place

@@ -1,16 +1,18 @@
-"""The Trainer of a radiance field: held-out views are measured, and the figures are left in the run's folder."""
+"""The Trainer of a radiance field: held-out views are measured, and figures and views are left in the run's folder."""
 
-import json
 from dataclasses import dataclass, field
 from typing import Any
 
+import imageio.v3 as iio
+import numpy as np
+import torch
 from nerfstudio.pipelines.base_pipeline import VanillaPipelineConfig
 from nerfstudio.utils.rich_utils import CONSOLE
 
 from loe_field.files import write_whole
-from loe_field.image.report import environment
-from loe_field.nerf.datamanager import SceneDataManagerConfig
+from loe_field.nerf.datamanager import SceneDataManager, SceneDataManagerConfig
 from loe_field.nerf.model import LoENerfModelConfig
+from loe_field.training.results import environment, write_results
 from loe_field.training.trainer import LoETrainer, LoETrainerConfig
 
 
@@ -35,38 +37,58 @@ class NerfTrainer(LoETrainer):
     config: NerfTrainerConfig
     unit = "rays"
 
+    @property
+    def _datamanager(self) -> SceneDataManager:
+        datamanager = self.pipeline.datamanager
+        assert isinstance(datamanager, SceneDataManager)
+        return datamanager
+
+    @torch.no_grad()
     def evaluate(self) -> float:
         """Mean PSNR in dB over the held-out views."""
-        self._measured = self.pipeline.get_average_eval_image_metrics(step=self.step)
+        model = self.pipeline.model
+        measured: list[dict[str, float]] = []
+        self._views: list[np.ndarray] = []
+        for camera, batch in self._datamanager.fixed_indices_eval_dataloader:
+            metrics, images = model.get_image_metrics_and_images(model.get_outputs_for_camera(camera), batch)
+            measured.append(metrics)
+            self._views.append((images["img"].clamp(0, 1) * 255).round().byte().cpu().numpy())
+        names = [name for name in ("psnr", "ssim", "lpips") if name in measured[0]]
+        self._measured = {name: float(np.mean([metrics[name] for metrics in measured])) for name in names}
         return self._measured["psnr"]
 
     def write_results(self) -> None:
-        """metrics.json and curve.csv, and say where."""
-        model = self.pipeline.model
-        seconds = self.record.curve[-1].seconds
+        """metrics.json, the curve and the held-out views beside their pictures; and say where."""
+        datamanager = self._datamanager
+        seconds, steps = self.record.curve[-1].seconds, self.step + 1
+        groups = self.pipeline.model.get_param_groups()
         metrics: dict[str, Any] = {
             "method": self.config.method_name,
-            "data": str(self.config.pipeline.datamanager.data),
-            "psnr": self._measured["psnr"],
+            "data": str(datamanager.config.data),
+            **self._measured,
             "psnr_best": self.record.psnr_best,
-            "ssim": self._measured["ssim"],
-            "num_parameters": sum(p.numel() for group in model.get_param_groups().values() for p in group),
-            "num_steps": self.step + 1,
+            "measured_on": "held-out views" if datamanager.held_out else "training views",
+            "num_views": len(self._views),
+            "num_parameters": sum(p.numel() for group in groups.values() for p in group),
+            "num_steps": steps,
             "train_seconds": seconds,
-            "rays_per_second": (self.step + 1)
-            * self.pipeline.datamanager.get_train_rays_per_batch()
-            / max(seconds, 1e-9),
+            "rays_per_second": steps * datamanager.get_train_rays_per_batch() / max(seconds, 1e-9),
+            "target_psnr": self.config.target_psnr,
+            "seconds_to_target": self.record.seconds_to(self.config.target_psnr),
             "seed": self.config.machine.seed,
             "precision": self.precision,
             **environment(self.device),
         }
-        with write_whole(self.base_dir / "metrics.json") as path:
-            path.write_text(json.dumps(metrics, indent=2) + "\n", "utf8")
-        with write_whole(self.base_dir / "curve.csv") as path:
-            path.write_text(self.record.to_csv(), "utf8")
+        folder = self.base_dir / "views"
+        folder.mkdir(exist_ok=True)
+        for number, view in enumerate(self._views):
+            with write_whole(folder / f"{number:03d}.png") as path:
+                iio.imwrite(path, view, extension=".png")
+        written = write_results(self.base_dir, self.record, metrics)
+        ssim = f", SSIM {metrics['ssim']:.4f}" if "ssim" in metrics else ""
         CONSOLE.print(
-            f"PSNR {metrics['psnr']:.2f} dB, SSIM {metrics['ssim']:.4f} on held-out views after {self.step + 1} steps "
-            f"and {seconds:.0f} s, {metrics['num_parameters']:,} parameters",
+            f"PSNR {metrics['psnr']:.2f} dB{ssim} on {metrics['num_views']} {metrics['measured_on']} after {steps} "
+            f"steps and {seconds:.0f} s, {metrics['num_parameters']:,} parameters",
             soft_wrap=True,
         )
-        super().write_results()
+        self.say_where({"views": folder, **written})

@@ -19,7 +19,7 @@ from typing import Any, Literal
 import torch
 from nerfstudio.configs.base_config import LocalWriterConfig, LoggingConfig, MachineConfig, ViewerConfig
 from nerfstudio.engine.callbacks import TrainingCallbackLocation
-from nerfstudio.engine.optimizers import Optimizers
+from nerfstudio.engine.optimizers import OptimizerConfig, Optimizers
 from nerfstudio.engine.schedulers import SchedulerConfig
 from nerfstudio.engine.trainer import Trainer, TrainerConfig
 from nerfstudio.utils import writer
@@ -30,7 +30,7 @@ from torch.optim import Optimizer
 from loe_field.errors import InputError
 from loe_field.training.checkpoints import find_checkpoint, read_checkpoint, save_checkpoint
 from loe_field.training.machine import keep_freed_memory
-from loe_field.training.optimizers import DecayConfig
+from loe_field.training.optimizers import DecayConfig, MuonConfig
 from loe_field.training.progress import TrainProgress
 from loe_field.training.record import RunRecord
 from loe_field.training.threads import ThreadTuner
@@ -144,12 +144,22 @@ class LoETrainer(Trainer):
     def setup(self, test_mode: Literal["test", "val", "inference"] = "val") -> None:
         """Build everything, load the checkpoint if one is wanted, then write config.yml."""
         self.config.optimizers = {
-            name: {**group, "scheduler": self._stretched(group["scheduler"])}
+            name: {
+                **group,
+                "optimizer": self._with_precision(group["optimizer"]),
+                "scheduler": self._stretched(group["scheduler"]),
+            }
             for name, group in self.config.optimizers.items()
         }
         super().setup(test_mode)
         if self.local_rank == 0:
             self.config.write_config()
+
+    def _with_precision(self, optimizer: OptimizerConfig) -> OptimizerConfig:
+        """The config, with the run's precision where Muon was not given one."""
+        if isinstance(optimizer, MuonConfig) and optimizer.precision is None:
+            return replace(optimizer, precision="bf16" if self.precision == "bf16" else "fp32")
+        return optimizer
 
     def _stretched(self, scheduler: SchedulerConfig | None) -> SchedulerConfig | None:
         """The scheduler, ending with the run where it was not told when to end."""
@@ -334,9 +344,16 @@ class LoETrainer(Trainer):
 
     def write_results(self) -> None:
         """Leave results in the run's folder and say where. Subclasses have more to leave."""
-        CONSOLE.print(
-            f"config       {self.base_dir / 'config.yml'}\ncheckpoints  {self.checkpoint_dir}", soft_wrap=True
-        )
+        self.say_where({})
+
+    def say_where(self, results: dict[str, Path]) -> None:
+        """Print where config, checkpoints and results lie."""
+        for name, path in {
+            "config": self.base_dir / "config.yml",
+            "checkpoints": self.checkpoint_dir,
+            **results,
+        }.items():
+            CONSOLE.print(f"  {name:<14} {path}", soft_wrap=True, highlight=False)
 
     def _load_checkpoint(self) -> None:
         """Done by setup_optimizers."""

@@ -39,7 +39,7 @@ def a_lens_each(content):
 @pytest.mark.parametrize("edit", [lambda content: None, distort, a_lens_each], ids=["plain", "distorted", "lenses"])
 def test_rays_are_the_hosts(edit, tmp_path):
     dataset = dataset_of(edited(write_scene(tmp_path / "s", views=5), edit))
-    rays, batch = RayTable(dataset, "cpu", seed=1).batch(3, 400)
+    rays, batch = RayTable(dataset, "cpu", num_rays_per_batch=400, seed=1).batch(3)
     expected = RayGenerator(dataset.cameras)(batch["indices"])
     torch.testing.assert_close(rays.origins, expected.origins)
     torch.testing.assert_close(rays.directions, expected.directions, atol=2e-6, rtol=0)
@@ -52,7 +52,16 @@ def test_rays_are_the_hosts(edit, tmp_path):
 
 def test_batches_depend_on_seed_and_step_only(scene):
     dataset = dataset_of(scene)
-    one, two = (RayTable(dataset, "cpu", seed=5) for _ in range(2))
-    one.batch(0, 10)
-    assert torch.equal(one.batch(7, 50)[1]["indices"], two.batch(7, 50)[1]["indices"])
-    assert not torch.equal(one.batch(7, 50)[1]["indices"], one.batch(8, 50)[1]["indices"])
+    one, two = (RayTable(dataset, "cpu", num_rays_per_batch=50, seed=5) for _ in range(2))
+    one.batch(0)
+    seventh = one.batch(7)[1]["indices"]
+    assert torch.equal(seventh, two.batch(7)[1]["indices"])
+    assert not torch.equal(seventh, one.batch(8)[1]["indices"])
+
+
+def test_asked_again_it_goes_on(scene):
+    table = RayTable(dataset_of(scene), "cpu", num_rays_per_batch=50, seed=5)
+    first, second = (table.batch(0)[1]["indices"] for _ in range(2))
+    assert not torch.equal(first, second)
+    table.num_rays_per_batch = 7
+    assert len(table.batch(0)[1]["indices"]) == 7

@@ -1,0 +1,142 @@
+"""Is the scene that somebody gave one that can be trained on? Said before anything is written."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from nerfstudio.data.dataparsers.base_dataparser import DataParserConfig, DataparserOutputs
+from nerfstudio.data.dataparsers.nerfstudio_dataparser import MAX_AUTO_RESOLUTION, NerfstudioDataParserConfig
+from nerfstudio.utils.rich_utils import CONSOLE
+from PIL import Image, UnidentifiedImageError
+
+from loe_field.errors import InputError
+
+_OTHER_FORMATS = {
+    "transforms_train.json": "blender-data",
+    "colmap": "colmap",
+    "sparse": "colmap",
+    "poses_bounds.npy": "nerfstudio-data after ns-process-data",
+    "cameras.npz": "dnerf-data or sdfstudio-data",
+    "meta_data.json": "sdfstudio-data",
+}
+"""What else lies in a scene's folder, and the host's word for its format."""
+
+
+def check_scene(config: DataParserConfig) -> None:
+    """Look at a scene in nerfstudio's own format before the host reads it; other formats are left to the host.
+
+    Where the first picture is missing, by whose size the host chooses a downscale factor, the factor is chosen here by
+    the first that is there.
+
+    Raises:
+        InputError: there is no such scene, its transforms.json is not one, it has fewer than two views, or a pose is
+            not finite.
+    """
+    data = config.data
+    if data == Path():
+        raise InputError("no scene was given: --data takes the folder of a scene, or its transforms.json")
+    if not data.exists():
+        raise InputError(f"{data} is not there: --data takes the folder of a scene, or its transforms.json")
+    if not isinstance(config, NerfstudioDataParserConfig):
+        return
+    path = data if data.suffix == ".json" else data / "transforms.json"
+    if not path.is_file():
+        others = [word for name, word in _OTHER_FORMATS.items() if (data / name).exists()]
+        hint = f": it looks like another format, append {others[0]} to the command" if others else ""
+        raise InputError(f"{data} has no transforms.json{hint or '; ns-process-data makes one of pictures or a video'}")
+    try:
+        content = json.loads(path.read_text("utf8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read as JSON ({error})") from None
+    frames = content.get("frames") if isinstance(content, dict) else None
+    if not isinstance(frames, list) or not frames:
+        raise InputError(f"{path} lists no frames: each picture needs one, with file_path and transform_matrix")
+    places = []
+    for number, frame in enumerate(frames):
+        if not isinstance(frame, dict) or "file_path" not in frame or "transform_matrix" not in frame:
+            raise InputError(f"{path}, frame {number} has no file_path or no transform_matrix")
+        pose = _pose(frame["transform_matrix"], f"{path}, frame {number} ({frame['file_path']})")
+        places.append(pose[:3, 3])
+    if len(frames) < 2:
+        raise InputError(f"{path} has one single view: depth takes at least two, from different places")
+    if np.ptp(places, axis=0).max() == 0:
+        raise InputError(f"{path} has all its cameras in one place: depth takes views from different places")
+    _choose_downscale_factor(config, [path.parent / str(frame["file_path"]) for frame in frames])
+
+
+def _pose(matrix: object, where: str) -> np.ndarray:
+    try:
+        values = np.asarray(matrix, dtype=float)
+    except (TypeError, ValueError):
+        values = np.empty(0)
+    if values.shape not in ((4, 4), (3, 4)):
+        raise InputError(f"{where}: transform_matrix is not 4 rows of 4 numbers")
+    if not np.isfinite(values).all():
+        raise InputError(f"{where}: transform_matrix holds numbers that are not finite, mend or remove the frame")
+    return values
+
+
+def _choose_downscale_factor(config: NerfstudioDataParserConfig, paths: Sequence[Path]) -> None:
+    """As the host chooses it: halve while the longer side is above its limit and a folder images_2, ... is there."""
+    first = min(paths)
+    if config.downscale_factor is not None or first.is_file():
+        return
+    there = next((path for path in sorted(paths) if path.is_file()), None)
+    if there is None:
+        raise InputError(f"not one of the {len(paths)} pictures is there, the first is {first}: nothing to train on")
+    factor = 1
+    with Image.open(there) as picture:
+        longest = max(picture.size)
+    while longest / factor > MAX_AUTO_RESOLUTION:
+        if not (there.parent.parent / f"images_{2 * factor}" / there.name).is_file():
+            break
+        factor *= 2
+    config.downscale_factor = factor
+
+
+def usable(outputs: DataparserOutputs, split: str) -> DataparserOutputs:
+    """The views of a split whose pictures are there and can be opened; says how many are left out.
+
+    Raises:
+        InputError: a pose is not finite, or a picture's size is not its camera's.
+    """
+    cameras, kept, lost = outputs.cameras, [], []
+    if not torch.isfinite(cameras.camera_to_worlds).all():
+        raise InputError("the cameras' poses are not finite once read, centred and scaled: mend them in the scene")
+    for i, path in enumerate(outputs.image_filenames):
+        try:
+            with Image.open(path) as picture:
+                size = picture.size
+        except (OSError, UnidentifiedImageError):
+            lost.append(path)
+            continue
+        wanted = int(cameras.width[i]), int(cameras.height[i])
+        if size != wanted:
+            raise InputError(
+                f"{path} is {size[0]}x{size[1]} and its camera {wanted[0]}x{wanted[1]} pixels: pictures of several "
+                "sizes need w, h, fl_x, fl_y, cx and cy in each frame of transforms.json, not once for all"
+            )
+        kept.append(i)
+    if not lost:
+        return outputs
+    CONSOLE.print(
+        f"{len(lost)} of {len(outputs.image_filenames)} pictures of the {split} views are missing or cannot be opened "
+        f"and left out, the first is {lost[0]}",
+        soft_wrap=True,
+    )
+    count = len(outputs.image_filenames)
+    chosen = torch.tensor(kept, dtype=torch.long)
+    metadata = {
+        name: [value[i] for i in kept] if isinstance(value, list) and len(value) == count else value
+        for name, value in outputs.metadata.items()
+    }
+    return replace(
+        outputs,
+        image_filenames=[outputs.image_filenames[i] for i in kept],
+        cameras=cameras[chosen],
+        mask_filenames=None if outputs.mask_filenames is None else [outputs.mask_filenames[i] for i in kept],
+        metadata=metadata,
+    )

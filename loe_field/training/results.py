@@ -1,0 +1,73 @@
+"""What every run leaves in its folder: metrics.json, curve.csv and curve.png."""
+
+import json
+import math
+import platform
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+import loe_field
+from loe_field.files import write_whole
+from loe_field.training.machine import device_name
+from loe_field.training.record import RunRecord
+
+
+def write_results(folder: Path, record: RunRecord, metrics: dict[str, Any]) -> dict[str, Path]:
+    """Write curve.csv, curve.png and metrics.json, each whole or not at all.
+
+    Args:
+        folder: the run's folder; it must exist.
+        record: the run's curve.
+        metrics: the content of metrics.json; an infinite number is written as 1e999, which is JSON and reads back as
+            infinity.
+
+    Returns:
+        what was written, by name.
+    """
+    paths = {"curve": folder / "curve.png", "table": folder / "curve.csv", "metrics": folder / "metrics.json"}
+    with write_whole(paths["table"]) as path:
+        path.write_text(record.to_csv(), "utf8")
+    with write_whole(paths["curve"]) as path:
+        _curve_figure(record).savefig(path)
+    with write_whole(paths["metrics"]) as path:
+        path.write_text(_to_json(metrics), "utf8")
+    return paths
+
+
+def environment(device: torch.device | str) -> dict[str, Any]:
+    """Where a run was made: {"device": its name, "versions": of what it ran on}."""
+    packages = ("torch", "nerfstudio", "numpy")
+    return {
+        "device": f"{torch.device(device).type}: {device_name(device)}",
+        "versions": {
+            "loe_field": loe_field.__version__,
+            "python": platform.python_version(),
+            **{package: version(package) for package in packages},
+        },
+    }
+
+
+def _to_json(metrics: dict[str, Any]) -> str:
+    """JSON without the words Infinity and NaN, which JSON does not have."""
+    infinite = "\0infinite"
+    finite = {k: infinite if isinstance(v, float) and math.isinf(v) else v for k, v in metrics.items()}
+    return json.dumps(finite, indent=2, allow_nan=False).replace(json.dumps(infinite), "1e999") + "\n"
+
+
+def _curve_figure(record: RunRecord) -> Figure:
+    """PSNR against steps and against seconds."""
+    figure = Figure(figsize=(9, 3.4), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    points = [point for point in record.curve if math.isfinite(point.psnr)]
+    for place, (name, label) in enumerate((("step", "steps"), ("seconds", "seconds")), 1):
+        axes = figure.add_subplot(1, 2, place)
+        axes.plot([getattr(p, name) for p in points], [p.psnr for p in points], marker=".", markersize=4)
+        axes.set_xlabel(label)
+        axes.set_ylabel("PSNR, dB")
+        axes.grid(alpha=0.3)
+    return figure

@@ -1,0 +1,121 @@
+"""What SceneDataManager makes of scenes that are not as they should be."""
+
+import json
+
+import pytest
+from conftest import run
+from nerfstudio.configs.method_configs import method_configs  # noqa: F401  (the host's modules import each other)
+from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
+from PIL import Image
+from scenes import write_scene
+
+from loe_field.errors import InputError
+from loe_field.nerf.datamanager import SceneDataManagerConfig
+
+
+def opened(folder, **options):
+    parser = NerfstudioDataParserConfig(**{"train_split_fraction": 0.5, **options})
+    return SceneDataManagerConfig(data=folder, dataparser=parser, train_num_rays_per_batch=32).setup(device="cpu")
+
+
+@pytest.fixture
+def small_scene(tmp_path):
+    return write_scene(tmp_path / "scene", views=6, height=8, width=10)
+
+
+def edit(folder, change):
+    path = folder / "transforms.json"
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+def test_a_sound_scene(small_scene):
+    datamanager = opened(small_scene)
+    assert datamanager.held_out
+    assert len(datamanager.train_dataset) + len(datamanager.eval_dataset) == 6
+    rays, batch = datamanager.next_train(0)
+    assert len(rays) == len(batch["image"]) == 32
+    rays, batch = datamanager.next_eval(0)
+    assert set(batch["indices"][:, 0].tolist()) <= set(range(len(datamanager.eval_dataset)))
+
+
+def test_missing_and_damaged_pictures_are_left_out(small_scene, capsys):
+    (small_scene / "images/000.png").unlink()  # the first, by whose size the host would choose a factor
+    (small_scene / "images/003.png").write_bytes(b"no picture")
+    datamanager = opened(small_scene)
+    used = {path.name for path in datamanager.train_dataset.image_filenames + datamanager.eval_dataset.image_filenames}
+    assert used == {"001.png", "002.png", "004.png", "005.png"}
+    assert "are missing or cannot be opened and left out" in " ".join(capsys.readouterr().out.split())
+    assert datamanager.config.dataparser.downscale_factor == 1
+    assert datamanager.train_dataset.cameras.shape[0] == len(datamanager.train_dataset)
+
+
+def test_no_view_held_out(small_scene, capsys):
+    datamanager = opened(small_scene, train_split_fraction=1.0)
+    assert not datamanager.held_out
+    assert len(datamanager.eval_dataset) == 6
+    assert "no view is held out" in capsys.readouterr().out
+
+
+def test_pictures_of_several_sizes(small_scene):
+    def a_camera_each(content):
+        lens = {name: content.pop(name) for name in ("fl_x", "fl_y", "cx", "cy", "w", "h")}
+        for number, frame in enumerate(content["frames"]):
+            frame |= {name: value * (1 + number % 2) for name, value in lens.items()}
+
+    edit(small_scene, a_camera_each)
+    for number in (1, 3, 5):
+        path = small_scene / f"images/{number:03d}.png"
+        Image.open(path).resize((20, 16)).save(path)
+    datamanager = opened(small_scene)
+    widths = datamanager.train_dataset.cameras.width.flatten()
+    _, batch = datamanager.next_train(0)
+    camera, row, column = batch["indices"].T
+    assert set(widths.tolist()) == {10, 20}
+    assert (column < widths[camera]).all()
+    assert (row < datamanager.train_dataset.cameras.height.flatten()[camera]).all()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda c: c.update(frames=[]), "lists no frames"),
+        (lambda c: c.update(frames=c["frames"][:1]), "one single view"),
+        (lambda c: c["frames"][2]["transform_matrix"][0].__setitem__(3, float("nan")), "frame 2 .* not finite"),
+        (lambda c: c["frames"][1].update(transform_matrix=[1, 2]), "frame 1 .* not 4 rows of 4"),
+        (lambda c: c["frames"][0].pop("file_path"), "frame 0 has no file_path"),
+        (lambda c: c.update(w=12), "10x8 and its camera 12x8"),
+        (lambda c: c.pop("fl_x"), "cannot be read as a scene: fx not specified"),
+        (
+            lambda c: [f.update(transform_matrix=c["frames"][0]["transform_matrix"]) for f in c["frames"]],
+            "in one place",
+        ),
+        (lambda c: [f.update(file_path="gone/" + f["file_path"]) for f in c["frames"]], "not one of the 6 pictures"),
+    ],
+)
+def test_refused(small_scene, change, words):
+    edit(small_scene, change)
+    with pytest.raises(InputError, match=words):
+        opened(small_scene)
+
+
+def test_refused_folders(small_scene, tmp_path):
+    with pytest.raises(InputError, match="no scene was given"):
+        opened(None)
+    with pytest.raises(InputError, match="is not there"):
+        opened(tmp_path / "nowhere")
+    (small_scene / "transforms.json").rename(small_scene / "transforms_train.json")
+    with pytest.raises(InputError, match="append blender-data"):
+        opened(small_scene)
+    (small_scene / "transforms.json").write_text("{")
+    with pytest.raises(InputError, match="cannot be read as JSON"):
+        opened(small_scene)
+
+
+def test_the_command_says_one_line_and_leaves_nothing(tmp_path):
+    done = run("ns-train", "loe-nerf", "--data", tmp_path / "nowhere", "--output-dir", tmp_path / "out")
+    assert done.returncode == 1
+    assert "nowhere is not there" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "out").exists()
