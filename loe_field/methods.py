@@ -66,6 +66,15 @@ loe_nerf = MethodSpecification(
     description="Fit a radiance field with levels of experts and sine activation.",
 )
 
+loe_nerf_adam = MethodSpecification(
+    config=replace(
+        loe_nerf.config,
+        method_name="loe-nerf-adam",
+        optimizers={**loe_nerf.config.optimizers, "experts": loe_nerf.config.optimizers["fields"]},
+    ),
+    description="loe-nerf without Muon: for comparisons.",
+)
+
 peer_nerfacto = MethodSpecification(
     config=NerfTrainerConfig(
         method_name="peer-nerfacto",

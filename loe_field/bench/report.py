@@ -30,6 +30,7 @@ _HEADS = {
     "parameters_per_target": "per target",
     "macs_per_pixel": "multiply-adds per pixel",
     "num_steps": "steps",
+    "rays_per_second": "rays per second",
     "train_seconds": "seconds",
     "seconds_to_target": "seconds to target",
 }
@@ -179,7 +180,7 @@ def _curve(folder: Path) -> np.ndarray:
 
 
 def page(folder: Path, suite: Suite, outcomes: Sequence[Outcome]) -> str:
-    """HTML: reconstruction and error map of every run, with its PSNR."""
+    """HTML: reconstruction and error map of every run, or its first held-out views, with its PSNR."""
     figures = []
     for outcome in outcomes:
         if not outcome.metrics:
@@ -187,7 +188,11 @@ def page(folder: Path, suite: Suite, outcomes: Sequence[Outcome]) -> str:
         caption = f"{outcome.job.label}: {outcome.metrics['psnr']:.2f} dB"
         images = "".join(
             f'<img src="{html.escape(os.path.relpath(path, folder))}" height="320">'
-            for path in (*sorted(outcome.folder.glob("reconstruction.*")), outcome.folder / "error.png")
+            for path in (
+                *sorted(outcome.folder.glob("reconstruction.*")),
+                *outcome.folder.glob("error.png"),
+                *sorted(outcome.folder.glob("views/*.png"))[:2],
+            )
         )
         figures.append(f"<figure>{images}<figcaption>{html.escape(caption)}</figcaption></figure>")
     title = html.escape(suite.title)

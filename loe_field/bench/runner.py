@@ -58,6 +58,7 @@ def run_job(job: Job, root: Path, show: Any) -> Outcome:
     command = [*ns_train(), *job.options, *_where(folder)]
     if any(folder.glob("nerfstudio_models/step-*.ckpt")):
         command += ["--load-dir", str(folder / "nerfstudio_models")]
+    command += job.dataparser
     with open(folder / "log.txt", "ab") as log:
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
         try:

@@ -67,6 +67,8 @@ class Suite:
     seeds: list[int] = field(default_factory=lambda: [42])
     data: list[str] = field(default_factory=list)
     """Pictures or scenes' folders, relative to the TOML file; none: the method's default picture."""
+    dataparser: list[str] = field(default_factory=list)
+    """How scenes are read: the words that end the command, ["blender-data"] for instance; none: as the method does."""
     overrides: Mapping[str, Value] = field(default_factory=dict)
     """Options of all runs; a run's own come after them."""
     columns: list[str] = field(default_factory=lambda: ["psnr_best", "psnr", "ssim", "num_parameters", "train_seconds"])
@@ -91,12 +93,14 @@ class Job:
     data: Path | None
     seed: int
     overrides: Mapping[str, Value]
+    dataparser: tuple[str, ...] = ()
+    """Words that end the command."""
     search_value: float | None = None
     """The searched value, in runs of the search."""
 
     @property
     def options(self) -> list[str]:
-        """Words for ns-train, the method first."""
+        """Words for ns-train, the method first, without those of the dataparser."""
         words = [self.method, "--machine.seed", str(self.seed)]
         if self.data is not None:
             words += ["--data", str(self.data)]
@@ -108,7 +112,7 @@ class Job:
     @property
     def key(self) -> str:
         """Changes with whatever changes the run."""
-        return hashlib.sha256("\0".join(self.options).encode()).hexdigest()[:10]
+        return hashlib.sha256("\0".join([*self.options, *self.dataparser]).encode()).hexdigest()[:10]
 
     def folder(self, root: Path) -> Path:
         """Where its run folder lies."""
@@ -187,7 +191,7 @@ def jobs_of(suite: Suite, run: Run, data: Path | None, *, best: float | None = N
     if suite.search is not None and best is not None:
         overrides |= dict.fromkeys(suite.search.options, best)
     for seed in suite.seeds:
-        yield Job(run, run.method or suite.method, data, seed, overrides)
+        yield Job(run, run.method or suite.method, data, seed, overrides, tuple(suite.dataparser))
 
 
 def search_jobs(suite: Suite, run: Run, data: Path | None) -> Iterator[Job]:
@@ -197,4 +201,6 @@ def search_jobs(suite: Suite, run: Run, data: Path | None) -> Iterator[Job]:
     search = suite.search
     for value in search.values:
         overrides = _overrides(suite, run) | dict.fromkeys(search.options, value) | {**search.overrides}
-        yield Job(run, run.method or suite.method, data, search.seed, overrides, search_value=value)
+        yield Job(
+            run, run.method or suite.method, data, search.seed, overrides, tuple(suite.dataparser), search_value=value
+        )

@@ -39,6 +39,8 @@ class Bench:
     """Seeds instead of the suite's."""
     max_num_iterations: int | None = None
     """Steps of every run instead of the suite's."""
+    train_seconds: float | None = None
+    """Training seconds of every run instead of the suite's seconds or steps."""
     dry_run: bool = False
     """Print the commands and run nothing."""
 
@@ -53,7 +55,7 @@ class Bench:
                 for picture in pictures:
                     if not run.missing:
                         for job in [*search_jobs(suite, run, picture), *jobs_of(suite, run, picture)]:
-                            print("ns-train", *job.options)
+                            print("ns-train", *job.options, *job.dataparser)
             return 0
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.default_int_handler)
@@ -89,6 +91,11 @@ class Bench:
                 suite = replace(suite, search=search)
             text = f"{suite.text.rstrip()}\n\nRun with `--max-num-iterations {self.max_num_iterations}` instead.\n"
             suite = replace(suite, text=text, train_seconds=None)
+        if self.train_seconds is not None:
+            if self.max_num_iterations is not None:
+                raise InputError("--train-seconds and --max-num-iterations are both given: give one")
+            text = f"{suite.text.rstrip()}\n\nRun with `--train-seconds {self.train_seconds:g}` instead.\n"
+            suite = replace(suite, text=text, train_seconds=self.train_seconds)
         return replace(suite, runs=runs, seeds=list(self.seeds) or suite.seeds)
 
     def _pictures(self, suite: Suite) -> list[Path]:

@@ -150,6 +150,7 @@ def test_dry_run(suite, small_picture, tmp_path):
         (("--runs", "cubic"), "no run is named like cubic"),
         (("--data", "no.png"), "no.png is not there"),
         (("--max-num-iterations", 0), "must be at least 1"),
+        (("--max-num-iterations", 9, "--train-seconds", 9), "give one"),
     ],
 )
 def test_bad_options(suite, options, words):
