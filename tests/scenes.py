@@ -89,3 +89,15 @@ def write_scene(folder: Path, views=20, height=40, width=50, white=False):
     lens = {"fl_x": focal, "fl_y": focal, "cx": width / 2, "cy": height / 2, "w": width, "h": height}
     (folder / "transforms.json").write_text(json.dumps({"camera_model": "OPENCV", **lens, "frames": frames}))
     return folder
+
+
+def write_blender_scene(folder: Path, views=20, height=40, width=50):
+    """The same as a synthetic NeRF scene: RGBA, every fifth view for val and test. Returns its folder."""
+    content = json.loads((write_scene(folder, views, height, width) / "transforms.json").read_text())
+    angle = 2 * np.arctan(0.5 * width / content["fl_x"])
+    frames = [{**frame, "file_path": "./" + frame["file_path"].removesuffix(".png")} for frame in content["frames"]]
+    (folder / "transforms.json").unlink()
+    held_out = frames[::5]
+    for split, chosen in (("train", [f for f in frames if f not in held_out]), ("val", held_out), ("test", held_out)):
+        (folder / f"transforms_{split}.json").write_text(json.dumps({"camera_angle_x": angle, "frames": chosen}))
+    return folder

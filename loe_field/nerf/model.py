@@ -70,8 +70,9 @@ class LoENerfModelConfig(ModelConfig):
     """Numbers that the colour is made of besides the direction."""
     appearance_dim: int = 0
     """Numbers of an embedding for each training picture, against changing exposure; 0 for none."""
-    scene: Literal["unbounded", "box"] = "unbounded"
-    """All of space, contracted, or the scene's box alone."""
+    scene: Literal["auto", "unbounded", "box"] = "auto"
+    """All of space, contracted, or the scene's box alone. "auto": the box where pictures have alpha, so that there is
+    nothing behind the object."""
     near_plane: float = 0.05
     """Where rays begin, in unbounded scenes."""
     far_plane: float = 1000.0
@@ -88,8 +89,9 @@ class LoENerfModelConfig(ModelConfig):
     """Weight of the loss that teaches the proposal networks."""
     distortion_loss_mult: float = 0.002
     """Weight of the loss against spread-out density."""
-    background_color: Literal["random", "last_sample", "black", "white"] = "last_sample"
-    """Behind everything."""
+    background_color: Literal["auto", "random", "last_sample", "black", "white"] = "auto"
+    """Behind everything. "auto": white or black where the dataparser says so, random where they
+    stay transparent, last_sample where they have no alpha."""
     camera_optimizer: CameraOptimizerConfig = field(default_factory=lambda: CameraOptimizerConfig(mode="off"))
     """Corrections of the poses while training."""
 
@@ -107,6 +109,7 @@ class LoENerfModel(Model):
         """
         super().populate_modules()
         config = self.config
+        self._choose_by_background(self.kwargs["metadata"].get("background"))
         unbounded = config.scene == "unbounded"
         contraction = Contraction() if unbounded else None
         try:
@@ -149,10 +152,23 @@ class LoENerfModel(Model):
             self.collider = NearFarCollider(near_plane=config.near_plane, far_plane=config.far_plane)
         else:
             self.collider = AABBBoxCollider(self.scene_box, near_plane=config.near_plane)
-        self.renderer_rgb = RGBRenderer(background_color=config.background_color)
+        settled: Any = config.background_color
+        self.renderer_rgb = RGBRenderer(background_color=settled)
         self.renderer_accumulation = AccumulationRenderer()
         self.renderer_depth = DepthRenderer(method="median")
         self.renderer_expected_depth = DepthRenderer(method="expected")
+
+    def _choose_by_background(self, background: list[float] | Literal["transparent"] | None) -> None:
+        """Settle what is "auto"; the run's config.yml then says what it was."""
+        config = self.config
+        if config.scene == "auto":
+            config.scene = "unbounded" if background is None else "box"
+        if config.background_color == "auto":
+            plain = {(1.0, 1.0, 1.0): "white", (0.0, 0.0, 0.0): "black"}
+            if isinstance(background, list):
+                config.background_color = plain.get(tuple(background), "last_sample")  # type: ignore[assignment]
+            else:
+                config.background_color = "last_sample" if background is None else "random"
 
     def _encoding(
         self, out_dim: int, num_layers: int, layer_width: int, pattern: Pattern | Sequence[tuple[float, float]]

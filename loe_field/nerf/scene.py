@@ -100,16 +100,20 @@ def _choose_downscale_factor(config: NerfstudioDataParserConfig, paths: Sequence
 def usable(outputs: DataparserOutputs, split: str) -> DataparserOutputs:
     """The views of a split whose pictures are there and can be opened; says how many are left out.
 
+    Their metadata also has "background", for the model: the colour [3] in [0, 1] that the dataparser has behind
+    the object, "transparent" if they have alpha and are put on nothing, else None.
+
     Raises:
         InputError: a pose is not finite, or a picture's size is not its camera's.
     """
-    cameras, kept, lost = outputs.cameras, [], []
+    cameras, kept, lost, transparent = outputs.cameras, [], [], False
     if not torch.isfinite(cameras.camera_to_worlds).all():
         raise InputError("the cameras' poses are not finite once read, centred and scaled: mend them in the scene")
     for i, path in enumerate(outputs.image_filenames):
         try:
             with Image.open(path) as picture:
                 size = picture.size
+                transparent |= picture.mode == "RGBA"
         except (OSError, UnidentifiedImageError):
             lost.append(path)
             continue
@@ -120,6 +124,9 @@ def usable(outputs: DataparserOutputs, split: str) -> DataparserOutputs:
                 "sizes need w, h, fl_x, fl_y, cx and cy in each frame of transforms.json, not once for all"
             )
         kept.append(i)
+    colour = outputs.alpha_color
+    background = colour.tolist() if colour is not None else "transparent" if transparent else None
+    outputs = replace(outputs, metadata={**outputs.metadata, "background": background})
     if not lost:
         return outputs
     CONSOLE.print(

@@ -30,6 +30,14 @@ class NerfTrainerConfig(LoETrainerConfig):
     steps_per_eval_all_images: int = 1000
     """Steps between evaluations of all held-out views; the run ends with one in any case."""
 
+    def set_experiment_name(self) -> None:
+        """Name the experiment after the scene, also where only the dataparser was told where it is."""
+        datamanager = self.pipeline.datamanager
+        assert isinstance(datamanager, SceneDataManagerConfig)
+        data = datamanager.data or datamanager.dataparser.data
+        if self.experiment_name is None:
+            self.experiment_name = data.expanduser().resolve().stem
+
 
 class NerfTrainer(LoETrainer):
     """Trains a radiance field."""
