@@ -6,15 +6,14 @@ nerfstudio imports this module at the start of each of its tools: it must not fa
 from dataclasses import replace
 
 from nerfstudio.engine.optimizers import RAdamOptimizerConfig
-from nerfstudio.pipelines.base_pipeline import VanillaPipelineConfig
 from nerfstudio.plugins.types import MethodSpecification
 
 from loe_field.image.datamanager import ImageDataManagerConfig
 from loe_field.image.model import LoEImageModelConfig
 from loe_field.image.pipeline import ImagePipelineConfig
 from loe_field.image.trainer import ImageTrainerConfig
-from loe_field.nerf.datamanager import SceneDataManagerConfig
 from loe_field.nerf.peers import PeerNerfactoConfig, PeerVanillaNerfConfig
+from loe_field.nerf.pipeline import NerfPipelineConfig
 from loe_field.nerf.trainer import NerfTrainerConfig
 from loe_field.training.optimizers import AdamConfig, DecayConfig, MuonConfig
 
@@ -78,7 +77,7 @@ loe_nerf_adam = MethodSpecification(
 peer_nerfacto = MethodSpecification(
     config=NerfTrainerConfig(
         method_name="peer-nerfacto",
-        pipeline=VanillaPipelineConfig(datamanager=SceneDataManagerConfig(), model=PeerNerfactoConfig()),
+        pipeline=NerfPipelineConfig(model=PeerNerfactoConfig()),
         optimizers={
             group: {
                 "optimizer": AdamConfig(lr=lr, eps=1e-15, beta2=0.999),
@@ -93,7 +92,7 @@ peer_nerfacto = MethodSpecification(
 peer_vanilla_nerf = MethodSpecification(
     config=NerfTrainerConfig(
         method_name="peer-vanilla-nerf",
-        pipeline=VanillaPipelineConfig(datamanager=SceneDataManagerConfig(), model=PeerVanillaNerfConfig()),
+        pipeline=NerfPipelineConfig(model=PeerVanillaNerfConfig()),
         optimizers={"fields": {"optimizer": RAdamOptimizerConfig(lr=5e-4, eps=1e-8), "scheduler": None}},
     ),
     description="The host's vanilla-nerf, trained and measured as loe-nerf is: for comparisons.",

@@ -11,7 +11,7 @@ from nerfstudio.utils.rich_utils import CONSOLE
 
 from loe_field.files import write_whole
 from loe_field.nerf.datamanager import SceneDataManager, SceneDataManagerConfig
-from loe_field.nerf.model import LoENerfModelConfig
+from loe_field.nerf.pipeline import NerfPipelineConfig
 from loe_field.training.results import environment, write_results
 from loe_field.training.trainer import LoETrainer, LoETrainerConfig
 
@@ -21,9 +21,7 @@ class NerfTrainerConfig(LoETrainerConfig):
     """How to train a radiance field."""
 
     _target: type = field(default_factory=lambda: NerfTrainer)
-    pipeline: VanillaPipelineConfig = field(
-        default_factory=lambda: VanillaPipelineConfig(datamanager=SceneDataManagerConfig(), model=LoENerfModelConfig())
-    )
+    pipeline: VanillaPipelineConfig = field(default_factory=NerfPipelineConfig)
     """The scene and the field."""
     max_num_iterations: int = 6000
     """Steps of the whole run, those before a resume included."""

@@ -97,7 +97,7 @@ def require_same_shapes(loaded: dict[str, Tensor], wanted: dict[str, Tensor]) ->
         InputError: names or shapes differ.
     """
     loaded = {name.removeprefix("module."): value for name, value in loaded.items()}
-    remedy = "Give the --pipeline.model options and the picture that it was trained with"
+    remedy = "Give the --pipeline.model options, and the data, that it was trained with"
     for name, tensor in wanted.items():
         short = name.removeprefix("_model.")
         if name not in loaded:

@@ -18,7 +18,9 @@ AABB = torch.tensor([[-1.0, -1.0, -1.0], [1.0, 1.0, 1.0]])
 
 def encoding(out_features, **options):
     torch.manual_seed(0)
-    return LoEEncoding(LoEMLP(dim=3, out_features=out_features, num_layers=3, layer_width=16, num_frequencies=3, **options))
+    return LoEEncoding(
+        LoEMLP(dim=3, out_features=out_features, num_layers=3, layer_width=16, num_frequencies=3, **options)
+    )
 
 
 def samples_at(points):
