@@ -4,30 +4,60 @@ from copy import deepcopy
 from pathlib import Path
 
 import pytest
+from conftest import read_metrics
+from nerfstudio.cameras.camera_optimizers import CameraOptimizerConfig
 from nerfstudio.configs.method_configs import all_methods
 from nerfstudio.data.dataparsers.blender_dataparser import BlenderDataParserConfig
 from nerfstudio.scripts.train import train_loop
 from scenes import write_blender_scene
 
+DEFAULT_PARAMETERS = 170_020
 
-@pytest.mark.parametrize("name", ["loe-nerf", "loe-nerf-adam", "peer-nerfacto", "peer-vanilla-nerf"])
-def test_two_steps(name, tmp_path):
+
+def two_steps(name, folder, **options):
+    """Two steps of a method with options of its model; the config as it is after them, and metrics.json."""
     config = deepcopy(all_methods[name])
     config.machine.device_type = "cpu"
     config.max_num_iterations = 2
     datamanager, model = config.pipeline.datamanager, config.pipeline.model
-    datamanager.dataparser = BlenderDataParserConfig(data=write_blender_scene(tmp_path / "scene", 6, 6, 8))
+    datamanager.dataparser = BlenderDataParserConfig(data=write_blender_scene(folder / "scene", 6, 6, 8))
     datamanager.eval_num_images_to_sample_from = datamanager.train_num_images_to_sample_from = 1
     datamanager.train_num_rays_per_batch = 64
     config.vis = "tensorboard"
     config.logging.relative_log_dir = Path("logs")
-    config.output_dir = tmp_path
+    config.output_dir = folder
     config.timestamp = "now"
     config.viewer.quit_on_train_completion = True
     if hasattr(model, "implementation"):
         model.implementation = "torch"
+    for option, value in options.items():
+        setattr(model, option, value)
     config.set_experiment_name()
     train_loop(local_rank=0, world_size=1, config=config)
-    assert (tmp_path / f"scene/{name}/now/metrics.json").is_file()
+    return config, read_metrics(folder / f"scene/{name}/now")
+
+
+@pytest.mark.parametrize("name", ["loe-nerf", "loe-nerf-adam", "peer-nerfacto", "peer-vanilla-nerf"])
+def test_two_steps(name, tmp_path):
+    config, metrics = two_steps(name, tmp_path)
+    assert metrics["num_steps"] == 2
+    assert metrics["psnr"] > 0
     if name == "loe-nerf":
-        assert (model.scene, model.background_color) == ("box", "white")
+        assert (config.pipeline.model.scene, config.pipeline.model.background_color) == ("box", "white")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"tile_size": 1},
+        {"appearance_dim": 4, "blending": "linear"},
+        {"camera_optimizer": CameraOptimizerConfig(mode="SO3xR3")},
+        {"network": "hash-grid", "num_proposal_samples": (16, 8)},
+        {"scene": "unbounded", "background_color": "random", "levels": ((1.0, 0.0), (2.0, 0.5)), "num_layers": 3},
+    ],
+    ids=lambda options: next(iter(options)),
+)
+def test_options_of_the_model(options, tmp_path):
+    _, changed = two_steps("loe-nerf", tmp_path, **options)
+    assert changed["num_parameters"] != DEFAULT_PARAMETERS
+    assert changed["psnr"] > 0
