@@ -1,5 +1,7 @@
 """Every pixel of every posed picture on the device, and batches of rays through them."""
 
+import itertools
+
 import numpy as np
 import torch
 from nerfstudio.cameras.cameras import Cameras
@@ -26,7 +28,7 @@ class RayTable:
         num_pixels: pixels that give rays.
 
     Raises:
-        InputError: a picture is damaged.
+        InputError: a picture is damaged, or no pixel is left by the masks.
     """
 
     def __init__(
@@ -46,25 +48,27 @@ class RayTable:
         self._areas = torch.cat([a for _, a in tables]).to(self._device)
 
         widths = cameras.width.flatten()
-        colours, places, owners = [], [], []
+        colours, places = [], []
         for i in range(len(dataset)):
             try:
                 data = dataset.get_data(i, image_type="uint8")
             except (OSError, AssertionError) as error:
                 raise InputError(f"{dataset.image_filenames[i]} cannot be read ({error})") from None
             flat = data["image"].flatten(0, 1)
-            kept = data["mask"].flatten().nonzero().squeeze(1) if "mask" in data else torch.arange(len(flat))
-            colours.append(flat[kept])
-            places.append(kept.to(torch.int32))
-            owners.append(torch.full((len(kept),), i, dtype=torch.int32))
+            if "mask" in data:
+                places.append(data["mask"].flatten().nonzero().squeeze(1).to(torch.int32))
+                flat = flat[places[-1]]
+            colours.append(flat)
         channels = max(c.shape[1] for c in colours)
         colours = [c if c.shape[1] == channels else torch.cat([c, c.new_full((len(c), 1), 255)], 1) for c in colours]
+        self._starts = torch.tensor([0, *itertools.accumulate(len(c) for c in colours)], device=self._device)
         self._colours = torch.cat(colours).to(self._device)
-        self._places = torch.cat(places).to(self._device)
-        self._owners = torch.cat(owners).to(self._device)
+        self._places = torch.cat(places).to(self._device) if places else None
         self._widths = widths.to(self._device)
         self._table_starts = torch.from_numpy(starts[which.ravel()]).to(self._device)
         self.num_pixels = len(self._colours)
+        if not self.num_pixels:
+            raise InputError("the masks leave no pixel of any picture: nothing to train on")
 
     def batch(self, step: int) -> tuple[RayBundle, dict[str, Tensor]]:
         """The rays of a step, drawn at random with replacement by seed and step.
@@ -80,8 +84,8 @@ class RayTable:
         generator = torch.Generator(self._device).manual_seed(mixed)
         size = (self.num_rays_per_batch,)
         chosen = torch.randint(self.num_pixels, size, generator=generator, device=self._device)
-        camera = self._owners[chosen].long()
-        place = self._places[chosen].long()
+        camera = torch.bucketize(chosen, self._starts, right=True) - 1
+        place = chosen - self._starts[camera] if self._places is None else self._places[chosen].long()
         entry = self._table_starts[camera] + place
         pose = self._poses[camera]
         directions = (pose[:, :, :3] * self._directions[entry][:, None, :]).sum(-1)

@@ -2,12 +2,14 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from nerfstudio.configs.method_configs import method_configs  # noqa: F401  (the host's modules import each other)
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
 from nerfstudio.data.datasets.base_dataset import InputDataset
 from nerfstudio.model_components.ray_generators import RayGenerator
+from PIL import Image
 from scenes import write_scene
 
 from loe_field.nerf.rays import RayTable
@@ -31,20 +33,36 @@ def distort(content):
     content |= {"k1": 0.1, "k2": -0.02, "p1": 0.003, "p2": -0.002}
 
 
+def masked(content):
+    for i, frame in enumerate(content["frames"]):
+        frame["mask_path"] = "mask.png" if i else "all.png"
+
+
 def a_lens_each(content):
     for i, frame in enumerate(content["frames"]):
         frame |= {"fl_x": 50.0 + i % 3, "fl_y": 52.0, "cx": 25.0, "cy": 20.0, "w": 50, "h": 40}
 
 
-@pytest.mark.parametrize("edit", [lambda content: None, distort, a_lens_each], ids=["plain", "distorted", "lenses"])
+@pytest.mark.parametrize(
+    "edit", [lambda content: None, distort, a_lens_each, masked], ids=["plain", "distorted", "lenses", "masked"]
+)
 def test_rays_are_the_hosts(edit, tmp_path):
-    dataset = dataset_of(edited(write_scene(tmp_path / "s", views=5), edit))
+    folder = write_scene(tmp_path / "s", views=5)
+    left_half = np.zeros((40, 50), np.uint8)
+    left_half[:, :25] = 255
+    Image.fromarray(left_half).save(folder / "mask.png")
+    Image.fromarray(np.full_like(left_half, 255)).save(folder / "all.png")
+    dataset = dataset_of(edited(folder, edit))
     rays, batch = RayTable(dataset, "cpu", num_rays_per_batch=400, seed=1).batch(3)
     expected = RayGenerator(dataset.cameras)(batch["indices"])
     torch.testing.assert_close(rays.origins, expected.origins)
     torch.testing.assert_close(rays.directions, expected.directions, atol=2e-6, rtol=0)
     torch.testing.assert_close(rays.pixel_area, expected.pixel_area, atol=1e-7, rtol=1e-3)
     assert torch.equal(rays.camera_indices, expected.camera_indices)
+    if edit is masked:
+        camera, _, column = batch["indices"].T
+        assert (column[camera > 0] < 25).all()
+        assert (column[camera == 0] >= 25).any()
     images = [dataset.get_data(i)["image"] for i in range(len(dataset))]
     colours = torch.stack([images[c][y, x] for c, y, x in batch["indices"].tolist()])
     torch.testing.assert_close(batch["image"], colours)
