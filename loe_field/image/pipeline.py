@@ -24,6 +24,8 @@ from loe_field.image.spline import CubicSpline
 from loe_field.training.checkpoints import require_same_shapes
 
 _SSIM_SIGMA, _SSIM_WINDOW = 1.5, 11
+_STRIP = 512
+"""Rows that are measured at once, so that a large picture takes no more memory than its own."""
 
 
 @dataclass
@@ -62,8 +64,11 @@ class Fit:
 
 def psnr(values: np.ndarray, target: np.ndarray, white: float) -> float:
     """Peak signal-to-noise ratio in dB, 10 log10(white^2 / mean squared error), over all values; infinite if equal."""
-    error = np.subtract(values, target, dtype=np.float32)
-    mean_square = float(np.mean(np.square(error, out=error), dtype=np.float64)) / white**2
+    total = 0.0
+    for first in range(0, len(values), _STRIP):
+        error = np.subtract(values[first : first + _STRIP], target[first : first + _STRIP], dtype=np.float32)
+        total += float(np.sum(np.square(error, out=error), dtype=np.float64))
+    mean_square = total / max(values.size, 1) / white**2
     return math.inf if mean_square == 0 else -10 * math.log10(mean_square)
 
 
@@ -71,18 +76,21 @@ def ssim(picture: Picture, target: Picture) -> float | None:
     """Structural similarity (Wang et al., 2004: Gaussian window, sigma 1.5) on [0, 1], mean over the channels."""
     if min(picture.height, picture.width) < _SSIM_WINDOW:
         return None
-    channels = [
-        structural_similarity(
-            picture.values[..., c] / picture.white,
-            target.values[..., c] / target.white,
-            data_range=1.0,
-            gaussian_weights=True,
-            sigma=_SSIM_SIGMA,
-            use_sample_covariance=False,
-        )
-        for c in range(picture.channels)
-    ]
-    return float(np.mean(channels))
+    total, margin = 0.0, _SSIM_WINDOW - 1
+    windows = picture.height - margin  # rows that a whole window fits around; each strip has as many as are its own
+    for first in range(0, windows, _STRIP):
+        rows = slice(first, min(first + _STRIP, windows) + margin)
+        for c in range(picture.channels):
+            mean = structural_similarity(
+                picture.values[rows, :, c] / picture.white,
+                target.values[rows, :, c] / target.white,
+                data_range=1.0,
+                gaussian_weights=True,
+                sigma=_SSIM_SIGMA,
+                use_sample_covariance=False,
+            )
+            total += float(np.mean(mean)) * (rows.stop - rows.start - margin)
+    return total / (windows * picture.channels)
 
 
 class ImagePipeline(VanillaPipeline):

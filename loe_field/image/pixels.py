@@ -90,13 +90,15 @@ class PixelBatches:
         # 8 bits stay 8 bits on the device; torch has no arithmetic for uint16.
         self._values = torch.from_numpy(flat if flat.dtype == np.uint8 else flat.astype(np.float32)).to(device)
         self._white = picture.white
-        colours = picture.values / picture.white
         self._kept: Tensor | None = None
         if hold_out == "checkerboard":
             kept = checkerboard(picture.height, picture.width).ravel().nonzero()[0]
-            self._kept, colours = torch.from_numpy(kept).to(device), fill_checkerboard(colours)
+            self._kept = torch.from_numpy(kept).to(device)
         self.num_pixels = len(flat) if self._kept is None else len(self._kept)
-        self._spline = CubicSpline(colours, device) if off_grid > 0 else None
+        self._spline: CubicSpline | None = None
+        if off_grid > 0:
+            colours = picture.values / picture.white
+            self._spline = CubicSpline(colours if self._kept is None else fill_checkerboard(colours), device)
         size = min(pixels_per_batch or self.num_pixels, self.num_pixels)
         self.batches_per_pass = -(-self.num_pixels // size)
         self.pixels_per_batch = -(-self.num_pixels // self.batches_per_pass)

@@ -6,12 +6,16 @@ from typing import Any
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from skimage.measure import block_reduce
 
 from loe_field.files import write_whole
 from loe_field.image.picture import Picture
 from loe_field.image.pipeline import Fit
 from loe_field.training.record import RunRecord
 from loe_field.training.results import write_results
+
+_MOST_DRAWN = 2048
+"""Pixels along a side of the error map at most."""
 
 
 def write_report(
@@ -42,8 +46,13 @@ def write_report(
 
 def _error_figure(reconstruction: Picture, target: Picture, psnr: float) -> Figure:
     """Error of every pixel (the largest over its channels) in steps of 1/255, brightest at the 99.9th percentile."""
-    difference = np.abs(np.subtract(reconstruction.values, target.values, dtype=np.float32)).max(-1)
+    difference = np.empty((target.height, target.width), np.float32)
+    for row in range(target.height):
+        error = np.subtract(reconstruction.values[row], target.values[row], dtype=np.float32)
+        np.abs(error).max(-1, out=difference[row])
     difference *= 255 / target.white
+    # Of a large picture the largest error of each block: matplotlib would take 100 bytes for every pixel.
+    difference = block_reduce(difference, -(-max(difference.shape) // _MOST_DRAWN), np.max)
     top = max(float(np.percentile(difference, 99.9)), 1.0)
     height, width = difference.shape
     scale = min(6 / max(height, width), 1 / 50)

@@ -106,3 +106,12 @@ def test_ssim_of_itself_is_one_and_of_a_thin_picture_none():
     assert ssim(noisy, thick) < 0.97
     thin = Picture(thick.values[:5], "PNG", "RGB")
     assert ssim(thin, thin) is None
+
+
+@pytest.mark.parametrize("height", [11, 26, 27, 50])
+def test_measures_do_not_depend_on_strips(height, monkeypatch):
+    noise = np.random.default_rng(0)
+    first, second = (Picture(noise.integers(0, 256, (height, 20, 3), np.uint8), "PNG", "RGB") for _ in range(2))
+    whole = psnr(first.values, second.values, 255), ssim(first, second)
+    monkeypatch.setattr("loe_field.image.pipeline._STRIP", 16)
+    assert (psnr(first.values, second.values, 255), ssim(first, second)) == pytest.approx(whole, rel=1e-12)
