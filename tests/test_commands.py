@@ -87,6 +87,25 @@ def test_ns_eval_from_another_folder(fitted, tmp_path):
     assert (tmp_path / "e" / "reconstruction.png").read_bytes() == (fitted[0] / "reconstruction.png").read_bytes()
 
 
+def test_ns_render_flies_over_the_picture(call, fitted, tmp_path, monkeypatch):
+    """Two views: the dataset's camera, which sees pixel by pixel, and one half as far away, which sees the middle."""
+    fov = math.degrees(2 * math.atan(40 / 60 / 2))
+    poses = [[-1, 0, 0, 0, 0, 0, 1, distance, 0, 1, 0, 0, 0, 0, 0, 1] for distance in (10, 5)]
+    views = [{"camera_to_world": pose, "fov": fov, "aspect": 1.5} for pose in poses]
+    path = {"camera_type": "perspective", "render_height": 40, "render_width": 60, "camera_path": views, "seconds": 1}
+    (tmp_path / "path.json").write_text(json.dumps(path))
+    (tmp_path / "ffmpeg").touch(mode=0o755)  # the host asks for it even where no film is made
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    status, console = call("ns-render", "camera-path", "--load-config", fitted[0] / "config.yml",
+                           "--camera-path-filename", tmp_path / "path.json", "--output-path", tmp_path / "fly",
+                           "--output-format", "images", "--image-format", "png")  # fmt: skip
+    assert status == 0, console
+    whole, middle = (np.asarray(Image.open(p)).astype(int) for p in sorted((tmp_path / "fly").iterdir()))
+    reconstruction = np.asarray(Image.open(fitted[0] / "reconstruction.png")).astype(int)
+    assert np.abs(whole - reconstruction).max() <= 1  # the host cuts off where rounding is due
+    assert np.abs(middle[::2, ::2] - reconstruction[10:30, 15:45]).mean() < 6
+
+
 def test_resume_counts_steps_absolutely(fitted, small_picture, tmp_path):
     options = ("--data", small_picture, "--output-dir", tmp_path, "--steps-per-eval-all-images", 100, *FAST)
     (path,) = (fitted[0] / "nerfstudio_models").iterdir()
@@ -193,10 +212,12 @@ def test_ns_viewer_serves_a_grey_fit(tmp_path):
 @pytest.fixture
 def call(monkeypatch, capsys):
     from nerfstudio.scripts import eval as host_eval
+    from nerfstudio.scripts import render as host_render
     from nerfstudio.scripts import train as host_train
     from nerfstudio.utils import writer
 
-    entry_points = {"ns-train": host_train.entrypoint, "ns-eval": host_eval.entrypoint}
+    hosts = {"ns-train": host_train, "ns-eval": host_eval, "ns-render": host_render}
+    entry_points = {name: host.entrypoint for name, host in hosts.items()}
 
     def call(tool, *arguments):
         writer.EVENT_WRITERS.clear()

@@ -5,6 +5,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import skimage
 import torch
 from nerfstudio.cameras.cameras import Cameras
@@ -17,6 +18,7 @@ from torch.nn import Parameter
 from loe_field.errors import InputError
 from loe_field.image.picture import Picture, read_picture
 from loe_field.image.pixels import HoldOut, PixelBatches, as_seen
+from loe_field.image.view import SIDE, picture_camera
 
 
 @dataclass
@@ -44,30 +46,19 @@ def default_picture() -> Path:
 class PictureDataset:
     """What the host and its viewer ask of a data set, for one picture.
 
-    The picture stands upright (z is up, as in the host's viewer) in the plane y = 0, centred, its face towards +y, its
-    longer side 1 unit long; the one camera looks at it from a distance of 1 so that pixel falls on pixel.
+    As a scene the picture is a rectangle (see loe_field/image/view.py); the one camera sees it pixel by pixel.
     """
 
     def __init__(self, picture: Picture) -> None:
         self.picture = picture
-        self.scene_box = SceneBox(aabb=torch.tensor([[-0.5, -0.5, -0.5], [0.5, 0.5, 0.5]]))
+        self.scene_box = SceneBox(aabb=torch.tensor([[-SIDE / 2] * 3, [SIDE / 2] * 3]))
         self.metadata: dict[str, Any] = {
             "height": picture.height,
             "width": picture.width,
             "channels": picture.channels,
+            "colours": self.colours,
         }
-        longer = float(max(picture.height, picture.width))
-        # Columns: the camera's right, up and back, and its place.
-        pose = torch.tensor([[-1.0, 0.0, 0.0, 0.0], [0.0, 0.0, 1.0, 1.0], [0.0, 1.0, 0.0, 0.0]])
-        self.cameras = Cameras(
-            camera_to_worlds=pose[None],
-            fx=longer,
-            fy=longer,
-            cx=picture.width / 2,
-            cy=picture.height / 2,
-            width=picture.width,
-            height=picture.height,
-        )
+        self.cameras = picture_camera(picture.width, picture.height)
 
     def __len__(self) -> int:
         return 1
@@ -77,6 +68,11 @@ class PictureDataset:
         if index != 0:
             raise IndexError(index)
         return {"image_idx": 0, "image": as_seen(self.image)}
+
+    def colours(self, index: Tensor) -> Tensor:
+        """Colours in [0, 1], float32 [N, channels] where index is, of pixels numbered row by row, int64 [N]."""
+        values = self.picture.values.reshape(-1, self.picture.channels)[index.cpu().numpy()]
+        return torch.from_numpy((values / self.picture.white).astype(np.float32)).to(index.device)
 
     @cached_property
     def image(self) -> Tensor:

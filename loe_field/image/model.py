@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.data.scene_box import OrientedBox
+from nerfstudio.model_components.renderers import RGBRenderer
 from nerfstudio.models.base_model import Model, ModelConfig
 from torch import Tensor
 from torch.nn import Parameter
@@ -28,6 +29,7 @@ from loe_field.baselines import (
 )
 from loe_field.errors import InputError
 from loe_field.image.pixels import as_seen, pixel_centers
+from loe_field.image.view import BACKGROUND, FAR, WholePicture, hits
 from loe_field.layers import Activation, Initialization, LoEMLP
 from loe_field.ops import Implementation, Resolved
 from loe_field.segments import ExpertRows
@@ -91,8 +93,8 @@ class LoEImageModel(Model):
     """A LoE field that maps a place in the picture to a colour.
 
     Takes places in pixels; the field sees them divided by the picture's width and height, so that every picture fills
-    the unit square and every expert of every level has its share of it. As a scene the picture is a rectangle in the
-    plane y = 0 (see PictureDataset).
+    the unit square and every expert of every level has its share of it. As a scene the picture is a rectangle (see
+    loe_field/image/view.py).
     """
 
     config: LoEImageModelConfig
@@ -117,6 +119,8 @@ class LoEImageModel(Model):
             raise InputError(f"{error} (an option of --pipeline.model)") from None
         size = torch.tensor([self.width, self.height], dtype=torch.float32)
         self.register_buffer("picture_size", size, persistent=False)
+        self.whole_picture = WholePicture(self.width, self.height)
+        self.whole_picture_button = self.whole_picture.button
 
     def _loe(self) -> LoEMLP:
         config = self.config
@@ -228,31 +232,40 @@ class LoEImageModel(Model):
 
     @torch.no_grad()
     def get_outputs_for_camera(self, camera: Cameras, obb_box: OrientedBox | None = None) -> dict[str, Tensor]:
-        """What a camera sees of the picture in the plane y = 0, for the host's viewer.
+        """What a camera sees of the picture as it stands in space, for the host's viewer and ns-render.
 
         Returns:
-            rgb [H, W, 3] in [0, 1] (grey repeated, alpha over black), depth [H, W, 1] along the ray, accumulation
-            [H, W, 1]: 1 on the picture, 0 beside it.
+            rgb [H, W, 3] in [0, 1]: the field where a ray meets the picture (grey repeated, alpha over black).
+            target [H, W, 3]: the pixel that it meets. error [H, W, 1] in [0, 1]: how far they are from each other, the
+            largest over the three. depth [H, W, 1] along the ray. accumulation [H, W, 1]: 1. Beside the picture, and
+            outside obb_box, these are a neutral colour, that colour, 0, FAR and 0.
         """
         rays = camera.to(self.device).generate_rays(camera_indices=0, keep_shape=True, obb_box=obb_box)
-        origins, directions = rays.origins.flatten(0, 1), rays.directions.flatten(0, 1)
-        towards = directions[:, 1:2]
-        distance = -origins[:, 1:2] / torch.where(towards.abs() < 1e-9, 1e-9, towards)
-        hit = origins + distance * directions
-        longer = max(self.height, self.width)
-        pixel = -hit[:, [0, 2]] * longer + self.picture_size / 2
-        inside = (distance[:, 0] > 0) & (pixel >= 0).all(-1) & (pixel < self.picture_size).all(-1)
-        rgb = torch.zeros(len(hit), 3, device=hit.device)
-        where = inside.nonzero().squeeze(1)
-        for rows in where.split(self.config.eval_num_rays_per_chunk):
-            rgb[rows] = as_seen(self.get_outputs(pixel[rows])["rgb"].float())
-        shape = rays.origins.shape[:2]
-        far = torch.full_like(distance, 1e3)
-        return {
-            "rgb": rgb.view(*shape, 3),
-            "depth": torch.where(inside[:, None], distance, far).view(*shape, 1),
-            "accumulation": inside.to(rgb.dtype).view(*shape, 1),
+        places, distance, inside = hits(
+            rays.origins.flatten(0, 1), rays.directions.flatten(0, 1), self.width, self.height
+        )
+        if rays.nears is not None and rays.fars is not None:
+            inside = inside & (distance >= rays.nears.flatten()) & (distance <= rays.fars.flatten())
+        background = RGBRenderer.get_background_color(
+            distance.new_tensor(BACKGROUND), shape=(len(distance), 3), device=distance.device
+        )
+        rgb, target = background.clone(), background.clone()
+        for rows in inside.nonzero().squeeze(1).split(self.config.eval_num_rays_per_chunk):
+            rgb[rows] = as_seen(self.get_outputs(places[rows])["rgb"].float())
+            pixel = places[rows].long()
+            target[rows] = as_seen(self.kwargs["metadata"]["colours"](pixel[:, 1] * self.width + pixel[:, 0]))
+        outputs = {
+            "rgb": rgb,
+            "target": target,
+            "error": (rgb - target).abs().amax(-1, keepdim=True),
+            "depth": torch.where(inside, distance, FAR)[:, None],
+            "accumulation": inside[:, None].to(rgb.dtype),
         }
+        return {name: value.unflatten(0, rays.origins.shape[:2]) for name, value in outputs.items()}
+
+    def get_rgba_image(self, outputs: dict[str, Tensor], output_name: str = "rgb") -> Tensor:
+        """An output of get_outputs_for_camera [H, W, 4], transparent beside the picture, for the host's tools."""
+        return torch.cat([outputs[output_name], outputs["accumulation"]], -1)
 
     def get_image_metrics_and_images(
         self, outputs: dict[str, Tensor], batch: dict[str, Tensor]

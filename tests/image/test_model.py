@@ -5,6 +5,8 @@ import math
 import numpy as np
 import pytest
 import torch
+from nerfstudio.data.scene_box import OrientedBox
+from nerfstudio.model_components.renderers import background_color_override_context
 from skimage.metrics import peak_signal_noise_ratio
 
 from loe_field.errors import InputError
@@ -12,6 +14,7 @@ from loe_field.image.datamanager import PictureDataset
 from loe_field.image.model import LoEImageModel, LoEImageModelConfig, levels_for
 from loe_field.image.picture import Picture
 from loe_field.image.pipeline import psnr, ssim
+from loe_field.image.view import BACKGROUND, FAR, SIDE
 
 VALUES = np.random.default_rng(0).integers(0, 256, (6, 10, 4), dtype=np.uint8)
 
@@ -28,23 +31,65 @@ def make(channels=3, **options):
 def test_the_datasets_camera_sees_the_picture_pixel_by_pixel(chunk):
     model, dataset = make(eval_num_rays_per_chunk=chunk)
     outputs = model.get_outputs_for_camera(dataset.cameras[0:1])
-    torch.testing.assert_close(outputs["rgb"], model.render().clamp(0, 1), atol=1e-5, rtol=0)
+    assert set(outputs) == {"rgb", "target", "error", "depth", "accumulation"}
+    torch.testing.assert_close(outputs["rgb"], model.render().clamp(0, 1), atol=0, rtol=0)
+    torch.testing.assert_close(outputs["target"], dataset.image, atol=0, rtol=0)
+    error = (outputs["rgb"] - dataset.image).abs().amax(-1, keepdim=True)
+    torch.testing.assert_close(outputs["error"], error)
     assert outputs["depth"].shape == outputs["accumulation"].shape == (6, 10, 1)
     assert outputs["accumulation"].min() == 1
     centre = outputs["depth"][2:4, 4:6]
-    torch.testing.assert_close(centre, torch.ones_like(centre), atol=0.02, rtol=0)
+    torch.testing.assert_close(centre, torch.full_like(centre, SIDE), rtol=0.02, atol=0)
 
 
 def test_a_camera_further_away_sees_background_beside_the_picture():
     model, dataset = make()
     camera = dataset.cameras[0:1]
-    camera.camera_to_worlds[..., 1, 3] = 2.0
+    camera.camera_to_worlds[..., 1, 3] *= 1.9
     outputs = model.get_outputs_for_camera(camera)
     inside = outputs["accumulation"][..., 0] > 0
     assert inside[2:4, 3:7].all()
     assert not inside[0].any()
-    assert outputs["rgb"][~inside].abs().max() == 0
-    assert outputs["depth"][~inside].min() > 100
+    for name in ("rgb", "target"):
+        torch.testing.assert_close(outputs[name][~inside].unique(dim=0), torch.tensor([BACKGROUND]))
+    assert outputs["error"][~inside].abs().max() == 0
+    assert outputs["depth"][~inside].unique() == FAR
+    assert all(value.isfinite().all() for value in outputs.values())
+    transparent = model.get_rgba_image(outputs)
+    assert torch.equal(transparent[..., 3] > 0, inside)
+
+
+def test_nothing_is_seen_by_a_camera_that_looks_away_or_along_the_picture():
+    model, dataset = make()
+    camera = dataset.cameras[0:1]
+    for y in (-SIDE, 0.0):  # beyond the picture, and within its plane
+        camera.camera_to_worlds[..., 1, 3] = y
+        outputs = model.get_outputs_for_camera(camera)
+        assert outputs["accumulation"].max() == 0
+        assert all(value.isfinite().all() for value in outputs.values())
+
+
+def test_closer_by_a_pixel_fills_the_view_and_the_field_goes_on_between_pixels():
+    model, dataset = make(blending="linear")
+    camera = dataset.cameras[0:1]
+    camera.camera_to_worlds[..., 1, 3] /= 40
+    outputs = model.get_outputs_for_camera(camera)
+    assert outputs["accumulation"].min() == 1
+    seen = outputs["target"].view(-1, 3).unique(dim=0)
+    assert len(seen) == 4  # the camera looks at the corner of the four pixels in the middle
+    torch.testing.assert_close(seen, dataset.image[2:4, 4:6].reshape(-1, 3).unique(dim=0))
+    assert len(outputs["rgb"].view(-1, 3).unique(dim=0)) == 60
+
+
+def test_the_viewers_crop_box_cuts_the_picture_and_its_colour_fills_the_rest():
+    model, dataset = make()
+    box = OrientedBox(torch.eye(3), torch.zeros(3), torch.tensor([0.4 * SIDE] * 3))
+    with background_color_override_context(torch.tensor([1.0, 0.0, 0.0])):
+        outputs = model.get_outputs_for_camera(dataset.cameras[0:1], obb_box=box)
+    inside = outputs["accumulation"][..., 0] > 0
+    assert inside[1:5, 3:7].all()
+    assert inside.sum() == 4 * 4
+    torch.testing.assert_close(outputs["rgb"][~inside].unique(dim=0), torch.tensor([[1.0, 0.0, 0.0]]))
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])
@@ -55,7 +100,8 @@ def test_every_kind_of_channels_shows_as_colour(channels):
     expected = rendered[..., :1].expand(-1, -1, 3) if channels < 3 else rendered[..., :3]
     if channels in (2, 4):
         expected = expected * rendered[..., -1:]
-    torch.testing.assert_close(outputs["rgb"], expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(outputs["rgb"], expected, atol=0, rtol=0)
+    assert outputs["target"].shape == outputs["rgb"].shape
     metrics, images = model.get_image_metrics_and_images(outputs, {"image": dataset.image})
     assert math.isfinite(metrics["psnr"])
     assert images["img"].shape == (6, 20, 3)
