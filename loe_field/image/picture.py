@@ -5,9 +5,11 @@ import io
 import struct
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
+import numpy.typing as npt
 import psutil
 import tifffile
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -77,6 +79,18 @@ class Picture:
         """Bits per channel."""
         return 1 if self.mode == "1" else 8 * self.values.dtype.itemsize
 
+    @property
+    def kind(self) -> dict[str, Any]:
+        """Everything but the content, as plain numbers and text that a checkpoint can hold; see `blank_picture`."""
+        return {
+            "shape": list(self.values.shape),
+            "dtype": self.values.dtype.name,
+            "format": self.format,
+            "mode": self.mode,
+            "palette": None if self.palette is None else self.palette.tolist(),
+            "icc_profile": self.icc_profile,
+        }
+
     def like(self, unit_values: np.ndarray) -> "Picture":
         """A picture of this kind with other content, rounded to what this kind can hold.
 
@@ -87,16 +101,13 @@ class Picture:
             values of this dtype: rounded to the nearest step, to black or white for mode "1", to the nearest palette
             colour for mode "P".
         """
-        values = np.clip(unit_values, 0, 1)
         if self.mode == "1":
-            values = np.where(values >= 0.5, np.uint8(255), np.uint8(0))
+            values = np.where(unit_values >= 0.5, np.uint8(255), np.uint8(0))
         elif self.palette is not None:
-            nearest = KDTree(self.palette).query(values.reshape(-1, values.shape[-1]) * 255)[1]
-            values = self.palette[nearest].reshape(values.shape)
-        elif self.values.dtype.kind == "u":
-            values = np.rint(values * self.white).astype(self.values.dtype)
+            colours = np.clip(unit_values, 0, 1).reshape(-1, unit_values.shape[-1]) * 255
+            values = self.palette[KDTree(self.palette).query(colours)[1]].reshape(unit_values.shape)
         else:
-            values = values.astype(self.values.dtype)
+            values = codes(unit_values, self.values.dtype)
         return dataclasses.replace(self, values=values)
 
     def encode(self) -> bytes:
@@ -155,6 +166,20 @@ class Picture:
             iccprofile=self.icc_profile,
         )
         return content.getvalue()
+
+
+def blank_picture(kind: dict[str, Any]) -> Picture:
+    """A picture of a kind (`Picture.kind`) with nothing in it; its values are one zero, seen everywhere."""
+    palette = None if kind["palette"] is None else np.array(kind["palette"], np.uint8)
+    values = np.broadcast_to(np.zeros((), kind["dtype"]), kind["shape"])
+    return Picture(values, kind["format"], kind["mode"], palette, kind["icc_profile"])
+
+
+def codes(unit_values: np.ndarray, dtype: npt.DTypeLike) -> np.ndarray:
+    """Numbers in [0, 1], clamped, as a file of this dtype holds them: whole steps of 1/255 or 1/65535, or floats."""
+    dtype = np.dtype(dtype)
+    values = np.clip(unit_values, 0, 1)
+    return np.rint(values * float(np.iinfo(dtype).max)).astype(dtype) if dtype.kind == "u" else values.astype(dtype)
 
 
 def read_picture(path: Path) -> Picture:

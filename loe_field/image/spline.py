@@ -26,7 +26,10 @@ class CubicSpline:
         self._coefficients = torch.from_numpy(np.stack(planes, -1)).flatten(0, 1).to(device)
 
     def __call__(self, places: Tensor) -> Tensor:
-        """Colours float32 [N, channels] at places [N, 2], (x, y) in pixels with pixel (0, 0) around (0.5, 0.5)."""
+        """Colours float32 [N, channels] at places [N, 2], (x, y) in pixels with pixel (0, 0) around (0.5, 0.5).
+
+        Places in float64 are looked up as exactly as they are given.
+        """
         (x, weight_x), (y, weight_y) = _taps(places[:, 0], self.width), _taps(places[:, 1], self.height)
         index = (y[:, :, None] * self.width + x[:, None, :]).flatten(1)
         weight = (weight_y[:, :, None] * weight_x[:, None, :]).flatten(1)
@@ -38,6 +41,7 @@ def _taps(place: Tensor, size: int) -> tuple[Tensor, Tensor]:
     """The four coefficients around places [N] on an axis, int64 [N, 4], and the B-spline's weights there."""
     first = (place - 0.5).floor()
     t = place - 0.5 - first
+    t = t.to(torch.float32)
     weights = [(1 - t) ** 3, 3 * t**3 - 6 * t**2 + 4, -3 * t**3 + 3 * t**2 + 3 * t + 1, t**3]
     index = first.to(torch.int64)[:, None] + torch.arange(-1, 3, device=place.device)
     if size == 1:

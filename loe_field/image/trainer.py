@@ -176,6 +176,10 @@ class ImageTrainer(LoETrainer):
         self._rendered = self.pipeline.model.render().numpy()
         return self.pipeline.evaluate(self._rendered)
 
+    def more_state(self) -> dict[str, Any]:
+        """What kind of picture it is: the field can be rendered without the picture."""
+        return {"picture": self.pipeline.datamanager.picture.kind}
+
     def write_results(self) -> None:
         """Reconstruct, measure, write the report, and say where it lies."""
         fit = self.pipeline.fit(self._rendered)  # every run ends with an evaluation
