@@ -13,7 +13,16 @@ from loe_field.image.derivatives import Derivative, derivative_of
 from loe_field.image.model import LoEImageModel
 from loe_field.image.picture import Picture, codes
 from loe_field.image.rows import DTYPES, FileFormat, Sheet, check_sheet, file_format, write_rows
-from loe_field.image.view import SplineOfPixels, Upscaling, View, colours_of, evaluated, rendered_rows
+from loe_field.image.view import (
+    OnGrid,
+    SplineOfPixels,
+    Upscaling,
+    View,
+    colours_of,
+    evaluated,
+    on_grid,
+    rendered_rows,
+)
 
 _COLOURS = {1: ("Y",), 2: ("Y", "A"), 3: ("R", "G", "B"), 4: ("R", "G", "B", "A")}
 _BRIGHTEST = 0.999
@@ -85,7 +94,7 @@ class _Job:
     """A function, and what becomes of its values."""
 
     sheet: Sheet
-    function: Callable[[torch.Tensor], torch.Tensor]
+    function: OnGrid
     encode: Callable[[np.ndarray], np.ndarray]
     alpha: bool
     how: str
@@ -97,7 +106,7 @@ def _colours(model: LoEImageModel, picture: Picture, wanted: Rendering) -> _Job:
     dtype = _dtype(file_format(wanted.output), wanted.bit_depth, default=max(8, picture.bits))
     alpha = picture.channels in (2, 4)
     size = (picture.width, picture.height)
-    function = evaluated(colours_of(model), model.device, wanted.chunk)
+    function = on_grid(evaluated(colours_of(model), model.device, wanted.chunk))
     how = ""
     if view.enlarges:
         how = ", the field between its pixels too"
@@ -124,7 +133,7 @@ def _derivative(model: LoEImageModel, picture: Picture, wanted: Rendering) -> _J
         parts = ("dx", "dy") if wanted.derivative == "gradient" else ("laplacian",)
         names = tuple(f"{colour}.{part}" for colour in colours for part in parts)
         how = ", values per pixel" if wanted.derivative == "gradient" else ", values per square pixel"
-        return _Job(_sheet(wanted, names, dtype), function, lambda band: band.astype(dtype), False, how)
+        return _Job(_sheet(wanted, names, dtype), on_grid(function), lambda band: band.astype(dtype), False, how)
     shown = len([colour for colour in colours if colour != "A"])
 
     def strength(values: np.ndarray) -> np.ndarray:
@@ -144,7 +153,7 @@ def _derivative(model: LoEImageModel, picture: Picture, wanted: Rendering) -> _J
         how = f", |gradient| of all channels, white is {white:.3g} a pixel"
     else:
         how = f", mean Laplacian of the channels, black to white is -{white:.3g} to {white:.3g} a square pixel"
-    return _Job(_sheet(wanted, ("Y",), dtype), function, encode, False, how)
+    return _Job(_sheet(wanted, ("Y",), dtype), on_grid(function), encode, False, how)
 
 
 def _sheet(wanted: Rendering, channels: tuple[str, ...], dtype: np.dtype, icc_profile: bytes | None = None) -> Sheet:

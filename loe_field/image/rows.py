@@ -1,5 +1,6 @@
 """Files of any size, written row by row: what is in memory is a few rows."""
 
+import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -138,7 +139,7 @@ def _write_tiff(path: Path, sheet: Sheet, bands: Iterable[np.ndarray]) -> None:
     size = sheet.width * sheet.height * channels * sheet.dtype.itemsize
     tifffile.imwrite(
         path,
-        _equal_bands(bands, strip),
+        (zlib.compress(rows.tobytes()) for rows in _equal_bands(bands, strip)),
         shape=(sheet.height, sheet.width, *((channels,) if channels > 1 else ())),
         dtype=sheet.dtype,
         rowsperstrip=strip,
@@ -150,16 +151,15 @@ def _write_tiff(path: Path, sheet: Sheet, bands: Iterable[np.ndarray]) -> None:
         iccprofile=sheet.icc_profile,
         description=None if sheet.channels[0] in ("Y", "R") else " ".join(sheet.channels),
         metadata=None,
-        maxworkers=1,
     )
 
 
 def _equal_bands(bands: Iterable[np.ndarray], rows: int) -> Iterator[np.ndarray]:
-    """The same rows in bands of one height, the last one lower; one channel loses its axis."""
+    """The same rows in bands of one height, the last one lower."""
     kept: list[np.ndarray] = []
     count = 0
     for band in bands:
-        kept.append(band[..., 0] if band.shape[2] == 1 else band)
+        kept.append(band)
         count += len(band)
         if count >= rows:
             whole = np.concatenate(kept)

@@ -26,15 +26,29 @@ class CubicSpline:
         self._coefficients = torch.from_numpy(np.stack(planes, -1)).flatten(0, 1).to(device)
 
     def __call__(self, places: Tensor) -> Tensor:
-        """Colours float32 [N, channels] at places [N, 2], (x, y) in pixels with pixel (0, 0) around (0.5, 0.5).
-
-        Places in float64 are looked up as exactly as they are given.
-        """
+        """Colours float32 [N, channels] at places [N, 2], (x, y) in pixels with pixel (0, 0) around (0.5, 0.5)."""
         (x, weight_x), (y, weight_y) = _taps(places[:, 0], self.width), _taps(places[:, 1], self.height)
         index = (y[:, :, None] * self.width + x[:, None, :]).flatten(1)
         weight = (weight_y[:, :, None] * weight_x[:, None, :]).flatten(1)
         # Gathers and sums at once: a quarter of the time of the two after each other.
         return embedding_bag(index, self._coefficients, per_sample_weights=weight, mode="sum")
+
+    def on_grid(self, x: Tensor, y: Tensor) -> Tensor:
+        """Colours float32 [rows, columns, channels] at the places of a grid; axis by axis, which is much quicker.
+
+        Args:
+            x: [columns] in pixels, float64 for large pictures.
+            y: [rows] likewise.
+        """
+        values = self._coefficients.view(self.height, self.width, -1)
+        for axis, (places, size) in enumerate(((y, self.height), (x, self.width))):
+            index, weight = _taps(places, size)
+            weight = weight[..., None] if axis else weight[..., None, None]
+            values = sum(
+                (weight[:, k] * values.index_select(axis, index[:, k]) for k in range(1, 4)),
+                weight[:, 0] * values.index_select(axis, index[:, 0]),
+            )
+        return values
 
 
 def _taps(place: Tensor, size: int) -> tuple[Tensor, Tensor]:

@@ -13,8 +13,8 @@ from loe_field.image.model import LoEImageModel
 from loe_field.image.spline import CubicSpline
 
 Upscaling = Literal["field", "spline"]
-Function = Callable[[Tensor], Tensor]
-"""Places float64 [N, 2] in the picture's pixels, (x, y), on the CPU, to values float32 [N, channels] there too."""
+OnGrid = Callable[[np.ndarray, np.ndarray], Tensor]
+"""x [columns] and y [rows], float64 in the picture's pixels, to values float32 [rows, columns, channels] on the CPU."""
 
 _SPLINE_MARGIN = 32
 """Pixels around a window that its spline knows of: what lies beyond has a weight of less than 1e-18."""
@@ -95,8 +95,8 @@ def view_of(
     return View(left, top, right, bottom, *size)
 
 
-def evaluated(function: Callable[[Tensor], Tensor], device: torch.device, chunk: int) -> Function:
-    """A function of places float32 on a device, taken in chunks of at most so many."""
+def evaluated(function: Callable[[Tensor], Tensor], device: torch.device, chunk: int) -> Callable[[Tensor], Tensor]:
+    """A function of places [N, 2] on a device, taken in chunks of at most so many; places and values on the CPU."""
     chunk = max(_BLOCK, chunk - chunk % _BLOCK)
 
     def evaluate(places: Tensor) -> Tensor:
@@ -107,6 +107,16 @@ def evaluated(function: Callable[[Tensor], Tensor], device: torch.device, chunk:
         return torch.cat(parts)
 
     return evaluate
+
+
+def on_grid(function: Callable[[Tensor], Tensor]) -> OnGrid:
+    """A function of places [N, 2] at the places (x, y) of a grid."""
+
+    def grid(x: np.ndarray, y: np.ndarray) -> Tensor:
+        places = torch.from_numpy(np.stack(np.broadcast_arrays(x[None], y[:, None]), -1))
+        return function(places.flatten(0, 1)).view(len(y), len(x), -1)
+
+    return grid
 
 
 def colours_of(model: LoEImageModel) -> Callable[[Tensor], Tensor]:
@@ -132,34 +142,32 @@ class SplineOfPixels:
         alpha: whether the last channel is alpha: colours are then interpolated multiplied by it.
     """
 
-    def __init__(self, function: Function, picture: tuple[int, int], view: View, *, alpha: bool) -> None:
+    def __init__(self, function: OnGrid, picture: tuple[int, int], view: View, *, alpha: bool) -> None:
         self._function, self._alpha = function, alpha
         width, self._height = picture
-        self._first = max(0, math.floor(view.left) - _SPLINE_MARGIN)
-        self._last = min(width, math.ceil(view.right) + _SPLINE_MARGIN)
+        self._left = max(0, math.floor(view.left) - _SPLINE_MARGIN)
+        self._right = min(width, math.ceil(view.right) + _SPLINE_MARGIN)
         self._rows = max(_SPLINE_ROWS, 2**16 // width)
         self._block, self._spline = -1, CubicSpline(np.zeros((1, 1, 1)))
 
-    def __call__(self, places: Tensor) -> Tensor:
-        """The spline's values at places."""
-        block = (places[:, 1] / self._rows).floor().to(torch.int64).clamp(max=(self._height - 1) // self._rows)
-        numbers, counts = block.unique_consecutive(return_counts=True)
-        parts = [self._in_block(int(n), part) for n, part in zip(numbers, places.split(counts.tolist()))]
+    def __call__(self, x: np.ndarray, y: np.ndarray) -> Tensor:
+        """The spline's values on a grid; y ascends."""
+        blocks = np.floor(y / self._rows).astype(int)
+        parts = [self._in_block(int(block), x, y[blocks == block]) for block in np.unique(blocks)]
         values = torch.cat(parts)
         return straight(values) if self._alpha else values
 
-    def _in_block(self, block: int, places: Tensor) -> Tensor:
+    def _in_block(self, block: int, x: np.ndarray, y: np.ndarray) -> Tensor:
         top = max(0, block * self._rows - _SPLINE_MARGIN)
         if block != self._block:
             bottom = min(self._height, (block + 1) * self._rows + _SPLINE_MARGIN)
-            values = self._function(_grid(np.arange(self._first, self._last) + 0.5, np.arange(top, bottom) + 0.5))
-            values = premultiplied(values) if self._alpha else values
+            values = self._function(np.arange(self._left, self._right) + 0.5, np.arange(top, bottom) + 0.5)
             self._block = block
-            self._spline = CubicSpline(values.view(bottom - top, self._last - self._first, -1).numpy())
-        return self._spline(places - places.new_tensor([self._first, top]))
+            self._spline = CubicSpline((premultiplied(values) if self._alpha else values).numpy())
+        return self._spline.on_grid(torch.from_numpy(x - self._left), torch.from_numpy(y - top))
 
 
-def rendered_rows(function: Function, view: View, *, chunk: int, alpha: bool = False) -> Iterator[np.ndarray]:
+def rendered_rows(function: OnGrid, view: View, *, chunk: int, alpha: bool = False) -> Iterator[np.ndarray]:
     """A function over a view: float32 [rows, width, channels], a band of rows at a time, top to bottom.
 
     Where a pixel of the result covers several of the picture it is the mean of a grid of samples, as many along each
@@ -177,12 +185,12 @@ def rendered_rows(function: Function, view: View, *, chunk: int, alpha: bool = F
     rows = max(1, chunk // len(x) // down)
     for first in range(0, view.height, rows):
         band = y[first * down : (first + rows) * down]
-        values = function(_grid(x, band))
+        values = function(x, band)
         if across * down > 1:
             values = premultiplied(values) if alpha else values
             values = values.view(len(band) // down, down, view.width, across, -1).mean((1, 3))
             values = straight(values) if alpha else values
-        yield values.view(-1, view.width, values.shape[-1]).numpy()
+        yield values.numpy()
 
 
 def premultiplied(values: Tensor) -> Tensor:
@@ -200,8 +208,3 @@ def straight(values: Tensor) -> Tensor:
 def _positions(first: float, last: float, count: int) -> np.ndarray:
     """The centres of `count` equal parts of an interval, float64."""
     return first + (np.arange(count) + 0.5) * ((last - first) / count)
-
-
-def _grid(x: np.ndarray, y: np.ndarray) -> Tensor:
-    """Places [len(y) * len(x), 2], row by row."""
-    return torch.from_numpy(np.stack(np.broadcast_arrays(x[None], y[:, None]), -1).reshape(-1, 2))
