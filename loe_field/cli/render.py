@@ -1,5 +1,6 @@
 """loe-render: a fit at any resolution, through any window."""
 
+import os
 import signal
 import sys
 import time
@@ -98,8 +99,8 @@ def main() -> None:
     try:
         arguments.main()
     except _Stopped as stopped:
-        print(f"stopped: {arguments.output} was not written", file=sys.stderr)
-        sys.exit(128 + stopped.args[0])
+        print(f"stopped: {arguments.output} was not written", file=sys.stderr, flush=True)
+        os._exit(128 + stopped.args[0])  # at once: libpng would still complain of the picture that it did not get
 
 
 if __name__ == "__main__":

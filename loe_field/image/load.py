@@ -1,5 +1,6 @@
 """A finished or interrupted run, read back from its folder; its picture need not be there any more."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ def load_model(config: Path) -> tuple[LoEImageModel, Picture]:
             option in it is unknown.
     """
     options = _read_config(config)
-    model_config = _model_config(options["pipeline"]["model"], config)
+    model_config = _filled(LoEImageModelConfig(), options["pipeline"]["model"], config)
     folder = config.parent / options["relative_model_dir"]
     if not folder.is_dir():
         raise InputError(f"{folder} is not there: --load-config wants the config.yml in its run's folder")
@@ -92,18 +93,17 @@ def _read_config(path: Path) -> dict[str, Any]:
     return config
 
 
-def _model_config(state: dict[str, Any], path: Path) -> LoEImageModelConfig:
-    """The model's config with its state in it, peers' options included."""
-    config = LoEImageModelConfig()
-    for name, value in state.items():
-        if name in ("", "_target"):
-            continue
+def _filled(config: Any, state: dict[str, Any], path: Path) -> Any:
+    """A config with its state in it, and its parts with theirs."""
+    values = {name: value for name, value in state.items() if name not in ("", "_target")}
+    for name, value in values.items():
         if not hasattr(config, name):
-            raise InputError(f"{path} was written by another version: this one has no --pipeline.model option {name}")
+            raise InputError(
+                f"{path} was written by another version: {type(config).__name__} has no {name} in this one"
+            )
         if isinstance(value, dict) and "" in value:
-            value = type(getattr(config, name))(**{key: v for key, v in value.items() if key})
-        setattr(config, name, value)
-    return config
+            values[name] = _filled(getattr(config, name), value, path)
+    return replace(config, **values)
 
 
 def _picture_of(config: dict[str, Any], checkpoint: Path) -> Picture:

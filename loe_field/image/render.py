@@ -127,7 +127,7 @@ def _derivative(model: LoEImageModel, picture: Picture, wanted: Rendering) -> _J
     assert wanted.derivative is not None
     kind = file_format(wanted.output)
     function = evaluated(derivative_of(model, wanted.derivative), model.device, wanted.chunk)
-    dtype = _dtype(kind, wanted.bit_depth, default=32)
+    dtype = _dtype(kind, wanted.bit_depth, default=32 if 32 in DTYPES[kind] else 8)
     colours = _COLOURS[picture.channels]
     if dtype.kind == "f":
         parts = ("dx", "dy") if wanted.derivative == "gradient" else ("laplacian",)

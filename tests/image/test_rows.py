@@ -128,7 +128,7 @@ def test_what_a_format_cannot_hold(sheet, words):
 def test_an_encoder_that_wants_the_whole_picture_is_asked_first(monkeypatch):
     sheet = Sheet("WEBP", 10_000, 10_000, COLOURS[3], np.dtype(np.uint8))
     monkeypatch.setattr(rows, "available_memory", lambda: 2**30)
-    with pytest.raises(InputError, match=r"2\.2 GiB .* row by row"):
+    with pytest.raises(InputError, match=r"3\.7 GiB .* row by row"):
         check_sheet(sheet)
     monkeypatch.setattr(rows, "available_memory", lambda: 2**33)
     check_sheet(sheet)
