@@ -44,7 +44,8 @@ class Fit:
     Attributes:
         reconstruction: the picture as it reads back from its file.
         content: the file.
-        psnr: dB over all values on [0, 1] of `reconstruction`; infinite if not one value differs.
+        psnr: dB over all values on [0, 1] of `reconstruction`, of radiance on its curve (see Picture.peak); infinite
+            if not one value differs.
         psnr_unrounded: dB of the field's own floats, clamped to [0, 1], before rounding to the file's depth.
         ssim: of `reconstruction`, mean over the channels; None if a side is shorter than the window of 11.
         between: how the field does between the pixels.
@@ -68,13 +69,14 @@ def psnr(values: np.ndarray, target: np.ndarray, white: float) -> float:
 
 
 def ssim(picture: Picture, target: Picture) -> float | None:
-    """Structural similarity (Wang et al., 2004: Gaussian window, sigma 1.5) on [0, 1], mean over the channels."""
+    """Structural similarity (Wang et al., 2004: Gaussian window, sigma 1.5) as fitted, mean over the channels."""
     if min(picture.height, picture.width) < _SSIM_WINDOW:
         return None
+    seen, wanted = target.to_unit(picture.values), target.unit
     channels = [
         structural_similarity(
-            picture.values[..., c] / picture.white,
-            target.values[..., c] / target.white,
+            seen[..., c].astype(np.float64),
+            wanted[..., c].astype(np.float64),
             data_range=1.0,
             gaussian_weights=True,
             sigma=_SSIM_SIGMA,
@@ -83,6 +85,13 @@ def ssim(picture: Picture, target: Picture) -> float | None:
         for c in range(picture.channels)
     ]
     return float(np.mean(channels))
+
+
+def picture_psnr(picture: Picture, target: Picture) -> float:
+    """PSNR in dB between two pictures of one kind; of radiance on its curve, where the target's peak is 1."""
+    if target.peak is None:
+        return psnr(picture.values, target.values, target.white)
+    return psnr(target.to_unit(picture.values), target.unit, 1.0)
 
 
 class ImagePipeline(VanillaPipeline):
@@ -135,7 +144,7 @@ class ImagePipeline(VanillaPipeline):
         The quick measure during training; it equals that of `fit` where the format is lossless.
         """
         target = self.datamanager.picture
-        return psnr(target.like(rendered).values, target.values, target.white)
+        return picture_psnr(target.like(rendered), target)
 
     def fit(self, rendered: np.ndarray) -> Fit:
         """Put what model.render() gave into the picture's own format, and measure what one gets back from that file.
@@ -145,7 +154,7 @@ class ImagePipeline(VanillaPipeline):
         target = self.datamanager.picture
         content = target.like(rendered).encode()
         reconstruction = decode_picture(content, name="the reconstruction")
-        seen, wanted = np.clip(rendered, 0, 1), target.values / np.float32(target.white)
+        seen, wanted = np.clip(rendered, 0, target.ceiling), target.unit
         held_out = None
         if self.datamanager.config.hold_out == "checkerboard":
             unseen = ~checkerboard(target.height, target.width)
@@ -153,7 +162,7 @@ class ImagePipeline(VanillaPipeline):
         return Fit(
             reconstruction=reconstruction,
             content=content,
-            psnr=psnr(reconstruction.values, target.values, target.white),
+            psnr=picture_psnr(reconstruction, target),
             psnr_unrounded=psnr(seen, wanted, 1.0),
             ssim=ssim(reconstruction, target),
             between=self._between_pixels(),
@@ -165,7 +174,7 @@ class ImagePipeline(VanillaPipeline):
         picture, model = self.datamanager.picture, self.model
         return between_pixels(
             lambda places: model.get_outputs(places)["rgb"].float(),
-            CubicSpline(picture.values / picture.white, model.device),
+            CubicSpline(picture.unit, model.device),
             chunk=model.config.eval_num_rays_per_chunk,
         )
 

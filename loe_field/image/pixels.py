@@ -86,11 +86,12 @@ class PixelBatches:
         hold_out: HoldOut = "none",
     ) -> None:
         self.width = picture.width
-        flat = picture.values.reshape(-1, picture.channels)
+        values = picture.values if picture.peak is None else picture.unit
+        flat = values.reshape(-1, picture.channels)
         # 8 bits stay 8 bits on the device; torch has no arithmetic for uint16.
         self._values = torch.from_numpy(flat if flat.dtype == np.uint8 else flat.astype(np.float32)).to(device)
-        self._white = picture.white
-        colours = picture.values / picture.white
+        self._white = picture.white if picture.peak is None else 1.0
+        colours = picture.unit
         self._kept: Tensor | None = None
         if hold_out == "checkerboard":
             kept = checkerboard(picture.height, picture.width).ravel().nonzero()[0]

@@ -11,7 +11,7 @@ from loe_field.errors import InputError
 from loe_field.files import write_whole
 from loe_field.image.derivatives import Derivative, derivative_of
 from loe_field.image.model import LoEImageModel
-from loe_field.image.picture import Picture, codes
+from loe_field.image.picture import MU, Picture, codes, radiance
 from loe_field.image.rows import DTYPES, FileFormat, Sheet, check_sheet, file_format, write_rows
 from loe_field.image.view import (
     OnGrid,
@@ -103,8 +103,11 @@ class _Job:
 
 def _colours(model: LoEImageModel, picture: Picture, wanted: Rendering) -> _Job:
     view = wanted.view
-    dtype = _dtype(file_format(wanted.output), wanted.bit_depth, default=max(8, picture.bits))
-    alpha = picture.channels in (2, 4)
+    is_radiance = picture.peak is not None
+    kind, bits, alpha = file_format(wanted.output), wanted.bit_depth, picture.has_alpha
+    if kind == picture.format == "EXR" and bits is None:
+        bits = picture.bits
+    dtype = _dtype(kind, bits, default=32 if is_radiance else max(8, picture.bits))
     size = (picture.width, picture.height)
     function = on_grid(evaluated(colours_of(model), model.device, wanted.chunk))
     how = ""
@@ -120,7 +123,17 @@ def _colours(model: LoEImageModel, picture: Picture, wanted: Rendering) -> _Job:
     if few and view.is_of_own_pixels and dtype == np.uint8:
         return _Job(sheet, function, lambda band: picture.like(band).values, alpha, how)
     notes = (f"the run's picture has {few}: other colours lie between its pixels",) if few else ()
+    if is_radiance:
+        function = _composed(picture.from_unit, function)  # means are those of light, not of its curve
+        if dtype.kind == "f":
+            return _Job(sheet, function, lambda band: radiance(band, dtype, alpha=alpha), alpha, how)
+        how += f", tone-mapped as log(1 + {MU:g} v / {picture.peak:.3g}) / log(1 + {MU:g})"
+        return _Job(sheet, function, lambda band: codes(picture.to_unit(band), dtype), alpha, how)
     return _Job(sheet, function, lambda band: codes(band, dtype), alpha, how, notes)
+
+
+def _composed(outer: Callable[[np.ndarray], np.ndarray], inner: OnGrid) -> OnGrid:
+    return lambda x, y: torch.from_numpy(outer(inner(x, y).numpy()))
 
 
 def _derivative(model: LoEImageModel, picture: Picture, wanted: Rendering) -> _Job:
@@ -133,6 +146,7 @@ def _derivative(model: LoEImageModel, picture: Picture, wanted: Rendering) -> _J
         parts = ("dx", "dy") if wanted.derivative == "gradient" else ("laplacian",)
         names = tuple(f"{colour}.{part}" for colour in colours for part in parts)
         how = ", values per pixel" if wanted.derivative == "gradient" else ", values per square pixel"
+        how += "" if picture.peak is None else ", of the curve on which radiance is fitted"
         return _Job(_sheet(wanted, names, dtype), on_grid(function), lambda band: band.astype(dtype), False, how)
     shown = len([colour for colour in colours if colour != "A"])
 

@@ -78,8 +78,7 @@ def _to_json(metrics: dict[str, Any]) -> str:
 
 def _error_figure(reconstruction: Picture, target: Picture, psnr: float) -> Figure:
     """Error of every pixel (the largest over its channels) in steps of 1/255, brightest at the 99.9th percentile."""
-    difference = np.abs(np.subtract(reconstruction.values, target.values, dtype=np.float32)).max(-1)
-    difference *= 255 / target.white
+    difference = np.abs(target.to_unit(reconstruction.values) - target.unit).max(-1) * 255
     top = max(float(np.percentile(difference, 99.9)), 1.0)
     height, width = difference.shape
     scale = min(6 / max(height, width), 1 / 50)

@@ -220,6 +220,7 @@ class ImageTrainer(LoETrainer):
             "train_seconds": self.record.curve[-1].seconds,
             "target_psnr": self.config.target_psnr,
             "seconds_to_target": self.record.seconds_to(self.config.target_psnr),
+            "radiance_peak": picture.peak,
             "seed": self.config.machine.seed,
             "network": self.pipeline.model.config.network,
             "implementation": self.pipeline.model.implementation,

@@ -194,15 +194,15 @@ def rendered_rows(function: OnGrid, view: View, *, chunk: int, alpha: bool = Fal
 
 
 def premultiplied(values: Tensor) -> Tensor:
-    """Colours [..., channels] times the alpha in the last channel, both clamped to [0, 1]."""
-    values = values.clamp(0, 1)
-    return torch.cat([values[..., :-1] * values[..., -1:], values[..., -1:]], -1)
+    """Colours [..., channels], at least 0, times the alpha in the last channel, clamped to [0, 1]."""
+    alpha = values[..., -1:].clamp(0, 1)
+    return torch.cat([values[..., :-1].clamp(min=0) * alpha, alpha], -1)
 
 
 def straight(values: Tensor) -> Tensor:
     """The inverse of `premultiplied`; black where there is nothing to be seen."""
     alpha = values[..., -1:].clamp(0, 1)
-    return torch.cat([(values[..., :-1] / alpha.clamp(min=1e-6)).clamp(0, 1) * (alpha > 0), alpha], -1)
+    return torch.cat([(values[..., :-1] / alpha.clamp(min=1e-6)).clamp(min=0) * (alpha > 0), alpha], -1)
 
 
 def _positions(first: float, last: float, count: int) -> np.ndarray:

@@ -15,10 +15,18 @@ from PIL import Image
 
 from loe_field.image import rows
 from loe_field.image.load import load_model
-from loe_field.image.picture import read_picture
+from loe_field.image.picture import Picture, read_picture
 
 CHANNELS = {"grey": 1, "rgb": 3, "rgba": 4}
-KINDS = [f"{name}{bits}.png" for name in CHANNELS for bits in (8, 16)] + ["float.tif", "palette.png", "two.png"]
+KINDS = [f"{name}{bits}.png" for name in CHANNELS for bits in (8, 16)] + [
+    "float.tif",
+    "palette.png",
+    "two.png",
+    "light.tif",
+    "light.exr",
+    "half.exr",
+    "lighta.exr",
+]
 
 
 def write_picture(path):
@@ -30,6 +38,14 @@ def write_picture(path):
         cv2.imwrite(str(path), values[..., order])
     elif name == "float":
         tifffile.imwrite(path, (waves(20, 30, 3, np.uint16) / 65535).astype(np.float32), photometric="rgb")
+    elif name in ("light", "half", "lighta"):
+        values = 30 * (waves(20, 30, 4 if name == "lighta" else 3, np.uint16) / np.float32(65535)) ** 3
+        values[..., 3:] = values[..., 3:].clip(0.1, 1)
+        if path.suffix == ".tif":
+            tifffile.imwrite(path, values, photometric="rgb")
+        else:
+            content = Picture(values.astype(np.float16 if name == "half" else np.float32), "EXR", "RGB").encode()
+            path.write_bytes(content)
     else:
         values = waves(20, 30, 1 if name == "two" else channels)
         image = Image.fromarray(values[..., 0] if values.shape[2] == 1 else values)
@@ -162,6 +178,19 @@ def test_depths(runs, render, tmp_path):
         assert values_of(tmp_path / f"a.{suffix}").dtype == dtype
     assert "has 8" in render(runs("rgb8.png"), tmp_path / "b.jpg", "--bit-depth", 16)
     assert not (tmp_path / "b.jpg").exists()
+
+
+def test_light_is_averaged_as_light_and_shown_on_its_curve(runs, render, tmp_path):
+    folder = runs("light.exr")
+    expected = read_picture(folder / "reconstruction.exr").values
+    assert expected.max() > 1
+    render(folder, tmp_path / "a.npy", "--scale", 0.5)
+    np.testing.assert_allclose(np.load(tmp_path / "a.npy"), expected.reshape(10, 2, 15, 2, 3).mean((1, 3)), rtol=1e-5)
+    console = render(folder, tmp_path / "a.png")
+    peak = load_model(folder / "config.yml")[1].peak
+    assert "tone-mapped" in console
+    shown = np.log1p(5000 * expected / peak) / np.log1p(5000)
+    np.testing.assert_allclose(values_of(tmp_path / "a.png") / 65535, shown.clip(0, 1), atol=2e-5)
 
 
 def test_few_colours_are_kept_only_where_nothing_lies_between(runs, render, tmp_path):
