@@ -27,7 +27,7 @@ class ImageDataManagerConfig(DataManagerConfig):
 
     _target: type = field(default_factory=lambda: ImageDataManager)
     data: Path | None = None
-    """The picture: PNG, JPEG, TIFF, BMP or WebP. Left out: scikit-image's `camera`, 512x512 grey."""
+    """The picture: PNG, JPEG, TIFF, BMP, WebP or EXR. Left out: scikit-image's `camera`, 512x512 grey."""
     pixels_per_batch: int | None = 8192
     """Pixels per step, drawn at random without replacement. None: the whole picture at every step."""
     off_grid: float = 0.0
@@ -76,8 +76,8 @@ class PictureDataset:
 
     @cached_property
     def image(self) -> Tensor:
-        """The picture, float32 [height, width, channels] in [0, 1]."""
-        return torch.from_numpy(self.picture.values / self.picture.white).to(torch.float32)
+        """The picture as it is fitted, float32 [height, width, channels] in [0, 1]; radiance may go beyond."""
+        return torch.from_numpy(self.picture.unit).to(torch.float32)
 
 
 class ImageDataManager(DataManager):

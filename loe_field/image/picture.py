@@ -3,11 +3,15 @@
 import dataclasses
 import io
 import struct
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
+import numpy.typing as npt
+import OpenImageIO as oiio
 import psutil
 import tifffile
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -15,12 +19,18 @@ from scipy.spatial import KDTree
 
 from loe_field.errors import InputError
 
-FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP")
+FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP", "EXR")
 """What can be read and written, by Pillow's names."""
 
-_SUFFIX = {"PNG": ".png", "JPEG": ".jpg", "TIFF": ".tif", "BMP": ".bmp", "WEBP": ".webp"}
-_SIGNATURES = (b"\x89PNG", b"\xff\xd8\xff", b"II*\0", b"MM\0*", b"BM")
+_SUFFIX = {"PNG": ".png", "JPEG": ".jpg", "TIFF": ".tif", "BMP": ".bmp", "WEBP": ".webp", "EXR": ".exr"}
+MU = 5000.0
+"""Of the curve that radiance is fitted and measured in (Kalantari and Ramamoorthi, 2017)."""
+_PEAK = 99.9
+"""Percentile of its values that stands for 1."""
+_EXR = b"v/1\x01"
+_SIGNATURES = (b"\x89PNG", b"\xff\xd8\xff", b"II*\0", b"MM\0*", b"BM", _EXR)
 _CHANNEL_NAMES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
+EXR_CHANNELS = {1: ("Y",), 2: ("Y", "A"), 3: ("R", "G", "B"), 4: ("R", "G", "B", "A")}
 _BYTES_PER_PIXEL = 128
 """Memory that fitting takes per pixel beside the picture itself: the shuffle, one evaluation, SSIM of one channel.
 
@@ -32,12 +42,14 @@ class Picture:
     """A picture as numbers, with all that is needed to write others like it.
 
     Attributes:
-        values: [height, width, channels]; uint8, uint16, or float32 within [0, 1].
+        values: [height, width, channels]; uint8, uint16, or floats: within [0, 1], or radiance of any height.
         format: one of FORMATS.
         mode: Pillow's name for the channels: "1", "L", "LA", "P", "RGB" or "RGBA".
         palette: for mode "P" the colours [entries, 3 or 4] uint8; values hold colours, not indices.
         icc_profile: the colour profile, carried along.
         note: what was changed on reading, for the user; empty if nothing.
+        peak: of radiance the value that stands for 1; None for everything else. Radiance is fitted and measured as
+            log(1 + MU v / peak) / log(1 + MU), above 1 where it is above the peak; its alpha stays as it is.
     """
 
     values: np.ndarray
@@ -46,6 +58,7 @@ class Picture:
     palette: np.ndarray | None = None
     icc_profile: bytes | None = None
     note: str = ""
+    peak: float | None = None
 
     @property
     def height(self) -> int:
@@ -68,6 +81,39 @@ class Picture:
         return float(np.iinfo(self.values.dtype).max) if self.values.dtype.kind == "u" else 1.0
 
     @property
+    def unit(self) -> np.ndarray:
+        """What is fitted, float32: the values on [0, 1], of radiance on its curve."""
+        return self.to_unit(self.values)
+
+    def to_unit(self, values: np.ndarray) -> np.ndarray:
+        """Values of this kind of picture, [..., channels], as they are fitted."""
+        if self.peak is None:
+            return np.divide(values, self.white, dtype=np.float32)
+        unit = np.array(values, np.float32)
+        shown = unit[..., : self.channels - self.has_alpha]
+        shown[...] = np.log1p(shown * np.float32(MU / self.peak)) / np.float32(np.log1p(MU))
+        return unit
+
+    def from_unit(self, unit: np.ndarray) -> np.ndarray:
+        """The inverse for radiance, float32, never below 0; of other pictures the same numbers."""
+        if self.peak is None:
+            return unit
+        values = np.maximum(unit, 0, dtype=np.float32)
+        shown = values[..., : self.channels - self.has_alpha]
+        shown[...] = np.expm1(np.minimum(shown * np.float32(np.log1p(MU)), 80)) * np.float32(self.peak / MU)
+        return values
+
+    @property
+    def ceiling(self) -> float:
+        """The largest number that is fitted: 1, of radiance none."""
+        return 1.0 if self.peak is None else np.inf
+
+    @property
+    def has_alpha(self) -> bool:
+        """Whether the last channel is alpha."""
+        return self.channels in (2, 4)
+
+    @property
     def suffix(self) -> str:
         """File name ending, dot included."""
         return _SUFFIX[self.format]
@@ -77,30 +123,45 @@ class Picture:
         """Bits per channel."""
         return 1 if self.mode == "1" else 8 * self.values.dtype.itemsize
 
+    @property
+    def kind(self) -> dict[str, Any]:
+        """Everything but the content, as plain numbers and text that a checkpoint can hold; see `blank_picture`."""
+        return {
+            "shape": list(self.values.shape),
+            "dtype": self.values.dtype.name,
+            "format": self.format,
+            "mode": self.mode,
+            "palette": None if self.palette is None else self.palette.tolist(),
+            "icc_profile": self.icc_profile,
+            "peak": self.peak,
+        }
+
     def like(self, unit_values: np.ndarray) -> "Picture":
         """A picture of this kind with other content, rounded to what this kind can hold.
 
         Args:
-            unit_values: [height, width, channels], floating point; clamped to [0, 1].
+            unit_values: [height, width, channels], floating point, as `unit` has them; clamped to [0, 1], of radiance
+                to what the dtype holds.
 
         Returns:
             values of this dtype: rounded to the nearest step, to black or white for mode "1", to the nearest palette
             colour for mode "P".
         """
-        values = np.clip(unit_values, 0, 1)
         if self.mode == "1":
-            values = np.where(values >= 0.5, np.uint8(255), np.uint8(0))
+            values = np.where(unit_values >= 0.5, np.uint8(255), np.uint8(0))
         elif self.palette is not None:
-            nearest = KDTree(self.palette).query(values.reshape(-1, values.shape[-1]) * 255)[1]
-            values = self.palette[nearest].reshape(values.shape)
-        elif self.values.dtype.kind == "u":
-            values = np.rint(values * self.white).astype(self.values.dtype)
+            colours = np.clip(unit_values, 0, 1).reshape(-1, unit_values.shape[-1]) * 255
+            values = self.palette[KDTree(self.palette).query(colours)[1]].reshape(unit_values.shape)
+        elif self.peak is not None:
+            values = radiance(self.from_unit(unit_values), self.values.dtype, alpha=self.has_alpha)
         else:
-            values = values.astype(self.values.dtype)
+            values = codes(unit_values, self.values.dtype)
         return dataclasses.replace(self, values=values)
 
     def encode(self) -> bytes:
         """The file's content: lossless where the format can be, JPEG at its highest quality."""
+        if self.format == "EXR":
+            return self._encode_exr()
         if self.values.dtype.kind == "f" or (self.format == "TIFF" and self.bits > 8):
             return self._encode_tiff()
         if self.bits > 8:
@@ -144,6 +205,26 @@ class Picture:
         )
         return struct.pack("<2sIHHI", b"BM", 14 + len(header) + len(rows), 0, 0, 14 + len(header)) + header + rows
 
+    def _encode_exr(self) -> bytes:
+        """With alpha multiplied into the colours, as the format has it."""
+        values = self.values
+        if self.has_alpha:
+            values = np.concatenate([values[..., :-1] * values[..., -1:], values[..., -1:]], -1)
+        with tempfile.TemporaryDirectory(prefix="loe_field-") as folder:  # the library has no files in memory
+            path = Path(folder) / "a.exr"
+            spec = oiio.ImageSpec(self.width, self.height, self.channels, "half" if self.bits == 16 else "float")
+            spec.channelnames = EXR_CHANNELS[self.channels]
+            spec.attribute("compression", "zip")
+            output = oiio.ImageOutput.create("exr")
+            if not (
+                output
+                and output.open(str(path), spec)
+                and output.write_image(np.ascontiguousarray(values))
+                and output.close()
+            ):
+                raise RuntimeError(f"OpenImageIO could not encode an EXR: {output and output.geterror()}")
+            return path.read_bytes()
+
     def _encode_tiff(self) -> bytes:
         content = io.BytesIO()
         tifffile.imwrite(
@@ -157,15 +238,37 @@ class Picture:
         return content.getvalue()
 
 
-def read_picture(path: Path) -> Picture:
-    """Read a PNG, JPEG, TIFF, BMP or WebP file, turned upright as its EXIF orientation says.
+def blank_picture(kind: dict[str, Any]) -> Picture:
+    """A picture of a kind (`Picture.kind`) with nothing in it; its values are one zero, seen everywhere."""
+    palette = None if kind["palette"] is None else np.array(kind["palette"], np.uint8)
+    values = np.broadcast_to(np.zeros((), kind["dtype"]), kind["shape"])
+    return Picture(values, kind["format"], kind["mode"], palette, kind["icc_profile"], peak=kind.get("peak"))
 
-    Grey, grey with alpha, RGB, RGBA, palette and black-and-white; 8 and 16 bit; float TIFF within [0, 1]. CMYK becomes
-    RGB, with a note.
+
+def codes(unit_values: np.ndarray, dtype: npt.DTypeLike) -> np.ndarray:
+    """Numbers in [0, 1], clamped, as a file of this dtype holds them: whole steps of 1/255 or 1/65535, or floats."""
+    dtype = np.dtype(dtype)
+    values = np.clip(unit_values, 0, 1)
+    return np.rint(values * float(np.iinfo(dtype).max)).astype(dtype) if dtype.kind == "u" else values.astype(dtype)
+
+
+def radiance(values: np.ndarray, dtype: np.dtype, *, alpha: bool) -> np.ndarray:
+    """Radiance [..., channels] as a file of this floating-point dtype holds it: from 0 to its largest number."""
+    largest = np.full(values.shape[-1], np.finfo(dtype).max, np.float32)
+    if alpha:
+        largest[-1] = 1
+    return np.clip(values, 0, largest).astype(dtype)
+
+
+def read_picture(path: Path) -> Picture:
+    """Read a PNG, JPEG, TIFF, BMP, WebP or EXR file, turned upright as its EXIF orientation says.
+
+    Grey, grey with alpha, RGB, RGBA, palette and black-and-white; 8 and 16 bit; floats in TIFF, within [0, 1] or else
+    radiance; EXR, which is radiance always. CMYK becomes RGB, and negative radiance 0, with a note.
 
     Raises:
         InputError: there is no such file, it is no picture, it is damaged, it is of a kind that is not supported, it
-            holds NaN or values outside [0, 1], or it is too large for this machine's memory.
+            holds NaN or infinity, or it is too large for this machine's memory.
     """
     if not path.exists():
         raise InputError(f"{path} does not exist: give --data the path of a picture ({', '.join(FORMATS)})")
@@ -194,6 +297,8 @@ def decode_picture(content: bytes, *, name: str) -> Picture:
 
 
 def _decode(content: bytes, name: str) -> Picture:
+    if content.startswith(_EXR):
+        return _read_exr(content, name)
     deep_tiff = _read_float_or_deep_tiff(content, name)
     if deep_tiff is not None:
         return deep_tiff
@@ -302,17 +407,66 @@ def _read_float_or_deep_tiff(content: bytes, name: str) -> Picture | None:
         orientation = page.tags.get(274)
         icc_profile = page.iccprofile
     values = values.reshape(height, width, channels)
-    if values.dtype.kind == "f":
-        values = values.astype(np.float32)
-        bad = int(values.size - np.isfinite(values).sum())
-        if bad:
-            raise InputError(f"{name} holds {bad} values that are NaN or infinite: replace them before fitting")
-        if values.min() < 0 or values.max() > 1:
-            raise InputError(
-                f"{name} holds floats from {values.min():g} to {values.max():g}: scale them into 0..1 before fitting"
-            )
     values = _upright(values, 1 if orientation is None else orientation.value)
-    return Picture(np.array(values), "TIFF", _CHANNEL_NAMES[channels], None, icc_profile)
+    picture = Picture(np.array(values), "TIFF", _CHANNEL_NAMES[channels], None, icc_profile)
+    if values.dtype.kind != "f":
+        return picture
+    picture = dataclasses.replace(picture, values=picture.values.astype(np.float32))
+    _check_finite(picture.values, name)
+    return picture if picture.values.min() >= 0 and picture.values.max() <= 1 else _as_radiance(picture, name)
+
+
+def _read_exr(content: bytes, name: str) -> Picture:
+    """An EXR of one part with the channels Y or R, G and B, alpha or not; half or float."""
+    with tempfile.TemporaryDirectory(prefix="loe_field-") as folder:  # the library has no files in memory
+        path = Path(folder) / "a.exr"
+        path.write_bytes(content)
+        file = oiio.ImageInput.open(str(path))
+        if file is None:
+            raise InputError(f"{name} is damaged or cut short: {oiio.geterror().rstrip('.')}. Get a whole copy of it")
+        spec = file.spec()
+        if file.seek_subimage(1, 0):
+            raise InputError(f"{name} holds several pictures: save the one that you want on its own")
+        file.seek_subimage(0, 0)
+        names = [channel.rsplit(".", 1)[-1] for channel in spec.channelnames]
+        wanted = next((c for c in reversed(EXR_CHANNELS.values()) if sorted(c) == sorted(names)), None)
+        if wanted is None:
+            raise InputError(
+                f"{name} has the channels {', '.join(spec.channelnames)}: R, G, B or Y, alone or with A, can be fitted"
+            )
+        half = spec.format == oiio.HALF
+        check_picture_memory(spec.height, spec.width, len(wanted), 4, name)
+        values = file.read_image(oiio.FLOAT)
+        problem = file.geterror()
+        file.close()
+    if values is None or problem:
+        raise InputError(f"{name} is damaged or cut short: {problem.rstrip('.')}. Get a whole copy of it")
+    values = np.ascontiguousarray(np.atleast_3d(values)[..., [names.index(channel) for channel in wanted]])
+    _check_finite(values, name)
+    if wanted[-1] == "A":
+        alpha = values[..., -1:] = values[..., -1:].clip(0, 1)
+        np.divide(values[..., :-1], alpha, out=values[..., :-1], where=alpha > 0)
+        values[..., :-1] *= alpha > 0
+    picture = Picture(values.astype(np.float16 if half else np.float32), "EXR", _CHANNEL_NAMES[len(wanted)])
+    return _as_radiance(picture, name)
+
+
+def _check_finite(values: np.ndarray, name: str) -> None:
+    bad = int(values.size - np.isfinite(values).sum())
+    if bad:
+        raise InputError(f"{name} holds {bad} values that are NaN or infinite: replace them before fitting")
+
+
+def _as_radiance(picture: Picture, name: str) -> Picture:
+    """The picture as radiance: nothing negative, and a peak."""
+    values, note = picture.values, picture.note
+    negative = int((values < 0).sum())
+    if negative:
+        note = f"{name} holds {negative:,} negative values, down to {values.min():g}: taken as 0"
+        values = np.maximum(values, 0)
+    shown = values[..., : picture.channels - picture.has_alpha]
+    peak = float(np.percentile(shown.astype(np.float32), _PEAK)) or float(shown.max()) or 1.0
+    return dataclasses.replace(picture, values=values, note=note, peak=peak)
 
 
 def _swap_red_and_blue(values: np.ndarray) -> np.ndarray:

@@ -46,7 +46,8 @@ class Fit:
     Attributes:
         reconstruction: the picture as it reads back from its file.
         content: the file.
-        psnr: dB over all values on [0, 1] of `reconstruction`; infinite if not one value differs.
+        psnr: dB over all values on [0, 1] of `reconstruction`, of radiance on its curve (see Picture.peak); infinite
+            if not one value differs.
         psnr_unrounded: dB of the field's own floats, clamped to [0, 1], before rounding to the file's depth.
         ssim: of `reconstruction`, mean over the channels; None if a side is shorter than the window of 11.
         between: how the field does between the pixels.
@@ -73,17 +74,18 @@ def psnr(values: np.ndarray, target: np.ndarray, white: float) -> float:
 
 
 def ssim(picture: Picture, target: Picture) -> float | None:
-    """Structural similarity (Wang et al., 2004: Gaussian window, sigma 1.5) on [0, 1], mean over the channels."""
+    """Structural similarity (Wang et al., 2004: Gaussian window, sigma 1.5) as fitted, mean over the channels."""
     if min(picture.height, picture.width) < _SSIM_WINDOW:
         return None
     total, margin = 0.0, _SSIM_WINDOW - 1
     windows = picture.height - margin  # rows that a whole window fits around; each strip has as many as are its own
     for first in range(0, windows, _STRIP):
         rows = slice(first, min(first + _STRIP, windows) + margin)
+        seen, wanted = (target.to_unit(p.values[rows]).astype(np.float64) for p in (picture, target))
         for c in range(picture.channels):
             mean = structural_similarity(
-                picture.values[rows, :, c] / picture.white,
-                target.values[rows, :, c] / target.white,
+                seen[..., c],
+                wanted[..., c],
                 data_range=1.0,
                 gaussian_weights=True,
                 sigma=_SSIM_SIGMA,
@@ -91,6 +93,13 @@ def ssim(picture: Picture, target: Picture) -> float | None:
             )
             total += float(np.mean(mean)) * (rows.stop - rows.start - margin)
     return total / (windows * picture.channels)
+
+
+def picture_psnr(picture: Picture, target: Picture) -> float:
+    """PSNR in dB between two pictures of one kind; of radiance on its curve, where the target's peak is 1."""
+    if target.peak is None:
+        return psnr(picture.values, target.values, target.white)
+    return psnr(target.to_unit(picture.values), target.unit, 1.0)
 
 
 class ImagePipeline(VanillaPipeline):
@@ -143,7 +152,7 @@ class ImagePipeline(VanillaPipeline):
         The quick measure during training; it equals that of `fit` where the format is lossless.
         """
         target = self.datamanager.picture
-        return psnr(target.like(rendered).values, target.values, target.white)
+        return picture_psnr(target.like(rendered), target)
 
     def fit(self, rendered: np.ndarray) -> Fit:
         """Put what model.render() gave into the picture's own format, and measure what one gets back from that file.
@@ -153,7 +162,7 @@ class ImagePipeline(VanillaPipeline):
         target = self.datamanager.picture
         content = target.like(rendered).encode()
         reconstruction = decode_picture(content, name="the reconstruction")
-        seen, wanted = np.clip(rendered, 0, 1), target.values / np.float32(target.white)
+        seen, wanted = np.clip(rendered, 0, target.ceiling), target.unit
         held_out = None
         if self.datamanager.config.hold_out == "checkerboard":
             unseen = ~checkerboard(target.height, target.width)
@@ -161,7 +170,7 @@ class ImagePipeline(VanillaPipeline):
         return Fit(
             reconstruction=reconstruction,
             content=content,
-            psnr=psnr(reconstruction.values, target.values, target.white),
+            psnr=picture_psnr(reconstruction, target),
             psnr_unrounded=psnr(seen, wanted, 1.0),
             ssim=ssim(reconstruction, target),
             between=self._between_pixels(),
@@ -173,7 +182,7 @@ class ImagePipeline(VanillaPipeline):
         picture, model = self.datamanager.picture, self.model
         return between_pixels(
             lambda places: model.get_outputs(places)["rgb"].float(),
-            CubicSpline(picture.values / picture.white, model.device),
+            CubicSpline(picture.unit, model.device),
             chunk=model.config.eval_num_rays_per_chunk,
         )
 

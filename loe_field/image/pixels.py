@@ -86,10 +86,11 @@ class PixelBatches:
         hold_out: HoldOut = "none",
     ) -> None:
         self.width = picture.width
-        flat = picture.values.reshape(-1, picture.channels)
+        values = picture.values if picture.peak is None else picture.unit
+        flat = values.reshape(-1, picture.channels)
         # 8 bits stay 8 bits on the device; torch has no arithmetic for uint16.
         self._values = torch.from_numpy(flat if flat.dtype == np.uint8 else flat.astype(np.float32)).to(device)
-        self._white = picture.white
+        self._white = picture.white if picture.peak is None else 1.0
         self._kept: Tensor | None = None
         if hold_out == "checkerboard":
             kept = checkerboard(picture.height, picture.width).ravel().nonzero()[0]
@@ -97,7 +98,7 @@ class PixelBatches:
         self.num_pixels = len(flat) if self._kept is None else len(self._kept)
         self._spline: CubicSpline | None = None
         if off_grid > 0:
-            colours = picture.values / picture.white
+            colours = picture.unit
             self._spline = CubicSpline(colours if self._kept is None else fill_checkerboard(colours), device)
         size = min(pixels_per_batch or self.num_pixels, self.num_pixels)
         self.batches_per_pass = -(-self.num_pixels // size)

@@ -48,9 +48,9 @@ def _error_figure(reconstruction: Picture, target: Picture, psnr: float) -> Figu
     """Error of every pixel (the largest over its channels) in steps of 1/255, brightest at the 99.9th percentile."""
     difference = np.empty((target.height, target.width), np.float32)
     for row in range(target.height):
-        error = np.subtract(reconstruction.values[row], target.values[row], dtype=np.float32)
-        np.abs(error).max(-1, out=difference[row])
-    difference *= 255 / target.white
+        seen, wanted = (target.to_unit(picture.values[row]) for picture in (reconstruction, target))
+        np.abs(seen - wanted).max(-1, out=difference[row])
+    difference *= 255
     # Of a large picture the largest error of each block: matplotlib would take 100 bytes for every pixel.
     difference = block_reduce(difference, -(-max(difference.shape) // _MOST_DRAWN), np.max)
     top = max(float(np.percentile(difference, 99.9)), 1.0)

@@ -33,11 +33,29 @@ class CubicSpline:
         # Gathers and sums at once: a quarter of the time of the two after each other.
         return embedding_bag(index, self._coefficients, per_sample_weights=weight, mode="sum")
 
+    def on_grid(self, x: Tensor, y: Tensor) -> Tensor:
+        """Colours float32 [rows, columns, channels] at the places of a grid; axis by axis, which is much quicker.
+
+        Args:
+            x: [columns] in pixels, float64 for large pictures.
+            y: [rows] likewise.
+        """
+        values = self._coefficients.view(self.height, self.width, -1)
+        for axis, (places, size) in enumerate(((y, self.height), (x, self.width))):
+            index, weight = _taps(places, size)
+            weight = weight[..., None] if axis else weight[..., None, None]
+            values = sum(
+                (weight[:, k] * values.index_select(axis, index[:, k]) for k in range(1, 4)),
+                weight[:, 0] * values.index_select(axis, index[:, 0]),
+            )
+        return values
+
 
 def _taps(place: Tensor, size: int) -> tuple[Tensor, Tensor]:
     """The four coefficients around places [N] on an axis, int64 [N, 4], and the B-spline's weights there."""
     first = (place - 0.5).floor()
     t = place - 0.5 - first
+    t = t.to(torch.float32)
     weights = [(1 - t) ** 3, 3 * t**3 - 6 * t**2 + 4, -3 * t**3 + 3 * t**2 + 3 * t + 1, t**3]
     index = first.to(torch.int64)[:, None] + torch.arange(-1, 3, device=place.device)
     if size == 1:

@@ -168,6 +168,10 @@ class ImageTrainer(LoETrainer):
         self._rendered = self.pipeline.model.render().numpy()
         return self.pipeline.evaluate(self._rendered)
 
+    def more_state(self) -> dict[str, Any]:
+        """What kind of picture it is: the field can be rendered without the picture."""
+        return {"picture": self.pipeline.datamanager.picture.kind}
+
     def write_results(self) -> None:
         """Reconstruct, measure, write the report, and say where it lies."""
         fit = self.pipeline.fit(self._rendered)  # every run ends with an evaluation
@@ -206,6 +210,7 @@ class ImageTrainer(LoETrainer):
             "train_seconds": self.record.curve[-1].seconds,
             "target_psnr": self.config.target_psnr,
             "seconds_to_target": self.record.seconds_to(self.config.target_psnr),
+            "radiance_peak": picture.peak,
             "seed": self.config.machine.seed,
             "network": self.pipeline.model.config.network,
             "implementation": self.pipeline.model.implementation,

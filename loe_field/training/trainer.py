@@ -400,9 +400,14 @@ class LoETrainer(Trainer):
                 "schedulers": {name: s.state_dict() for name, s in self.optimizers.schedulers.items()},
                 "scalers": self.grad_scaler.state_dict(),
                 "record": self.record.state_dict(),
+                **self.more_state(),
             },
             only_latest=self.config.save_only_latest_checkpoint,
         )
+
+    def more_state(self) -> dict[str, Any]:
+        """What else a checkpoint holds: tensors, plain numbers and text. Subclasses may have something."""
+        return {}
 
     def _check_viewer_warnings(self) -> None:
         """The host warns that nothing is evaluated without a logger; here everything is."""

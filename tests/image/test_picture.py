@@ -207,7 +207,6 @@ whole_png = encoded(eight_bit("RGB").resize((64, 64)), "PNG")
         (encoded(eight_bit("L"), "TIFF", save_all=True, append_images=[eight_bit("L")]), "holds 2 pictures"),
         (tiff(np.stack([SIXTEEN[..., 0]] * 3), photometric="minisblack"), "holds 3 pictures"),
         (tiff(np.full((4, 4), np.nan, np.float32)), "16 values that are NaN or infinite"),
-        (tiff(np.full((4, 4), 7.5, np.float32)), "floats from 7.5 to 7.5: scale them"),
         (tiff(np.zeros((4, 4), np.int32)), "int32 numbers: convert it"),
         (tiff(np.zeros((4, 4, 6), np.uint16), photometric="minisblack", planarconfig="contig"), "6 channels"),
         (png(200_000, 200_000, 8, 2, b""), r"200000 x 200000 pixels of 3 channels take about .* GiB"),

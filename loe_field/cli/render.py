@@ -1,0 +1,107 @@
+"""loe-render: a fit at any resolution, through any window."""
+
+import os
+import signal
+import sys
+import time
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Literal
+
+import tyro
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+
+@dataclass
+class Render:
+    """Render the field of a run of ns-train loe-image into a picture file.
+
+    At scale 1 it is the run's reconstruction. Smaller, every pixel is the mean of a grid of samples. Larger, the places
+    between the picture's pixels are filled as --upscaling says. The run's picture need not be there any more.
+    """
+
+    load_config: Path
+    """config.yml of the run."""
+    output: Path
+    """The file: .png, .jpg, .tif, .webp, .exr or .npy. All but WebP are written row by row, whatever their size."""
+    scale: float | None = None
+    """Pixels of the result to one of the picture, along each side. None: 1."""
+    size: tuple[int, int] | None = None
+    """Width and height of the result, instead of --scale."""
+    crop: tuple[float, float, float, float] | None = None
+    """X0 Y0 X1 Y1 in the picture's own pixels, X1 and Y1 not included; parts of pixels too. None: the whole picture."""
+    bit_depth: Literal[8, 16, 32] | None = None
+    """Bits per channel; 32 is float, in EXR 16 too. None: the picture's own where the format has them, 32 for NPY."""
+    upscaling: Literal["field", "spline"] | None = None
+    """Where it is enlarged: the field itself, with its jumps at the borders of cells, or the cubic spline through the
+    field's values at the picture's pixels. None: the spline, which measured better."""
+    derivative: Literal["gradient", "laplacian"] | None = None
+    """Instead of the colours. In EXR, NPY and TIFF as floats: d/dx and d/dy of the first channel, then of the next, in
+    values (0 to 1) per pixel; or the Laplacian of every channel. In the others as a grey picture."""
+    chunk_size: int = 65536
+    """Points evaluated at once: less takes less memory."""
+
+    def main(self) -> None:
+        """Render, and say what was written."""
+        from loe_field.errors import InputError
+
+        if self.derivative is not None and self.upscaling == "spline":
+            raise InputError("--derivative is the field's own: leave --upscaling spline out")
+        warnings.filterwarnings("ignore", category=FutureWarning)  # the host's, of torch's older names
+        from loe_field.image.load import load_model  # the host takes seconds to import
+        from loe_field.image.render import Rendering, render
+        from loe_field.image.window import view_of
+
+        start = time.perf_counter()
+        model, picture = load_model(self.load_config.expanduser())
+        view = view_of((picture.width, picture.height), scale=self.scale, size=self.size, crop=self.crop)
+        wanted = Rendering(
+            self.output.expanduser(), view, self.upscaling or "spline", self.derivative, self.bit_depth, self.chunk_size
+        )
+        console = Console()
+        progress = Progress(
+            TextColumn("rendering"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("rows"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        with progress:
+            task = progress.add_task("", total=view.height)
+            lines = render(model, picture, wanted, lambda rows: progress.advance(task, rows))
+        lines[0] += f", {time.perf_counter() - start:.1f} s"
+        for line in lines:
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+class _Stopped(BaseException):
+    """Ctrl-C or SIGTERM."""
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    for each in (signal.SIGINT, signal.SIGTERM):  # a second one must not interrupt the tidying
+        signal.signal(each, signal.SIG_IGN)
+    raise _Stopped(number)
+
+
+def main() -> None:
+    """The command."""
+    arguments = tyro.cli(Render, prog="loe-render", description=Render.__doc__)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _stop)
+    try:
+        arguments.main()
+    except _Stopped as stopped:
+        print(f"stopped: {arguments.output} was not written", file=sys.stderr, flush=True)
+        os._exit(128 + stopped.args[0])  # at once: libpng would still complain of the picture that it did not get
+
+
+if __name__ == "__main__":
+    main()
