@@ -1,6 +1,7 @@
 """nerfstudio's Model for one picture: a LoE field over the plane."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -220,15 +221,22 @@ class LoEImageModel(Model):
         error = (outputs.get("bands", outputs["rgb"]) - batch["image"]).square().mean()
         return {"rgb_loss": error}
 
-    @torch.no_grad()
     def render(self) -> Tensor:
         """The whole picture at its own pixels, float32 [height, width, channels] on the CPU, not clamped."""
-        total = self.height * self.width
-        chunks = []
-        for start in range(0, total, self.config.eval_num_rays_per_chunk):
-            index = torch.arange(start, min(start + self.config.eval_num_rays_per_chunk, total), device=self.device)
-            chunks.append(self.get_outputs(pixel_centers(index, self.width))["rgb"].float().cpu())
-        return torch.cat(chunks).view(self.height, self.width, self.channels)
+        return torch.cat([colours for _, colours in self.render_strips()])
+
+    @torch.no_grad()
+    def render_strips(self) -> Iterator[tuple[slice, Tensor]]:
+        """The picture from top to bottom: which rows, and `render` of them; eval_num_rays_per_chunk pixels each."""
+        rows = max(1, self.config.eval_num_rays_per_chunk // self.width)
+        for first in range(0, self.height, rows):
+            last = min(first + rows, self.height)
+            pixels = torch.arange(first * self.width, last * self.width, device=self.device)
+            chunks = [
+                self.get_outputs(pixel_centers(index, self.width))["rgb"].float().cpu()
+                for index in pixels.split(self.config.eval_num_rays_per_chunk)
+            ]
+            yield slice(first, last), torch.cat(chunks).view(last - first, self.width, self.channels)
 
     @torch.no_grad()
     def get_outputs_for_camera(self, camera: Cameras, obb_box: OrientedBox | None = None) -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import math
 import struct
 import tempfile
 from dataclasses import dataclass
@@ -31,6 +32,8 @@ _EXR = b"v/1\x01"
 _SIGNATURES = (b"\x89PNG", b"\xff\xd8\xff", b"II*\0", b"MM\0*", b"BM", _EXR)
 _CHANNEL_NAMES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 EXR_CHANNELS = {1: ("Y",), 2: ("Y", "A"), 3: ("R", "G", "B"), 4: ("R", "G", "B", "A")}
+_MAPPED_FROM = 2**26
+"""Values from which on a TIFF is mapped rather than read."""
 _BYTES_PER_PIXEL = 128
 """Memory that fitting takes per pixel beside the picture itself: the shuffle, one evaluation, SSIM of one channel.
 
@@ -274,6 +277,9 @@ def read_picture(path: Path) -> Picture:
         raise InputError(f"{path} does not exist: give --data the path of a picture ({', '.join(FORMATS)})")
     if not path.is_file():
         raise InputError(f"{path} is not a file: give --data the path of one picture ({', '.join(FORMATS)})")
+    mapped = _mapped_tiff(path)
+    if mapped is not None:
+        return mapped
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -370,6 +376,35 @@ def _deep_png(content: bytes, mode: str, icc_profile: bytes | None, orientation:
         note = f"{name} is 16-bit grey with alpha: written back as RGBA"
     values = _upright(_swap_red_and_blue(values), orientation)
     return Picture(np.array(values), "PNG", _CHANNEL_NAMES[values.shape[2]], None, icc_profile, note)
+
+
+def _mapped_tiff(path: Path) -> Picture | None:
+    """A large TIFF of whole numbers without compression, left where it lies and mapped; None for everything else."""
+    try:
+        with tifffile.TiffFile(path) as tiff:
+            page = tiff.pages[0]
+            assert isinstance(page, tifffile.TiffPage)
+            orientation = page.tags.get(274)
+            shape = (page.imagelength, page.imagewidth, page.samplesperpixel)
+            plain = (
+                len(tiff.pages) == 1
+                and page.is_memmappable
+                and page.photometric in (tifffile.PHOTOMETRIC.MINISBLACK, tifffile.PHOTOMETRIC.RGB)
+                and page.planarconfig == tifffile.PLANARCONFIG.CONTIG
+                and page.dtype in (np.uint8, np.uint16)
+                and tiff.byteorder == "<"
+                and shape[2] in _CHANNEL_NAMES
+                and page.imagedepth == 1
+                and (orientation is None or orientation.value == 1)
+            )
+            profile = page.iccprofile
+        if not plain or math.prod(shape) < _MAPPED_FROM:
+            return None
+        # Copy on write: nothing is written, but torch takes no memory that could not be.
+        values = tifffile.memmap(path, mode="c").reshape(shape)
+    except (OSError, ValueError, tifffile.TiffFileError):
+        return None  # whoever decodes it says what is wrong
+    return Picture(values, "TIFF", _CHANNEL_NAMES[shape[2]], None, profile)
 
 
 def _read_float_or_deep_tiff(content: bytes, name: str) -> Picture | None:

@@ -2,7 +2,7 @@
 
 import math
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,8 @@ from loe_field.image.spline import CubicSpline
 from loe_field.training.checkpoints import require_same_shapes
 
 _SSIM_SIGMA, _SSIM_WINDOW = 1.5, 11
+_WINDOW = 4096
+"""Pixels along a side of the middle part of a larger picture in which the places between the pixels are measured."""
 _STRIP = 512
 """Rows that are measured at once, so that a large picture takes no more memory than its own."""
 
@@ -37,6 +39,21 @@ class ImagePipelineConfig(VanillaPipelineConfig):
     """The picture."""
     model: ModelConfig = field(default_factory=LoEImageModelConfig)
     """The field."""
+
+
+@dataclass(frozen=True)
+class Rendering:
+    """The field at the picture's own pixels.
+
+    Attributes:
+        picture: what it shows, rounded to what the picture's kind can hold.
+        psnr_unrounded: dB of the field's own floats.
+        psnr_held_out: the same over the pixels that were held out; None if there are none.
+    """
+
+    picture: Picture
+    psnr_unrounded: float
+    psnr_held_out: float | None
 
 
 @dataclass(frozen=True)
@@ -67,10 +84,19 @@ def psnr(values: np.ndarray, target: np.ndarray, white: float) -> float:
     """Peak signal-to-noise ratio in dB, 10 log10(white^2 / mean squared error), over all values; infinite if equal."""
     total = 0.0
     for first in range(0, len(values), _STRIP):
-        error = np.subtract(values[first : first + _STRIP], target[first : first + _STRIP], dtype=np.float32)
-        total += float(np.sum(np.square(error, out=error), dtype=np.float64))
-    mean_square = total / max(values.size, 1) / white**2
-    return math.inf if mean_square == 0 else -10 * math.log10(mean_square)
+        total += _square(values[first : first + _STRIP], target[first : first + _STRIP])
+    return _decibels(total / white**2, values.size)
+
+
+def _square(values: np.ndarray, target: np.ndarray) -> float:
+    """Sum of squared differences."""
+    error = np.subtract(values, target, dtype=np.float32)
+    return float(np.sum(np.square(error, out=error), dtype=np.float64))
+
+
+def _decibels(square: float, count: int) -> float:
+    """PSNR of a sum of squared errors over so many values on [0, 1]."""
+    return math.inf if square == 0 else -10 * math.log10(square / count)
 
 
 def ssim(picture: Picture, target: Picture) -> float | None:
@@ -99,7 +125,11 @@ def picture_psnr(picture: Picture, target: Picture) -> float:
     """PSNR in dB between two pictures of one kind; of radiance on its curve, where the target's peak is 1."""
     if target.peak is None:
         return psnr(picture.values, target.values, target.white)
-    return psnr(target.to_unit(picture.values), target.unit, 1.0)
+    square = 0.0
+    for first in range(0, target.height, _STRIP):
+        seen, wanted = (target.to_unit(p.values[first : first + _STRIP]) for p in (picture, target))
+        square += _square(seen, wanted)
+    return _decibels(square, target.values.size)
 
 
 class ImagePipeline(VanillaPipeline):
@@ -146,43 +176,60 @@ class ImagePipeline(VanillaPipeline):
         assert isinstance(model, LoEImageModel)
         return model
 
-    def evaluate(self, rendered: np.ndarray) -> float:
-        """PSNR in dB over the whole picture of what model.render() gave, rounded to the picture's depth.
+    def render(self) -> Rendering:
+        """The field at the picture's own pixels, strip by strip: of floats there is never more than a strip."""
+        target = self.datamanager.picture
+        values = np.empty(target.values.shape, target.values.dtype)
+        square = square_held_out = 0.0
+        count_held_out = 0
+        for rows, colours in self.model.render_strips():
+            values[rows] = target.like(colours.numpy()).values
+            seen, wanted = np.clip(colours.numpy(), 0, target.ceiling), target.to_unit(target.values[rows])
+            square += _square(seen, wanted)
+            if self.datamanager.config.hold_out == "checkerboard":
+                unseen = ~checkerboard(len(seen), target.width, rows.start)
+                square_held_out += _square(seen[unseen], wanted[unseen])
+                count_held_out += int(unseen.sum()) * target.channels
+        return Rendering(
+            picture=replace(target, values=values),
+            psnr_unrounded=_decibels(square, values.size),
+            psnr_held_out=_decibels(square_held_out, count_held_out) if count_held_out else None,
+        )
+
+    def evaluate(self, rendering: Rendering) -> float:
+        """PSNR in dB over the whole picture, as rounded to the picture's depth.
 
         The quick measure during training; it equals that of `fit` where the format is lossless.
         """
-        target = self.datamanager.picture
-        return picture_psnr(target.like(rendered), target)
+        return picture_psnr(rendering.picture, self.datamanager.picture)
 
-    def fit(self, rendered: np.ndarray) -> Fit:
-        """Put what model.render() gave into the picture's own format, and measure what one gets back from that file.
+    def fit(self, rendering: Rendering) -> Fit:
+        """Put a rendering into the picture's own format, and measure what one gets back from that file.
 
         Between the pixels it is the field itself that is measured, as it is now.
         """
         target = self.datamanager.picture
-        content = target.like(rendered).encode()
+        content = rendering.picture.encode()
         reconstruction = decode_picture(content, name="the reconstruction")
-        seen, wanted = np.clip(rendered, 0, target.ceiling), target.unit
-        held_out = None
-        if self.datamanager.config.hold_out == "checkerboard":
-            unseen = ~checkerboard(target.height, target.width)
-            held_out = psnr(seen[unseen], wanted[unseen], 1.0) if unseen.any() else None
         return Fit(
             reconstruction=reconstruction,
             content=content,
             psnr=picture_psnr(reconstruction, target),
-            psnr_unrounded=psnr(seen, wanted, 1.0),
+            psnr_unrounded=rendering.psnr_unrounded,
             ssim=ssim(reconstruction, target),
             between=self._between_pixels(),
-            psnr_held_out=held_out,
+            psnr_held_out=rendering.psnr_held_out,
         )
 
     @torch.no_grad()
     def _between_pixels(self) -> BetweenPixels:
         picture, model = self.datamanager.picture, self.model
+        top, left = (max(0, (side - _WINDOW) // 2) for side in (picture.height, picture.width))
+        window = picture.to_unit(picture.values[top : top + _WINDOW, left : left + _WINDOW])
+        corner = torch.tensor([left, top], device=model.device)
         return between_pixels(
-            lambda places: model.get_outputs(places)["rgb"].float(),
-            CubicSpline(picture.unit, model.device),
+            lambda places: model.get_outputs(places + corner)["rgb"].float(),
+            CubicSpline(window, model.device),
             chunk=model.config.eval_num_rays_per_chunk,
         )
 
@@ -197,9 +244,9 @@ class ImagePipeline(VanillaPipeline):
             get_std: adds the spread over the pictures, 0 for one.
         """
         start = time.perf_counter()
-        rendered = self.model.render().numpy()
+        rendering = self.render()
         seconds = time.perf_counter() - start
-        fit = self.fit(rendered)
+        fit = self.fit(rendering)
         pixels = self.model.height * self.model.width
         metrics = {"psnr": fit.psnr, "psnr_unrounded": fit.psnr_unrounded}
         if fit.ssim is not None:

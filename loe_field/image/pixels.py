@@ -32,9 +32,9 @@ def pixel_centers(index: Tensor, width: int) -> Tensor:
     return torch.stack([index % width, index // width], -1).to(torch.float32) + 0.5
 
 
-def checkerboard(height: int, width: int) -> np.ndarray:
-    """Every second pixel, the one in the upper left corner among them: bool [height, width]."""
-    return np.add.outer(np.arange(height), np.arange(width)) % 2 == 0
+def checkerboard(height: int, width: int, first_row: int = 0) -> np.ndarray:
+    """Every second pixel, the one in the picture's upper left corner among them: bool [height, width] from a row on."""
+    return np.add.outer(np.arange(first_row, first_row + height), np.arange(width)) % 2 == 0
 
 
 def fill_checkerboard(colours: np.ndarray) -> np.ndarray:
@@ -88,8 +88,9 @@ class PixelBatches:
         self.width = picture.width
         values = picture.values if picture.peak is None else picture.unit
         flat = values.reshape(-1, picture.channels)
-        # 8 bits stay 8 bits on the device; torch has no arithmetic for uint16.
-        self._values = torch.from_numpy(flat if flat.dtype == np.uint8 else flat.astype(np.float32)).to(device)
+        # As they are, also in a mapped file; of uint16, for which torch has no arithmetic, the bits as int16.
+        flat = flat.view(np.int16) if flat.dtype == np.uint16 else flat
+        self._values = torch.from_numpy(flat).to(device)
         self._white = picture.white if picture.peak is None else 1.0
         self._kept: Tensor | None = None
         if hold_out == "checkerboard":
@@ -115,7 +116,10 @@ class PixelBatches:
 
     def colours(self, index: Tensor) -> Tensor:
         """Colours in [0, 1], float32 [N, channels], of pixels numbered row by row."""
-        return self._values.index_select(0, index).to(torch.float32) / self._white
+        values = self._values.index_select(0, index)
+        if values.dtype == torch.int16:
+            values = values.to(torch.int32) & 0xFFFF
+        return values.to(torch.float32) / self._white
 
     def at(self, index: Tensor, offset: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Places [N, 2] in pixels and colours [N, channels].

@@ -165,8 +165,8 @@ class ImageTrainer(LoETrainer):
 
     def evaluate(self) -> float:
         """PSNR in dB over the whole picture."""
-        self._rendered = self.pipeline.model.render().numpy()
-        return self.pipeline.evaluate(self._rendered)
+        self._rendering = self.pipeline.render()
+        return self.pipeline.evaluate(self._rendering)
 
     def more_state(self) -> dict[str, Any]:
         """What kind of picture it is: the field can be rendered without the picture."""
@@ -174,7 +174,7 @@ class ImageTrainer(LoETrainer):
 
     def write_results(self) -> None:
         """Reconstruct, measure, write the report, and say where it lies."""
-        fit = self.pipeline.fit(self._rendered)  # every run ends with an evaluation
+        fit = self.pipeline.fit(self._rendering)  # every run ends with an evaluation
         metrics = self._metrics(fit)
         paths = write_report(self.base_dir, fit, self.pipeline.datamanager.picture, self.record, metrics)
         exact = " (not one value differs)" if fit.psnr == float("inf") else ""

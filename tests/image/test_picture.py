@@ -241,3 +241,19 @@ def test_input_errors_end_a_program_without_a_traceback():
     assert isinstance(error, ValueError)
     assert isinstance(error, SystemExit)
     assert error.code == "error: no such thing"
+
+
+@pytest.mark.parametrize(("dtype", "channels"), [(np.uint8, 3), (np.uint16, 1), (np.uint16, 4)])
+def test_a_large_plain_tiff_is_mapped(tmp_path, monkeypatch, dtype, channels):
+    values = np.random.default_rng(0).integers(0, np.iinfo(dtype).max + 1, (9, 7, channels), dtype)
+    options = {"photometric": "rgb" if channels > 2 else "minisblack", "extrasamples": ["unassalpha"] * (channels == 4)}
+    tifffile.imwrite(tmp_path / "plain.tif", values.squeeze(), **options)
+    tifffile.imwrite(tmp_path / "packed.tif", values.squeeze(), compression="zlib", **options)
+    read = read_picture(tmp_path / "plain.tif")
+    monkeypatch.setattr(picture_module, "_MAPPED_FROM", 1)
+    mapped, packed = (read_picture(tmp_path / f"{name}.tif") for name in ("plain", "packed"))
+    assert isinstance(mapped.values, np.memmap)
+    assert not isinstance(packed.values, np.memmap)
+    for picture in (read, packed):
+        assert (picture.values == mapped.values).all()
+        assert picture.kind == mapped.kind

@@ -52,3 +52,9 @@ def test_sixteen_bits_and_floats_keep_their_steps():
     deep = Picture(np.array([[[0], [1], [65535]]], dtype=np.uint16), "PNG", "L")
     _, colours = PixelBatches(deep, "cpu", pixels_per_batch=None, seed=0).batch(0)
     torch.testing.assert_close(colours[:, 0], torch.tensor([0, 1 / 65535, 1.0]))
+
+
+def test_sixteen_bits_are_whole():
+    values = np.array([0, 1, 32767, 32768, 65535], np.uint16).reshape(1, 5, 1)
+    pixels = PixelBatches(Picture(values, "PNG", "L"), "cpu", pixels_per_batch=None, seed=0)
+    assert (pixels.batch(0)[1].flatten() * 65535).round().int().tolist() == values.flatten().tolist()
