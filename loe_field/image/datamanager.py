@@ -1,5 +1,6 @@
 """nerfstudio's DataManager for one picture."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any, Literal
 
 import skimage
 import torch
+import tyro
 from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.data.datamanagers.base_datamanager import DataManager, DataManagerConfig
 from nerfstudio.data.scene_box import SceneBox
@@ -34,6 +36,9 @@ class ImageDataManagerConfig(DataManagerConfig):
     0.5 makes a field that can be enlarged."""
     hold_out: HoldOut = "none"
     """Pixels that the fit never sees: "checkerboard" keeps every second one back and measures it (psnr_held_out)."""
+    size: tyro.conf.Suppress[tuple[int, int, int] | None] = None
+    """Height, width and channels of the picture: noted when it is read, so that config.yml tells them to whoever uses
+    the fit later, when the picture itself may be gone."""
 
 
 def default_picture() -> Path:
@@ -46,27 +51,28 @@ class PictureDataset:
 
     The picture stands upright (z is up, as in the host's viewer) in the plane y = 0, centred, its face towards +y, its
     longer side 1 unit long; the one camera looks at it from a distance of 1 so that pixel falls on pixel.
+
+    Args:
+        size: height, width and channels.
+        read: gives the picture, when it is first asked for.
     """
 
-    def __init__(self, picture: Picture) -> None:
-        self.picture = picture
+    def __init__(self, size: tuple[int, int, int], read: Callable[[], Picture]) -> None:
+        height, width, channels = size
+        self._read = read
         self.scene_box = SceneBox(aabb=torch.tensor([[-0.5, -0.5, -0.5], [0.5, 0.5, 0.5]]))
-        self.metadata: dict[str, Any] = {
-            "height": picture.height,
-            "width": picture.width,
-            "channels": picture.channels,
-        }
-        longer = float(max(picture.height, picture.width))
+        self.metadata: dict[str, Any] = {"height": height, "width": width, "channels": channels}
+        longer = float(max(height, width))
         # Columns: the camera's right, up and back, and its place.
         pose = torch.tensor([[-1.0, 0.0, 0.0, 0.0], [0.0, 0.0, 1.0, 1.0], [0.0, 1.0, 0.0, 0.0]])
         self.cameras = Cameras(
             camera_to_worlds=pose[None],
             fx=longer,
             fy=longer,
-            cx=picture.width / 2,
-            cy=picture.height / 2,
-            width=picture.width,
-            height=picture.height,
+            cx=width / 2,
+            cy=height / 2,
+            width=width,
+            height=height,
         )
 
     def __len__(self) -> int:
@@ -79,9 +85,23 @@ class PictureDataset:
         return {"image_idx": 0, "image": as_seen(self.image)}
 
     @cached_property
+    def picture(self) -> Picture:
+        """The picture itself."""
+        return self._read()
+
+    @cached_property
     def image(self) -> Tensor:
         """The picture, float32 [height, width, channels] in [0, 1]."""
         return torch.from_numpy(self.picture.values / self.picture.white).to(torch.float32)
+
+
+def _size(picture: Picture) -> tuple[int, int, int]:
+    return picture.height, picture.width, picture.channels
+
+
+def _words(size: tuple[int, int, int]) -> str:
+    height, width, channels = size
+    return f"{width} x {height} pixels of {channels} channels"
 
 
 class ImageDataManager(DataManager):
@@ -90,7 +110,8 @@ class ImageDataManager(DataManager):
     Args:
         config: where the picture is and the batch size.
         device: where the pixels live.
-        test_mode: the host's; a picture is its own test set, so all modes are alike.
+        test_mode: the host's; a picture is its own test set, so all modes are alike but "inference", which leaves a
+            picture of noted size unread until it is asked for.
         world_size: processes that train together.
         local_rank: which of them this is; each draws its own batches.
 
@@ -120,19 +141,44 @@ class ImageDataManager(DataManager):
         self.config = config
         self.test_mode = test_mode
         self.path = config.data or default_picture()
-        self.picture = read_picture(self.path)
-        if self.picture.note:
-            CONSOLE.print(self.picture.note)
-        self.train_dataset = self.eval_dataset = PictureDataset(self.picture)
-        self.pixels = PixelBatches(
-            self.picture,
-            device,
-            pixels_per_batch=config.pixels_per_batch,
-            seed=(torch.initial_seed() + local_rank) % 2**31,
-            off_grid=config.off_grid,
-            hold_out=config.hold_out,
-        )
+        self._pixels_device = device
+        self._seed = (torch.initial_seed() + local_rank) % 2**31
+        if test_mode != "inference" or config.size is None:
+            config.size = None
+            config.size = _size(self.picture)
+        self.train_dataset = self.eval_dataset = PictureDataset(config.size, lambda: self.picture)
         super().__init__()
+        if test_mode != "inference":
+            _ = self.pixels
+
+    @cached_property
+    def picture(self) -> Picture:
+        """The picture, read when it is first asked for.
+
+        Raises:
+            InputError: it cannot be used, or it has another size than the one that was fitted.
+        """
+        picture = read_picture(self.path)
+        if picture.note:
+            CONSOLE.print(picture.note)
+        if self.config.size not in (None, _size(picture)):
+            raise InputError(
+                f"{self.path} has {_words(_size(picture))} now, the fit is of {_words(self.config.size)}: put the picture "
+                "that was fitted back in its place"
+            )
+        return picture
+
+    @cached_property
+    def pixels(self) -> PixelBatches:
+        """The picture's pixels on the device, in batches."""
+        return PixelBatches(
+            self.picture,
+            self._pixels_device,
+            pixels_per_batch=self.config.pixels_per_batch,
+            seed=self._seed,
+            off_grid=self.config.off_grid,
+            hold_out=self.config.hold_out,
+        )
 
     def setup_train(self) -> None:
         """Nothing to do: the pixels are on the device already."""
