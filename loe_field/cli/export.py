@@ -32,8 +32,8 @@ class Export:
     load_config: Path
     """config.yml of the run. The picture itself is needed only to measure PSNR."""
     format: Literal["safetensors", "onnx", "torch-export"]
-    """safetensors: weights and architecture, laid out as docs/format.md says (levels of experts only). onnx: a model from
-    coordinates [N, 2] to values [N, channels]. torch-export: the same for torch.export.load (.pt2), without this
+    """safetensors: weights and architecture, laid out as docs/format.md says (levels of experts only). onnx: a model
+    from coordinates [N, 2] to values [N, channels]. torch-export: the same for torch.export.load (.pt2), without this
     package."""
     output: Path
     """The file to write."""
@@ -64,8 +64,8 @@ class Export:
         model, field = pipeline.model, pipeline.model.field
         if not isinstance(field, LoEMLP):
             raise InputError(
-                f"the run's network is {model.config.network}: --format safetensors is for levels of experts, give onnx "
-                "or torch-export"
+                f"the run's network is {model.config.network}: --format safetensors is for levels of experts, give "
+                "onnx or torch-export"
             )
         size = (model.height, model.width, model.channels)
         tensors = quantized(field, self.quantize)
@@ -82,9 +82,7 @@ class Export:
                 lines.append(f"PSNR {before:.2f} dB before, {after:.2f} dB after rounding to {self.quantize}")
                 measured = {"psnr_before": before, "psnr": after}
                 metrics = {name: value for name, value in measured.items() if math.isfinite(value)}
-        content = encode_field(
-            field, quantization=self.quantize, picture_size=size, metrics=metrics, tensors=tensors
-        )
+        content = encode_field(field, quantization=self.quantize, picture_size=size, metrics=metrics, tensors=tensors)
         return content, lines
 
     def _traced(self, pipeline: ImagePipeline) -> tuple[bytes, list[str]]:
@@ -101,7 +99,10 @@ class Export:
             values = traced.run_program(content, points)
         difference, allowed = traced.largest_difference(field, points, values)
         if not difference <= allowed:
-            raise RuntimeError(f"{reader} differs from the field by {difference:.1e}, more than {allowed:.1e}")
+            raise InputError(
+                f"{reader} differs from the field by {difference:.1e}, more than {allowed:.1e}: nothing is written; "
+                "this is a fault of loe_field, or of the versions installed beside it"
+            )
         return content, [f"{reader} agrees with the field to {difference:.1e} on {len(points):,} random points"]
 
 

@@ -1,1 +1,1 @@
-"""Fields as files that other programs read: safetensors, ONNX and torch.export programs. Nothing of the host in here."""
+"""Fields as files that other programs read: safetensors, ONNX models, torch.export programs."""

@@ -11,9 +11,9 @@ from loe_field.layers import LoEMLP
 
 
 class PlainLoE(nn.Module):
-    """A LoEMLP without kernels, permutations or branches: every expert's product for every point, then the share of each.
+    """A LoEMLP without kernels or permutations: every expert's product for every point, then the share of each.
 
-    That is tile_size ** dim times the arithmetic, and as many activations per point; choosing a matrix for every point
+    That is tile_size ** dim times the arithmetic and the activations of a point; choosing a matrix for every point
     instead would move layer_width times as many numbers.
 
     Args:

@@ -103,8 +103,8 @@ def run_onnx(content: bytes, points: Tensor) -> Tensor:
 def largest_difference(field: LoEMLP | Peer, points: Tensor, values: Tensor) -> tuple[float, float]:
     """How far values are from the field's own at points [N, dim], and what is allowed.
 
-    Allowed is 1e-5, or twice what the field's own fp32 is off by from fp64 where that is more: high frequencies turn the
-    last bit of a phase into more than that.
+    Allowed is 1e-5, or twice what the field's own fp32 is off by from fp64 where that is more: high frequencies turn
+    the last bit of a phase into more than that.
     """
     field = copy.deepcopy(field).to("cpu", torch.float32)
     with torch.no_grad():

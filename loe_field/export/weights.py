@@ -138,7 +138,9 @@ def _read(path: Path) -> tuple[StoredField, dict[str, Tensor]]:
         details = json.loads(text)
         version = details["format_version"]
         if version != FORMAT_VERSION:
-            raise InputError(f"{path} has format version {version!r} and this program reads {FORMAT_VERSION}: update it")
+            raise InputError(
+                f"{path} has format version {version!r} and this program reads {FORMAT_VERSION}: update it"
+            )
         size = details.get("picture")
         picture = None if size is None else (int(size["height"]), int(size["width"]), int(size["channels"]))
         stored = StoredField(details["network"], picture, details["quantization"], details["metrics"])

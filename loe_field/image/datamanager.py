@@ -149,7 +149,7 @@ class ImageDataManager(DataManager):
         self.train_dataset = self.eval_dataset = PictureDataset(config.size, lambda: self.picture)
         super().__init__()
         if test_mode != "inference":
-            _ = self.pixels
+            self.pixels  # noqa: B018 (read here and now: a bad picture is told at the start)
 
     @cached_property
     def picture(self) -> Picture:
@@ -163,8 +163,8 @@ class ImageDataManager(DataManager):
             CONSOLE.print(picture.note)
         if self.config.size not in (None, _size(picture)):
             raise InputError(
-                f"{self.path} has {_words(_size(picture))} now, the fit is of {_words(self.config.size)}: put the picture "
-                "that was fitted back in its place"
+                f"{self.path} has {_words(_size(picture))} now, the fit is of {_words(self.config.size)}: put the "
+                "picture that was fitted back in its place"
             )
         return picture
 

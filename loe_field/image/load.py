@@ -15,11 +15,10 @@ from loe_field.training.checkpoints import find_checkpoint, read_checkpoint
 def load_fit(config: Path) -> ImagePipeline:
     """The pipeline of a run with its latest checkpoint, for evaluation, on the GPU if there is one.
 
-    The host's eval_setup looks for the checkpoint where the run was made and for the picture where it was; here the
-    checkpoint is the one beside config.yml, wherever that lies now, and the picture is read when it is first asked for
-    (datamanager.picture: to measure PSNR), so that a fit can be used without it. Kernels that the run named and that may
-    not serve on this machine become "auto". Like the host's, config.yml is YAML that names Python objects: open only
-    those you trust.
+    The host's eval_setup looks for the checkpoint where the run was made, and reads the picture; here the checkpoint is
+    the one beside config.yml, wherever that lies now, and the picture is read when it is first asked for
+    (datamanager.picture, to measure PSNR), so that a fit can be used without it. Kernels that the run named, which may
+    not serve on this machine, become "auto". config.yml is YAML that names Python objects: open only those you trust.
 
     Args:
         config: config.yml of a run of loe-image or one of its variants.
@@ -37,7 +36,9 @@ def load_fit(config: Path) -> ImagePipeline:
     if not isinstance(trainer, ImageTrainerConfig):
         method = getattr(trainer, "method_name", None)
         kind = "no run's config.yml" if method is None else f"of a run of {method}"
-        raise InputError(f"{path} is {kind}: --load-config wants that of loe-image, loe-image-paper or loe-image-smooth")
+        raise InputError(
+            f"{path} is {kind}: --load-config wants that of loe-image, loe-image-paper or loe-image-smooth"
+        )
     folder = path.parent / trainer.relative_model_dir
     if not folder.is_dir():
         raise InputError(f"{folder} is not there: the run left no checkpoint, or config.yml was moved without it")
