@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from loe_field.errors import InputError
+
 
 @contextmanager
 def write_whole(path: Path, *, staging: Path | None = None) -> Iterator[Path]:
@@ -34,3 +36,34 @@ def write_whole(path: Path, *, staging: Path | None = None) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def check_writable(folder: Path, option: str) -> None:
+    """Try a folder, or the nearest one above it that is there, before any work goes into what it is to hold.
+
+    Raises:
+        InputError: it can be neither made nor written; `option` is what should name another one.
+    """
+    ancestor = folder
+    while not ancestor.exists():
+        ancestor = ancestor.parent
+    try:
+        with tempfile.TemporaryDirectory(dir=ancestor, prefix=".loe_field-"):
+            pass
+    except OSError as error:
+        raise InputError(
+            f"{folder} cannot be written ({ancestor}: {error.strerror}): give {option} another folder"
+        ) from None
+
+
+def check_output(path: Path) -> Path:
+    """The absolute path of a file that --output names, once it is sure that it can be written.
+
+    Raises:
+        InputError: it is a folder, or lies in one that can be neither made nor written.
+    """
+    path = path.expanduser().resolve()
+    if path.is_dir():
+        raise InputError(f"{path} is a folder: give --output the name of a file")
+    check_writable(path.parent, "--output")
+    return path

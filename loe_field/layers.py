@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
@@ -339,6 +340,43 @@ class LoEMLP(nn.Module):
         if self.activation == "sine":
             y = y.to(self.head.weight.dtype)
         return activate(y, self.activation, self.omega_0)
+
+    def to_safetensors(
+        self,
+        path: Path | str,
+        *,
+        quantization: Literal["fp16", "int8"] | None = None,
+        picture_size: tuple[int, int, int] | None = None,
+    ) -> None:
+        """Write the network as a file that needs nothing else to be understood (docs/format.md), whole or not at all.
+
+        Args:
+            path: where it goes; its folder must exist.
+            quantization: how the weights are rounded, see export/quantize.py; None keeps fp32.
+            picture_size: height, width and channels of the picture that it shows, noted in the file.
+
+        Raises:
+            InputError: a parameter is not finite, or too large for fp16.
+        """
+        from loe_field.export.weights import encode_field
+        from loe_field.files import write_whole
+
+        content = encode_field(self, quantization=quantization, picture_size=picture_size)
+        with write_whole(Path(path)) as temporary:
+            temporary.write_bytes(content)
+
+    @classmethod
+    def from_safetensors(cls, path: Path | str, *, implementation: Implementation = "auto") -> "LoEMLP":
+        """Read what `to_safetensors` or loe-export wrote, in fp32 on the CPU.
+
+        What the file says beside the network, the picture's size among it, `loe_field.export.weights.read_field` gives.
+
+        Raises:
+            InputError: there is no such file, or it holds no network that this version understands.
+        """
+        from loe_field.export.weights import read_field
+
+        return read_field(Path(path), implementation=implementation)[0]
 
     @property
     def hidden_weights(self) -> list[nn.Parameter]:

@@ -54,6 +54,25 @@ def load_model(config: Path) -> tuple[LoEImageModel, Picture]:
     return model.to(device).eval().requires_grad_(False), picture
 
 
+def load_target(config: Path, kind: Picture) -> Picture:
+    """The picture that a run was fitted to.
+
+    Args:
+        config: config.yml of the run.
+        kind: what load_model says of it.
+
+    Raises:
+        InputError: it is gone, cannot be read, or has another shape by now.
+    """
+    options = _read_config(config)
+    path = _picture_path(options)
+    picture = read_picture(path)
+    if picture.values.shape != kind.values.shape:
+        was, now = (f"{p.width} x {p.height} pixels of {p.channels} channels" for p in (kind, picture))
+        raise InputError(f"{path} has {now}, and the fit is of {was}: put the picture that was fitted back")
+    return picture
+
+
 class _PlainLoader(yaml.SafeLoader):
     """YAML as nerfstudio writes its configs, without its classes: of an object its state, of a class its name.
 
@@ -108,14 +127,19 @@ def _filled(config: Any, state: dict[str, Any], path: Path) -> Any:
 
 def _picture_of(config: dict[str, Any], checkpoint: Path) -> Picture:
     """The run's picture, for checkpoints that do not say what kind it was."""
-    path = config["pipeline"]["datamanager"]["data"]
-    if path is None:
-        from loe_field.image.datamanager import default_picture
-
-        path = default_picture()
+    path = _picture_path(config)
     if not path.is_file():
         raise InputError(
             f"{checkpoint} was written by an older version and does not say how large its picture was, and "
             f"{path} is gone: put the picture back"
         )
     return read_picture(path)
+
+
+def _picture_path(config: dict[str, Any]) -> Path:
+    path = config["pipeline"]["datamanager"]["data"]
+    if path is None:
+        from loe_field.image.datamanager import default_picture
+
+        return default_picture()
+    return path

@@ -19,7 +19,7 @@ from loe_field.image.between import BetweenPixels, between_pixels
 from loe_field.image.datamanager import ImageDataManager, ImageDataManagerConfig
 from loe_field.image.model import LoEImageModel, LoEImageModelConfig
 from loe_field.image.picture import Picture, available_memory, decode_picture
-from loe_field.image.pixels import checkerboard
+from loe_field.image.pixels import HoldOut, checkerboard
 from loe_field.image.spline import CubicSpline
 from loe_field.training.checkpoints import require_same_shapes
 
@@ -132,6 +132,26 @@ def picture_psnr(picture: Picture, target: Picture) -> float:
     return _decibels(square, target.values.size)
 
 
+def render(model: LoEImageModel, target: Picture, *, hold_out: HoldOut = "none") -> Rendering:
+    """A field at the pixels of its picture, strip by strip: of floats there is never more than a strip."""
+    values = np.empty(target.values.shape, target.values.dtype)
+    square = square_held_out = 0.0
+    count_held_out = 0
+    for rows, colours in model.render_strips():
+        values[rows] = target.like(colours.numpy()).values
+        seen, wanted = np.clip(colours.numpy(), 0, target.ceiling), target.to_unit(target.values[rows])
+        square += _square(seen, wanted)
+        if hold_out == "checkerboard":
+            unseen = ~checkerboard(len(seen), target.width, rows.start)
+            square_held_out += _square(seen[unseen], wanted[unseen])
+            count_held_out += int(unseen.sum()) * target.channels
+    return Rendering(
+        picture=replace(target, values=values),
+        psnr_unrounded=_decibels(square, values.size),
+        psnr_held_out=_decibels(square_held_out, count_held_out) if count_held_out else None,
+    )
+
+
 class ImagePipeline(VanillaPipeline):
     """One picture, one field, and the measurements between them."""
 
@@ -177,24 +197,8 @@ class ImagePipeline(VanillaPipeline):
         return model
 
     def render(self) -> Rendering:
-        """The field at the picture's own pixels, strip by strip: of floats there is never more than a strip."""
-        target = self.datamanager.picture
-        values = np.empty(target.values.shape, target.values.dtype)
-        square = square_held_out = 0.0
-        count_held_out = 0
-        for rows, colours in self.model.render_strips():
-            values[rows] = target.like(colours.numpy()).values
-            seen, wanted = np.clip(colours.numpy(), 0, target.ceiling), target.to_unit(target.values[rows])
-            square += _square(seen, wanted)
-            if self.datamanager.config.hold_out == "checkerboard":
-                unseen = ~checkerboard(len(seen), target.width, rows.start)
-                square_held_out += _square(seen[unseen], wanted[unseen])
-                count_held_out += int(unseen.sum()) * target.channels
-        return Rendering(
-            picture=replace(target, values=values),
-            psnr_unrounded=_decibels(square, values.size),
-            psnr_held_out=_decibels(square_held_out, count_held_out) if count_held_out else None,
-        )
+        """The field at the picture's own pixels."""
+        return render(self.model, self.datamanager.picture, hold_out=self.datamanager.config.hold_out)
 
     def evaluate(self, rendering: Rendering) -> float:
         """PSNR in dB over the whole picture, as rounded to the picture's depth.

@@ -7,7 +7,6 @@ loggers at steps_per_log, not at every step.
 
 import math
 import signal
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -28,6 +27,7 @@ from nerfstudio.utils.rich_utils import CONSOLE
 from torch.optim import Optimizer
 
 from loe_field.errors import InputError
+from loe_field.files import check_writable
 from loe_field.training.checkpoints import find_checkpoint, read_checkpoint, save_checkpoint
 from loe_field.training.machine import keep_freed_memory
 from loe_field.training.optimizers import DecayConfig, MuonConfig
@@ -126,7 +126,7 @@ class LoETrainer(Trainer):
         datamanager = config.pipeline.datamanager
         if datamanager.data is not None:
             datamanager.data = Path(datamanager.data).expanduser().resolve()
-        _check_writable(config.output_dir)
+        check_writable(config.output_dir, "--output-dir")
         super().__init__(config, local_rank, world_size)
         # The host's autocast, without its loss scaling: bf16 has the range of fp32.
         self.mixed_precision = self.mixed_precision or self.precision == "bf16"
@@ -475,17 +475,3 @@ def _check_options(config: LoETrainerConfig) -> None:
         raise InputError("--precision tf32 is an NVIDIA GPU's: give fp32 or bf16 on a CPU")
     if config.machine.device_type == "cuda" and not torch.cuda.is_available():
         raise InputError("--machine.device-type is cuda but torch finds no CUDA GPU: leave the option out, or give cpu")
-
-
-def _check_writable(folder: Path) -> None:
-    """Refuse an output folder that cannot be made or written, by trying it on its nearest existing ancestor."""
-    ancestor: Any = folder
-    while not ancestor.exists():
-        ancestor = ancestor.parent
-    try:
-        with tempfile.TemporaryDirectory(dir=ancestor, prefix=".loe_field-"):
-            pass
-    except OSError as error:
-        raise InputError(
-            f"{folder} cannot be written ({ancestor}: {error.strerror}): give --output-dir another folder"
-        ) from None

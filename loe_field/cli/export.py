@@ -1,0 +1,116 @@
+"""loe-export: a fit as a file that other programs read."""
+
+import copy
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+import tyro
+
+from loe_field.errors import InputError
+from loe_field.export import traced
+from loe_field.export.quantize import Quantization, dequantized, quantized
+from loe_field.export.weights import encode_field
+from loe_field.files import check_output, write_whole
+from loe_field.image.load import load_model, load_target
+from loe_field.image.model import LoEImageModel
+from loe_field.image.picture import Picture
+from loe_field.image.pipeline import picture_psnr, render
+from loe_field.layers import LoEMLP
+
+_CHECKED_POINTS = 4096
+
+
+@dataclass
+class Export:
+    """Write a fitted picture's network as a file that other programs read.
+
+    All take coordinates within [0, 1], of a pixel's centre ((column + 0.5) / width, (row + 0.5) / height), and give
+    colours on [0, 1], not clamped.
+    """
+
+    load_config: Path
+    """config.yml of the run. The picture itself is needed only to measure PSNR."""
+    format: Literal["safetensors", "onnx", "torch-export"]
+    """safetensors: weights and architecture, laid out as docs/format.md says (levels of experts only). onnx: a model
+    from coordinates [N, 2] to values [N, channels]. torch-export: the same for torch.export.load (.pt2), without this
+    package."""
+    output: Path
+    """The file to write."""
+    quantize: Quantization | None = None
+    """Round the weights of a safetensors file to 8 or 16 bits, and say what that does to the PSNR. None keeps fp32."""
+
+    def main(self) -> None:
+        """Check, load, write, say what was written."""
+        if self.quantize is not None and self.format != "safetensors":
+            raise InputError(f"--quantize {self.quantize} is for --format safetensors: leave it out for {self.format}")
+        if self.format == "onnx":
+            traced.require_onnx()
+        output = check_output(self.output)
+        model, picture = load_model(self.load_config)
+        if self.format == "safetensors":
+            content, lines = self._safetensors(model, picture)
+        else:
+            content, lines = self._traced(model)
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with write_whole(output) as path:
+            path.write_bytes(content)
+        size = f"{len(content):,} bytes, {8 * len(content) / (model.height * model.width):.3f} bits per pixel"
+        print("\n".join([*lines, f"{output}: {size}"]))
+
+    def _safetensors(self, model: LoEImageModel, picture: Picture) -> tuple[bytes, list[str]]:
+        """The file's content and what there is to say of it."""
+        field = model.field
+        if not isinstance(field, LoEMLP):
+            raise InputError(
+                f"the run's network is {model.config.network}: --format safetensors is for levels of experts, give "
+                "onnx or torch-export"
+            )
+        size = (model.height, model.width, model.channels)
+        tensors = quantized(field, self.quantize)
+        metrics, lines = {}, []
+        if self.quantize is not None:
+            try:
+                target = load_target(self.load_config, picture)
+            except InputError as error:
+                lines.append(f"PSNR is not measured: {str(error).removeprefix('error: ')}")
+            else:
+                before = picture_psnr(render(model, target).picture, target)
+                field.load_state_dict(dequantized(tensors))
+                after = picture_psnr(render(model, target).picture, target)
+                lines.append(f"PSNR {before:.2f} dB before, {after:.2f} dB after rounding to {self.quantize}")
+                measured = {"psnr_before": before, "psnr": after}
+                metrics = {name: value for name, value in measured.items() if math.isfinite(value)}
+        content = encode_field(field, quantization=self.quantize, picture_size=size, metrics=metrics, tensors=tensors)
+        return content, lines
+
+    def _traced(self, model: LoEImageModel) -> tuple[bytes, list[str]]:
+        """The file's content, checked against the field where that can be done, and what came of it."""
+        field = copy.deepcopy(model.field).to("cpu")
+        points = torch.rand(_CHECKED_POINTS, 2, generator=torch.Generator().manual_seed(0))
+        if self.format == "onnx":
+            content, reader = traced.encode_onnx(field), "onnxruntime"
+            if not traced.has_onnxruntime():
+                return content, ["not checked: onnxruntime is not installed (pip install 'loe-field[export]')"]
+            values = traced.run_onnx(content, points)
+        else:
+            content, reader = traced.encode_program(traced.trace(field)), "the program"
+            values = traced.run_program(content, points)
+        difference, allowed = traced.largest_difference(field, points, values)
+        if not difference <= allowed:
+            raise InputError(
+                f"{reader} differs from the field by {difference:.1e}, more than {allowed:.1e}: nothing is written; "
+                "this is a fault of loe_field, or of the versions installed beside it"
+            )
+        return content, [f"{reader} agrees with the field to {difference:.1e} on {len(points):,} random points"]
+
+
+def main() -> None:
+    """The command."""
+    tyro.cli(Export, prog="loe-export", description=Export.__doc__).main()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Fields as files that other programs read: safetensors, ONNX models, torch.export programs."""

@@ -1,0 +1,149 @@
+"""A LoEMLP as a safetensors file that needs nothing else to be understood; docs/format.md is its specification."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from loe_field.errors import InputError
+from loe_field.export.quantize import Quantization, dequantized, quantized
+from loe_field.layers import LoEMLP
+from loe_field.ops import Implementation
+
+FORMAT_VERSION = 1
+KEY = "loe_field"
+"""Where the metadata has the JSON text."""
+
+
+@dataclass(frozen=True)
+class StoredField:
+    """What a file says beside its tensors.
+
+    Attributes:
+        network: what LoEMLP is built with.
+        picture_size: height, width and channels of the picture that was fitted; None if none was named.
+        quantization: how the weights are stored; None is fp32.
+        metrics: file_bytes and whatever else was measured, by name.
+    """
+
+    network: dict[str, Any]
+    picture_size: tuple[int, int, int] | None
+    quantization: Quantization | None
+    metrics: dict[str, float]
+
+
+def encode_field(
+    field: LoEMLP,
+    *,
+    quantization: Quantization | None = None,
+    picture_size: tuple[int, int, int] | None = None,
+    metrics: dict[str, float] | None = None,
+    tensors: dict[str, Tensor] | None = None,
+) -> bytes:
+    """The content of a file.
+
+    Args:
+        field: the network.
+        quantization: "fp16", "int8" (see quantize.py), or None for fp32.
+        picture_size: height, width and channels of the picture that was fitted, noted in the file.
+        metrics: what was measured, noted in the file beside its own size.
+        tensors: what `quantized` gave for this field, where that is known already.
+
+    Raises:
+        InputError: a parameter is not finite, or too large for fp16.
+    """
+    details: dict[str, Any] = {
+        "format_version": FORMAT_VERSION,
+        "network": _network(field),
+        "quantization": quantization,
+        "coordinates": "((column + 0.5) / width, (row + 0.5) / height)",
+    }
+    if picture_size is not None:
+        details["picture"] = dict(zip(("height", "width", "channels"), picture_size))
+    tensors = quantized(field, quantization) if tensors is None else tensors
+    # The file's size is part of its text: spaces after a shorter text keep its length, so that the size stays true.
+    longest = _to_json({**details, "metrics": {**(metrics or {}), **_size_metrics(10**12, picture_size)}})
+    size = len(save(tensors, {KEY: longest}))
+    text = _to_json({**details, "metrics": {**(metrics or {}), **_size_metrics(size, picture_size)}})
+    return save(tensors, {KEY: text.ljust(len(longest))})
+
+
+def _to_json(details: dict[str, Any]) -> str:
+    return json.dumps(details, separators=(",", ":"), allow_nan=False)
+
+
+def _size_metrics(size: int, picture_size: tuple[int, int, int] | None) -> dict[str, float]:
+    """The file's size in bytes, and in bits per pixel with four digits after the point."""
+    if picture_size is None:
+        return {"file_bytes": size}
+    return {"file_bytes": size, "bits_per_pixel": round(8 * size / (picture_size[0] * picture_size[1]), 4)}
+
+
+def read_details(path: Path) -> StoredField:
+    """What a file says beside its tensors.
+
+    Raises:
+        InputError: see read_field.
+    """
+    return _read(path)[0]
+
+
+def read_field(path: Path, *, implementation: Implementation = "auto") -> tuple[LoEMLP, StoredField]:
+    """The network of a file, in fp32 on the CPU, and what the file says of it.
+
+    Raises:
+        InputError: there is no such file, it is no safetensors file, damaged, not of a LoE field, or of a newer format.
+    """
+    details, tensors = _read(path)
+    try:
+        field = LoEMLP(**details.network, implementation=implementation)
+        field.load_state_dict(dequantized(tensors))
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"{path} contradicts itself: {' '.join(str(error).split())}") from None
+    return field, details
+
+
+def _network(field: LoEMLP) -> dict[str, Any]:
+    """The network's options, as LoEMLP takes them; the levels in full, whatever their pattern was called."""
+    return {
+        "dim": field.dim,
+        "out_features": field.head.out_features,
+        "num_layers": len(field.layers) + 1,
+        "layer_width": field.head.in_features,
+        "tile_size": field.tile_size,
+        "pattern": [list(level) for level in field.levels],
+        "blending": field.blending,
+        "activation": field.activation,
+        "omega_0": field.omega_0,
+        "num_frequencies": field.encoding.num_frequencies,
+    }
+
+
+def _read(path: Path) -> tuple[StoredField, dict[str, Tensor]]:
+    if not path.is_file():
+        raise InputError(f"{path} is not a file: a safetensors file of loe-export is wanted")
+    try:
+        with safe_open(path, "pt") as file:
+            text = (file.metadata() or {}).get(KEY)
+            tensors = {name: file.get_tensor(name) for name in file.keys()} if text is not None else {}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path} cannot be read as safetensors ({error}): get a whole copy of it") from None
+    if text is None:
+        raise InputError(f"{path} is a safetensors file, but not one of a LoE field: its metadata has no {KEY!r}")
+    try:
+        details = json.loads(text)
+        version = details["format_version"]
+        if version != FORMAT_VERSION:
+            raise InputError(
+                f"{path} has format version {version!r} and this program reads {FORMAT_VERSION}: update it"
+            )
+        size = details.get("picture")
+        picture = None if size is None else (int(size["height"]), int(size["width"]), int(size["channels"]))
+        stored = StoredField(details["network"], picture, details["quantization"], details["metrics"])
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise InputError(f"{path} has metadata that cannot be understood ({error!r})") from None
+    return stored, tensors
