@@ -32,6 +32,8 @@ COIN = ((0.0368, 22.408), (0.07361, 23.205), (0.1604, 24.641), (0.3074, 26.412),
 """(bits per pixel, PSNR) of Dupont et al., "COIN" (2021), mean over Kodak's 24 colour pictures: results.json of the
 authors' repository EmilienDupont/coin."""
 
+COIN_LABEL = "COIN on Kodak's colour pictures, as published"
+
 
 def codec_points(picture: Picture, name: str) -> list[dict[str, object]]:
     """One row per quality of Pillow's encoder, at its other defaults."""
@@ -104,7 +106,7 @@ def draw(rows: list[dict[str, str]], name: str) -> Figure:
     for codec in dict.fromkeys(r["codec"] for r in rows):
         points = [(float(r["bits_per_pixel"]), float(r["psnr"])) for r in rows if r["codec"] == codec]
         axes.plot(*zip(*points), marker="o", markersize=4, label=codec)
-    axes.plot(*zip(*COIN), color="0.6", linestyle="--", marker=".", label="COIN, as published: on Kodak, in colour")
+    axes.plot(*zip(*COIN), color="0.6", linestyle="--", marker=".", label=COIN_LABEL)
     axes.set_xscale("log")
     axes.set_xlabel(f"bits per pixel of {name}, whole files")
     axes.set_ylabel("PSNR, dB")

@@ -46,3 +46,15 @@ def test_a_wrong_case_ends_the_program():
 def test_readme_has_the_table_of_the_results():
     done = benchmark("table", "--check")
     assert done.returncode == 0, done.stderr
+
+
+def test_more_bits_are_fewer_errors_and_whole_files_are_counted(small_picture):
+    from benchmarks.rate_distortion import codec_points
+    from loe_field.image.picture import read_picture
+
+    for name in ("JPEG", "WEBP"):
+        rows = codec_points(read_picture(small_picture), name)
+        sizes, decibels = ([float(row[key]) for row in rows] for key in ("file_bytes", "psnr"))
+        assert sizes == sorted(sizes)
+        assert decibels == sorted(decibels)
+        assert float(rows[0]["bits_per_pixel"]) == pytest.approx(8 * sizes[0] / (60 * 40), abs=1e-4)

@@ -1,6 +1,7 @@
 """loe-export: a fit as a file that other programs read."""
 
 import copy
+import inspect
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,9 +35,10 @@ class Export:
     load_config: Path
     """config.yml of the run. The picture itself is needed only to measure PSNR."""
     format: Literal["safetensors", "onnx", "torch-export"]
-    """safetensors: weights and architecture, laid out as docs/format.md says (levels of experts only). onnx: a model
-    from coordinates [N, 2] to values [N, channels]. torch-export: the same for torch.export.load (.pt2), without this
-    package."""
+    """safetensors holds weights and architecture, laid out as docs/format.md says (levels of experts only).
+
+    onnx is a model from coordinates [N, 2] to values [N, channels], torch-export the same for torch.export.load (.pt2).
+    """
     output: Path
     """The file to write."""
     quantize: Quantization | None = None
@@ -57,8 +59,7 @@ class Export:
         output.parent.mkdir(parents=True, exist_ok=True)
         with write_whole(output) as path:
             path.write_bytes(content)
-        size = f"{len(content):,} bytes, {8 * len(content) / (model.height * model.width):.3f} bits per pixel"
-        print("\n".join([*lines, f"{output}: {size}"]))
+        print("\n".join([*lines, f"{output}: {len(content):,} bytes"]))
 
     def _safetensors(self, model: LoEImageModel, picture: Picture) -> tuple[bytes, list[str]]:
         """The file's content and what there is to say of it."""
@@ -84,7 +85,8 @@ class Export:
                 measured = {"psnr_before": before, "psnr": after}
                 metrics = {name: value for name, value in measured.items() if math.isfinite(value)}
         content = encode_field(field, quantization=self.quantize, picture_size=size, metrics=metrics, tensors=tensors)
-        return content, lines
+        bits = 8 * len(content) / (model.height * model.width)
+        return content, [*lines, f"{bits:.3f} bits per pixel, the whole file counted"]
 
     def _traced(self, model: LoEImageModel) -> tuple[bytes, list[str]]:
         """The file's content, checked against the field where that can be done, and what came of it."""
@@ -109,7 +111,7 @@ class Export:
 
 def main() -> None:
     """The command."""
-    tyro.cli(Export, prog="loe-export", description=Export.__doc__).main()
+    tyro.cli(Export, prog="loe-export", description=inspect.getdoc(Export)).main()
 
 
 if __name__ == "__main__":

@@ -154,7 +154,7 @@ def test_wrong_words_are_refused_in_one_line(fitted, siren, call, tmp_path, monk
     (tmp_path / "damaged" / "nerfstudio_models" / "step-000000001.ckpt").write_bytes(b"no")
     for name, words in {
         "none.yml": "is not a file: --load-config wants the config.yml",
-        "text.yml": "is no run's config.yml",
+        "text.yml": "is no config of a run",
         "broken.yml": "cannot be read as the config.yml of a run",
         "strange.yml": "cannot be read as the config.yml of a run",
         "alone.yml": "is not there: the run left no checkpoint",
