@@ -2,6 +2,8 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
+from loe_field.errors import InputError
+from loe_field.fit import ImageFit, fit_image
 from loe_field.layers import LoEMLP, PositionalEncoding, PositionDependentLinear
 from loe_field.ops import position_dependent_linear
 from loe_field.reference import position_dependent_linear_ref
@@ -13,6 +15,8 @@ except PackageNotFoundError:  # used straight from a source folder, not installe
     __version__ = "0+unknown"
 
 __all__ = [
+    "ImageFit",
+    "InputError",
     "Level",
     "LoEMLP",
     "PositionDependentLinear",
@@ -21,6 +25,7 @@ __all__ = [
     "blending_weights",
     "expert_index",
     "fine_to_coarse",
+    "fit_image",
     "gray_code",
     "make_levels",
     "position_dependent_linear",

@@ -7,6 +7,7 @@ loggers at steps_per_log, not at every step.
 
 import math
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -438,10 +439,15 @@ def training_precision(precision: Literal["fp32", "tf32", "bf16"], device: str) 
 def _graceful_stop(trainer: LoETrainer) -> Iterator[list[int]]:
     """Ctrl-C and SIGTERM end the run after the step that is under way; a second one ends it at once.
 
+    Only the main thread of a process gets signals: in another one nothing is done about them.
+
     Yields:
         a list that holds the signal's number once it came.
     """
     received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield received
+        return
 
     def handler(number: int, frame: FrameType | None) -> None:
         if received:

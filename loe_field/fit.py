@@ -1,0 +1,283 @@
+"""Fit an array from Python: the recipe and the Trainer of `ns-train loe-image`, and the field with its measures back.
+
+The host of the training, nerfstudio, is imported when the first fit begins.
+"""
+
+import dataclasses
+import json
+import shutil
+import tempfile
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+
+from loe_field.errors import InputError
+from loe_field.layers import LoEMLP
+from loe_field.training.record import Point
+
+_CHUNK = 65536
+"""Places evaluated at once; as many as the command evaluates, so that the last bits are the same."""
+
+Method = Literal["loe-image", "loe-image-smooth", "loe-image-paper"]
+
+
+@dataclass(frozen=True)
+class ImageFit:
+    """A field fitted to an array, and how good it is.
+
+    Attributes:
+        field: takes places [..., 2] (x to the right, y down) in parts of the picture's width and height, [0, 1), and
+            gives values [..., channels] where 1 is white; on the device of the fit.
+        reconstruction: what the field makes of the array: of its shape and dtype.
+        psnr: dB of `reconstruction` over all values on [0, 1]; infinite if not one differs.
+        ssim: of `reconstruction`, mean over the channels; None if a side is shorter than 11 pixels.
+        seconds: training time, evaluations not counted.
+        num_steps: optimizer steps.
+        curve: the evaluations: steps, seconds, PSNR.
+        metrics: everything measured, as in the command's metrics.json.
+        folder: the run's folder, as the command leaves it; None if no output folder was given.
+    """
+
+    field: LoEMLP
+    reconstruction: np.ndarray
+    psnr: float
+    ssim: float | None
+    seconds: float
+    num_steps: int
+    curve: list[Point]
+    metrics: dict[str, Any] = dataclasses.field(repr=False)
+    folder: Path | None
+
+    def at(self, xy: ArrayLike) -> np.ndarray:
+        """The field at any places.
+
+        Args:
+            xy: [..., 2] in pixels: (0, 0) is the picture's upper left corner, (width, height) its lower right one, and
+                (0.5, 0.5) the centre of the first pixel. There is nothing to be learned from places outside.
+
+        Returns:
+            float32 [..., channels], or [...] where the array had no channels; 1 is white, and nothing is clamped.
+
+        Raises:
+            InputError: xy is not of that shape.
+        """
+        places = np.asarray(xy, dtype=np.float32)
+        if places.ndim == 0 or places.shape[-1] != 2:
+            raise InputError(f"xy has the shape {list(places.shape)}: places are [..., 2], x and y in pixels")
+        flat = places.reshape(-1, 2)
+        values = np.empty((len(flat), self.field.head.out_features), np.float32)
+        for start in range(0, len(flat), _CHUNK):
+            values[start : start + _CHUNK] = self._evaluate(flat[start : start + _CHUNK])
+        return values.reshape(*places.shape[:-1], *self.reconstruction.shape[2:])
+
+    def render(self, scale: float = 1.0) -> np.ndarray:
+        """The whole picture at another size, in the array's dtype; 1 gives the reconstruction.
+
+        Between the pixels a field of "loe-image" jumps at the borders of its cells: to enlarge, fit with
+        method="loe-image-smooth".
+
+        Args:
+            scale: how many times as wide and high, above 0.
+
+        Returns:
+            [height, width] or [height, width, channels], each side rounded to whole pixels, at least 1.
+
+        Raises:
+            InputError: scale is not a number above 0.
+        """
+        if not 0 < scale < np.inf:
+            raise InputError(f"scale is {scale}: give a number above 0")
+        old = np.array(self.reconstruction.shape[1::-1])
+        width, height = np.maximum(1, np.rint(old * scale)).astype(int).tolist()
+        flat = np.empty((height * width, self.field.head.out_features), self.reconstruction.dtype)
+        for start in range(0, len(flat), _CHUNK):
+            row, column = np.divmod(np.arange(start, min(start + _CHUNK, len(flat))), width)
+            places = (np.stack([column, row], -1) + 0.5) * (old / (width, height))
+            flat[start : start + _CHUNK] = _rounded(self._evaluate(places.astype(np.float32)), flat.dtype)
+        return flat.reshape(height, width, *self.reconstruction.shape[2:])
+
+    @torch.no_grad()
+    def _evaluate(self, places: np.ndarray) -> np.ndarray:
+        """Values float32 [N, channels] at places float32 [N, 2] in pixels."""
+        device = next(self.field.parameters()).device
+        height, width = self.reconstruction.shape[:2]
+        size = torch.tensor([width, height], dtype=torch.float32, device=device)
+        return self.field(torch.from_numpy(places).to(device) / size).float().cpu().numpy()
+
+
+def fit_image(
+    array: ArrayLike,
+    *,
+    num_steps: int = 6000,
+    seed: int = 42,
+    precision: Literal["fp32", "tf32", "bf16"] | None = "fp32",
+    device: Literal["cpu", "cuda"] | None = None,
+    progress: bool = False,
+    method: Method = "loe-image",
+    max_train_seconds: float | None = None,
+    target_psnr: float | None = None,
+    num_layers: int | None = None,
+    layer_width: int | None = None,
+    num_frequencies: int | None = None,
+    pixels_per_batch: int | None = 8192,
+    num_threads: int | None = None,
+    output_dir: str | Path | None = None,
+) -> ImageFit:
+    """Fit a field to a picture, as `ns-train loe-image` does.
+
+    The caller's random numbers and number of threads are as before afterwards. Ctrl-C ends the fit after the step that
+    is under way, as a KeyboardInterrupt.
+
+    Args:
+        array: [height, width] or [height, width, channels] with 1 to 4 channels; uint8, uint16, or floats in [0, 1].
+        num_steps: optimizer steps; the learning rates fall over them.
+        seed: of the initial weights and the order of the pixels.
+        precision: what the hidden layers multiply while training; bf16 is for GPUs and for CPUs with AVX-512 BF16, tf32
+            for GPUs. None: tf32 on a GPU, fp32 on a CPU, which is what the command does.
+        device: None: a GPU if there is one.
+        progress: show what the command shows.
+        method: the recipe: "loe-image" for the pixels, "loe-image-smooth" for the places between them too,
+            "loe-image-paper" for the paper's net (its own number of steps is 9000).
+        max_train_seconds: train for so long instead of num_steps.
+        target_psnr: stop as soon as an evaluation reaches this, dB.
+        num_layers: linear layers in all. None: the recipe's, 10 for pictures of up to 512 pixels.
+        layer_width: channels of the hidden layers. None: the recipe's, 64.
+        num_frequencies: octaves of positional encoding. None: the recipe's, 7.
+        pixels_per_batch: pixels of one step. None: all.
+        num_threads: threads on a CPU; a fixed number makes a fit repeatable to the last bit. None: what is fastest.
+        output_dir: leave a run's folder below this one, for `ns-eval`, `ns-viewer` and the like, with the array in it
+            as picture.png or picture.tif. None: no file is left.
+
+    Raises:
+        InputError: the array or an option cannot be used; it is a ValueError.
+    """
+    values = _checked(array)
+    from loe_field import methods
+    from loe_field.image.datamanager import ImageDataManagerConfig
+    from loe_field.image.model import LoEImageModelConfig
+    from loe_field.image.picture import read_picture
+    from loe_field.image.trainer import ImageTrainerConfig
+    from loe_field.training.in_process import in_process
+
+    recipes = {
+        "loe-image": methods.loe_image,
+        "loe-image-smooth": methods.loe_image_smooth,
+        "loe-image-paper": methods.loe_image_paper,
+    }
+    if method not in recipes:
+        raise InputError(f"method is {method!r}: there are {', '.join(recipes)}")
+    recipe = recipes[method].config
+    assert isinstance(recipe, ImageTrainerConfig)
+    if device not in (None, "cpu", "cuda"):
+        raise InputError(f"device is {device!r}: give 'cpu' or 'cuda', or leave it out")
+    if precision not in (None, "fp32", "tf32", "bf16"):
+        raise InputError(f"precision is {precision!r}: give 'fp32', 'tf32' or 'bf16'")
+    datamanager, model = recipe.pipeline.datamanager, recipe.pipeline.model
+    assert isinstance(datamanager, ImageDataManagerConfig)
+    assert isinstance(model, LoEImageModelConfig)
+    architecture = {"num_layers": num_layers, "layer_width": layer_width, "num_frequencies": num_frequencies}
+    with ExitStack() as stack:
+        root = Path(output_dir or stack.enter_context(tempfile.TemporaryDirectory(prefix="loe_field-")))
+        config = replace(
+            recipe,
+            output_dir=root,
+            experiment_name="array",
+            max_num_iterations=num_steps,
+            max_train_seconds=max_train_seconds,
+            target_psnr=target_psnr,
+            precision=precision,
+            num_threads=num_threads,
+            machine=replace(recipe.machine, seed=seed, device_type=device or recipe.machine.device_type),
+            pipeline=replace(
+                recipe.pipeline,
+                datamanager=replace(datamanager, pixels_per_batch=pixels_per_batch),
+                model=replace(model, **{name: value for name, value in architecture.items() if value is not None}),
+            ),
+        )
+        if output_dir is None:
+            config = replace(config, steps_per_save=num_steps)  # the end saves in any case
+        config.set_timestamp()
+        stack.enter_context(in_process(config, show=progress))
+        trainer = config.setup(local_rank=0, world_size=1)
+        folder = trainer.base_dir
+        trainer.config.pipeline.datamanager.data = _write(values, folder)
+        try:
+            trainer.setup()
+        except InputError:
+            shutil.rmtree(folder)
+            raise
+        trainer.train()
+        (reconstruction,) = folder.glob("reconstruction.*")
+        metrics = json.loads((folder / "metrics.json").read_text("utf8"))
+        field = trainer.pipeline.model.field.eval()
+        field.zero_grad()
+        return ImageFit(
+            field=field,
+            reconstruction=read_picture(reconstruction).values.astype(values.dtype).reshape(values.shape),
+            psnr=metrics["psnr"],
+            ssim=metrics["ssim"],
+            seconds=metrics["train_seconds"],
+            num_steps=metrics["num_steps"],
+            curve=trainer.record.curve,
+            metrics=metrics,
+            folder=None if output_dir is None else folder,
+        )
+
+
+def _checked(array: ArrayLike) -> np.ndarray:
+    """The array with native numbers.
+
+    Raises:
+        InputError: its shape, dtype or numbers are not those of a picture.
+    """
+    values = np.asarray(array)
+    values = values.astype(values.dtype.newbyteorder("="), copy=False)
+    if values.ndim not in (2, 3) or (values.ndim == 3 and values.shape[2] not in (1, 2, 3, 4)):
+        raise InputError(
+            f"the array has the shape {list(values.shape)}: give [height, width], or [height, width, channels] with 1 "
+            "to 4 channels"
+        )
+    if 0 in values.shape:
+        raise InputError(f"the array has no pixels: its shape is {list(values.shape)}")
+    if values.dtype not in (np.uint8, np.uint16) and values.dtype.kind != "f":
+        raise InputError(f"the array holds {values.dtype} numbers: give uint8, uint16, or floats in [0, 1]")
+    if values.dtype.kind == "f":
+        bad = int(values.size - np.isfinite(values).sum())
+        if bad:
+            raise InputError(f"the array holds {bad} values that are NaN or infinite: replace them before fitting")
+        if values.min() < 0 or values.max() > 1:
+            raise InputError(
+                f"the array holds floats from {values.min():g} to {values.max():g}: scale them into 0..1 before fitting"
+            )
+    return np.ascontiguousarray(values)
+
+
+def _rounded(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """Values where 1 is white, clamped and rounded to the nearest that the dtype holds."""
+    values = np.clip(values, 0, 1)
+    return (np.rint(values * float(np.iinfo(dtype).max)) if dtype.kind == "u" else values).astype(dtype)
+
+
+def _write(values: np.ndarray, folder: Path) -> Path:
+    """The array as the picture that the Trainer reads, without loss: PNG for 8 bits, TIFF for more.
+
+    Floats become those of 32 bits, in which the fit computes.
+    """
+    from loe_field.files import write_whole
+    from loe_field.image.picture import Picture
+
+    if values.dtype.kind == "f":
+        values = values.astype(np.float32)
+    values = np.atleast_3d(values)
+    mode = ("L", "LA", "RGB", "RGBA")[values.shape[2] - 1]
+    picture = Picture(values, "PNG" if values.dtype == np.uint8 else "TIFF", mode)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"picture{picture.suffix}"
+    with write_whole(path) as temporary:
+        temporary.write_bytes(picture.encode())
+    return path

@@ -1,0 +1,46 @@
+"""A Trainer inside somebody's own Python process: everything around it is afterwards as it was before."""
+
+import random
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from nerfstudio.utils.rich_utils import CONSOLE
+
+from loe_field.training.trainer import LoETrainerConfig
+
+
+@contextmanager
+def in_process(config: LoETrainerConfig, *, show: bool) -> Iterator[None]:
+    """Seed as ns-train does, for as long as this lasts; gradients are on, whatever the caller has them.
+
+    The caller's random numbers, number of threads and console come back. glibc keeps freed memory from then on (see
+    loe_field/training/machine.py), which has no way back.
+
+    Args:
+        config: what is about to be set up and trained.
+        show: let the console speak.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C came; the Trainer has ended in its own way.
+    """
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    states, threads, quiet = (random.getstate(), np.random.get_state()), torch.get_num_threads(), CONSOLE.quiet
+    CONSOLE.quiet = quiet or not show
+    try:
+        with torch.random.fork_rng(devices), torch.inference_mode(False), torch.enable_grad():
+            random.seed(config.machine.seed)
+            np.random.seed(config.machine.seed)
+            torch.manual_seed(config.machine.seed)
+            yield
+    except SystemExit as stopped:
+        if stopped.code == 128 + signal.SIGINT:
+            raise KeyboardInterrupt from None
+        raise
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_num_threads(threads)
+        CONSOLE.quiet = quiet

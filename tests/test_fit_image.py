@@ -1,0 +1,203 @@
+"""fit_image: the command's recipe on arrays, in somebody's own process."""
+
+import random
+import subprocess
+import sys
+import tempfile
+import threading
+
+import numpy as np
+import pytest
+import torch
+from conftest import read_metrics, run, run_folder, waves
+from PIL import Image
+
+from loe_field import ImageFit, InputError, LoEMLP, fit_image
+
+SMALL = {"num_layers": 5, "layer_width": 16, "num_frequencies": 4, "num_threads": 1}
+
+
+@pytest.fixture(scope="module")
+def colours(small_picture):
+    return np.asarray(Image.open(small_picture))
+
+
+@pytest.fixture(scope="module")
+def fitted(colours, tmp_path_factory):
+    """A fit, and the run's folder that it was asked to leave."""
+    return fit_image(colours, num_steps=300, output_dir=tmp_path_factory.mktemp("out"), **SMALL)
+
+
+def psnr(a, b):
+    return -10 * np.log10(np.mean((a / 255.0 - b / 255.0) ** 2))
+
+
+def test_it_is_what_the_command_makes(fitted, small_picture, tmp_path):
+    options = ("--pipeline.model.num-layers", 5, "--pipeline.model.layer-width", 16, "--num-threads", 1,
+               "--pipeline.model.num-frequencies", 4, "--max-num-iterations", 300)  # fmt: skip
+    done = run("ns-train", "loe-image", "--data", small_picture, "--output-dir", tmp_path, *options)
+    assert done.returncode == 0, done.stderr
+    metrics = read_metrics(run_folder(tmp_path))
+    assert fitted.psnr == pytest.approx(metrics["psnr"], abs=0.01)
+    assert fitted.ssim == pytest.approx(metrics["ssim"], abs=1e-4)
+    assert fitted.field.num_parameters == metrics["num_parameters"]
+
+
+def test_what_comes_back(fitted, colours):
+    assert isinstance(fitted, ImageFit)
+    assert isinstance(fitted.field, LoEMLP)
+    assert (fitted.reconstruction.shape, fitted.reconstruction.dtype) == (colours.shape, colours.dtype)
+    assert fitted.psnr == pytest.approx(psnr(fitted.reconstruction, colours), abs=1e-3)
+    assert fitted.psnr > 25
+    assert fitted.num_steps == 300
+    assert [point.step for point in fitted.curve][-1] == 300
+    assert fitted.curve[-1].psnr == pytest.approx(fitted.psnr, abs=1e-3)
+    assert fitted.seconds == pytest.approx(fitted.metrics["train_seconds"])
+
+
+def test_rendered_at_its_own_size_it_is_the_reconstruction(fitted):
+    np.testing.assert_array_equal(fitted.render(), fitted.reconstruction)
+
+
+def test_sizes_of_renders(fitted):
+    assert fitted.render(2.5).shape == (100, 150, 3)
+    assert fitted.render(0.001).shape == (1, 1, 3)
+    # Three times as large, every third pixel's centre is one of the picture's own.
+    np.testing.assert_array_equal(fitted.render(3)[1::3, 1::3], fitted.reconstruction)
+
+
+def test_places_are_in_pixels(fitted):
+    places = [[0.5, 0.5], [59.5, 39.5], [10.5, 20.5]]
+    values = fitted.at(places)
+    assert (values.shape, values.dtype) == ((3, 3), np.float32)
+    seen = np.rint(values.clip(0, 1) * 255)
+    np.testing.assert_array_equal(seen, fitted.reconstruction[[0, 39, 20], [0, 59, 10]])
+    assert fitted.at((3.2, 4.7)).shape == (3,)
+
+
+def test_the_folder_serves_the_hosts_tools(fitted, tmp_path):
+    assert (fitted.folder / "picture.png").is_file()
+    done = run("ns-eval", "--load-config", fitted.folder / "config.yml", "--output-path", tmp_path / "e.json")
+    assert done.returncode == 0, done.stderr
+    assert f'"psnr": {fitted.psnr:.4f}'[:-2] in (tmp_path / "e.json").read_text()
+
+
+def test_the_same_again_and_nothing_left_or_said(fitted, colours, capfd, monkeypatch, tmp_path):
+    """Twice in one process, beside the caller's own random numbers, from within no_grad."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    before = random.getstate(), np.random.get_state()[1].copy(), torch.get_rng_state()
+    with torch.no_grad():
+        again = fit_image(colours, num_steps=300, **SMALL)
+        assert not torch.is_grad_enabled()
+    assert again.folder is None
+    np.testing.assert_array_equal(again.reconstruction, fitted.reconstruction)
+    assert list(tmp_path.iterdir()) == []
+    assert random.getstate() == before[0]
+    np.testing.assert_array_equal(np.random.get_state()[1], before[1])
+    assert torch.equal(torch.get_rng_state(), before[2])
+    assert capfd.readouterr().out == ""
+
+
+def test_progress_is_the_commands(colours, capfd):
+    fit_image(colours, num_steps=4, progress=True, **SMALL)
+    assert "step 4/4 (100 %)" in capfd.readouterr().out
+
+
+def test_another_seed_is_another_fit(fitted, colours):
+    other = fit_image(colours, num_steps=300, seed=1, **SMALL)
+    assert not np.array_equal(other.reconstruction, fitted.reconstruction)
+    assert other.psnr == pytest.approx(fitted.psnr, abs=2)
+
+
+ARRAYS = {
+    "grey": waves(20, 30, 1)[..., 0],
+    "grey with a channel": waves(20, 30, 1),
+    "grey and alpha": waves(20, 30, 2),
+    "alpha": waves(20, 30, 4),
+    "16 bits": waves(20, 30, 3, np.uint16),
+    "16 bits with alpha, other byte order": waves(20, 30, 2, np.uint16).astype(">u2"),
+    "floats": waves(20, 30, 3) / 255,
+    "half floats, grey": (waves(20, 30, 1)[..., 0] / 255).astype(np.float16),
+    "a view": waves(40, 60, 3)[::2, ::-2],
+    "one pixel": waves(1, 1, 3),
+}
+
+
+@pytest.mark.parametrize("name", ARRAYS)
+def test_kinds_of_arrays(name):
+    array = ARRAYS[name]
+    fit = fit_image(array, num_steps=200, **SMALL)
+    assert fit.reconstruction.shape == array.shape
+    assert fit.reconstruction.dtype == array.dtype.newbyteorder("=")
+    white = 1 if array.dtype.kind == "f" else np.iinfo(array.dtype).max
+    error = np.square((fit.reconstruction.astype(float) - array.astype(float)) / white).mean()
+    if error:
+        assert -10 * np.log10(error) == pytest.approx(fit.psnr, abs=0.01)
+    assert fit.psnr > 24
+    np.testing.assert_allclose(fit.render().astype(float), fit.reconstruction.astype(float), atol=1e-3 * white)
+    assert fit.at([[0.5, 0.5]]).shape == (1, *array.shape[2:])
+
+
+@pytest.mark.parametrize(
+    ("array", "options", "words"),
+    [
+        (np.zeros(5, np.uint8), {}, r"shape \[5\]"),
+        (np.zeros((4, 4, 5), np.uint8), {}, "1 to 4 channels"),
+        (np.zeros((0, 4), np.uint8), {}, "no pixels"),
+        (np.zeros((4, 4), np.int64), {}, "int64 numbers"),
+        (np.full((4, 4), np.nan), {}, "16 values that are NaN"),
+        (np.full((4, 4), 255.0), {}, "255 to 255"),
+        (np.zeros((4, 4)), {"num_steps": 0}, "at least 1"),
+        (np.zeros((4, 4)), {"num_layers": 1}, "num_layers"),
+        (np.zeros((4, 4)), {"device": "cuda:1"}, "'cpu' or 'cuda'"),
+        (np.zeros((4, 4)), {"precision": "fp8"}, "'fp8'"),
+        (np.zeros((4, 4)), {"method": "loe-nerf"}, "'loe-nerf'"),
+        (np.zeros((4, 4)), {"output_dir": "/proc/nowhere"}, "cannot be written"),
+    ],
+)
+def test_bad_input_is_one_clear_error(array, options, words, tmp_path):
+    options = {"output_dir": tmp_path, **options}
+    with pytest.raises(ValueError, match=words) as error:
+        fit_image(array, **options)
+    assert isinstance(error.value, InputError)
+    assert not any(path.is_file() for path in tmp_path.rglob("*"))
+
+
+def test_bad_places_and_scales(fitted):
+    with pytest.raises(InputError, match=r"\[4, 3\]"):
+        fitted.at(np.zeros((4, 3)))
+    for scale in (0, -1, np.inf, np.nan):
+        with pytest.raises(InputError, match="above 0"):
+            fitted.render(scale)
+
+
+def test_in_another_thread(colours):
+    """Signals are the main thread's alone."""
+    results = []
+    thread = threading.Thread(target=lambda: results.append(fit_image(colours, num_steps=4, **SMALL)))
+    thread.start()
+    thread.join()
+    assert results[0].num_steps == 4
+
+
+def test_ctrl_c_is_an_exception_like_any_other():
+    code = """
+import os, signal, threading
+import numpy as np
+from loe_field import fit_image
+from loe_field.training.in_process import in_process
+from loe_field.image.trainer import ImageTrainer
+evaluate = ImageTrainer._after_step
+def interrupted(self, step, progress):
+    if step == 20:
+        os.kill(os.getpid(), signal.SIGINT)
+    evaluate(self, step, progress)
+ImageTrainer._after_step = interrupted
+try:
+    fit_image(np.zeros((8, 8), np.uint8), num_layers=3, layer_width=16)
+except KeyboardInterrupt:
+    print("stopped")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.stdout == "stopped\n", done
