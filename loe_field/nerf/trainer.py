@@ -1,7 +1,7 @@
 """The Trainer of a radiance field: held-out views are measured, and figures and views are left in the run's folder."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import imageio.v3 as iio
 import numpy as np
@@ -43,6 +43,20 @@ class NerfTrainer(LoETrainer):
     config: NerfTrainerConfig
     unit = "rays"
 
+    def setup(self, test_mode: Literal["test", "val", "inference"] = "val") -> None:
+        """Build everything, and say what is fitted to what."""
+        super().setup(test_mode)
+        views, table = len(self._datamanager.train_dataset), self._datamanager.train_pixel_sampler
+        assert table is not None
+        CONSOLE.print(
+            f"{self._num_parameters:,} parameters, {views} training views of {table.num_pixels:,} pixels in all",
+            soft_wrap=True,
+        )
+
+    @property
+    def _num_parameters(self) -> int:
+        return sum(p.numel() for group in self.pipeline.model.get_param_groups().values() for p in group)
+
     @property
     def _datamanager(self) -> SceneDataManager:
         datamanager = self.pipeline.datamanager
@@ -67,7 +81,6 @@ class NerfTrainer(LoETrainer):
         """metrics.json, the curve and the held-out views beside their pictures; and say where."""
         datamanager = self._datamanager
         seconds, steps = self.record.curve[-1].seconds, self.step + 1
-        groups = self.pipeline.model.get_param_groups()
         metrics: dict[str, Any] = {
             "method": self.config.method_name,
             "data": str(datamanager.config.data),
@@ -75,7 +88,7 @@ class NerfTrainer(LoETrainer):
             "psnr_best": self.record.psnr_best,
             "measured_on": "held-out views" if datamanager.held_out else "training views",
             "num_views": len(self._views),
-            "num_parameters": sum(p.numel() for group in groups.values() for p in group),
+            "num_parameters": self._num_parameters,
             "num_steps": steps,
             "train_seconds": seconds,
             "rays_per_second": steps * datamanager.get_train_rays_per_batch() / max(seconds, 1e-9),
