@@ -109,7 +109,7 @@ class LoENerfModel(Model):
         """
         super().populate_modules()
         config = self.config
-        self._choose_by_background(self.kwargs["metadata"].get("background"))
+        self._choose_by_background(self.kwargs.get("metadata", {}).get("background"))
         unbounded = config.scene == "unbounded"
         contraction = Contraction() if unbounded else None
         try:
