@@ -7,6 +7,8 @@ import dataclasses
 import json
 import shutil
 import tempfile
+import warnings
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -75,31 +77,44 @@ class ImageFit:
             values[start : start + _CHUNK] = self._evaluate(flat[start : start + _CHUNK])
         return values.reshape(*places.shape[:-1], *self.reconstruction.shape[2:])
 
-    def render(self, scale: float = 1.0) -> np.ndarray:
+    def render(self, scale: float = 1.0, *, upscaling: Literal["spline", "field"] = "spline") -> np.ndarray:
         """The whole picture at another size, in the array's dtype; 1 gives the reconstruction.
 
-        Between the pixels a field of "loe-image" jumps at the borders of its cells: to enlarge, fit with
-        method="loe-image-smooth".
-
         Args:
-            scale: how many times as wide and high, above 0.
+            scale: how many times as wide and high, above 0. Below 1, places are picked out, not averaged.
+            upscaling: what fills the places between the pixels above 1: the cubic spline through the field's pixels, or
+                the field itself. A field of "loe-image" has learned nothing there and is noise; that of
+                "loe-image-smooth" has.
 
         Returns:
             [height, width] or [height, width, channels], each side rounded to whole pixels, at least 1.
 
         Raises:
-            InputError: scale is not a number above 0.
+            InputError: scale is not a number above 0, or upscaling is neither.
         """
+        if upscaling not in ("spline", "field"):
+            raise InputError(f"upscaling is {upscaling!r}: give 'spline' or 'field'")
         if not 0 < scale < np.inf:
             raise InputError(f"scale is {scale}: give a number above 0")
         old = np.array(self.reconstruction.shape[1::-1])
         width, height = np.maximum(1, np.rint(old * scale)).astype(int).tolist()
+        colours = self._spline() if scale > 1 and upscaling == "spline" else self._evaluate
         flat = np.empty((height * width, self.field.head.out_features), self.reconstruction.dtype)
         for start in range(0, len(flat), _CHUNK):
             row, column = np.divmod(np.arange(start, min(start + _CHUNK, len(flat))), width)
             places = (np.stack([column, row], -1) + 0.5) * (old / (width, height))
-            flat[start : start + _CHUNK] = _rounded(self._evaluate(places.astype(np.float32)), flat.dtype)
+            flat[start : start + _CHUNK] = _rounded(colours(places.astype(np.float32)), flat.dtype)
         return flat.reshape(height, width, *self.reconstruction.shape[2:])
+
+    def _spline(self) -> Callable[[np.ndarray], np.ndarray]:
+        """What _evaluate is, for the spline through the field's values at the pixels' centres."""
+        from loe_field.image.spline import CubicSpline
+
+        height, width = self.reconstruction.shape[:2]
+        y, x = np.mgrid[:height, :width]
+        pixels = self.at(np.stack([x, y], -1) + 0.5).reshape(height, width, -1)
+        spline = CubicSpline(pixels)
+        return lambda places: spline(torch.from_numpy(places)).numpy()
 
     @torch.no_grad()
     def _evaluate(self, places: np.ndarray) -> np.ndarray:
@@ -157,12 +172,14 @@ def fit_image(
         InputError: the array or an option cannot be used; it is a ValueError.
     """
     values = _checked(array)
-    from loe_field import methods
-    from loe_field.image.datamanager import ImageDataManagerConfig
-    from loe_field.image.model import LoEImageModelConfig
-    from loe_field.image.picture import read_picture
-    from loe_field.image.trainer import ImageTrainerConfig
-    from loe_field.training.in_process import in_process
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # nerfstudio 1.1.5 uses names that torch has changed since
+        from loe_field import methods
+        from loe_field.image.datamanager import ImageDataManagerConfig
+        from loe_field.image.model import LoEImageModelConfig
+        from loe_field.image.picture import read_picture
+        from loe_field.image.trainer import ImageTrainerConfig
+        from loe_field.training.in_process import in_process
 
     recipes = {
         "loe-image": methods.loe_image,
@@ -205,6 +222,8 @@ def fit_image(
         stack.enter_context(in_process(config, show=progress))
         trainer = config.setup(local_rank=0, world_size=1)
         folder = trainer.base_dir
+        if output_dir is None:
+            trainer.say_where = lambda results: None  # of files that are about to go
         trainer.config.pipeline.datamanager.data = _write(values, folder)
         try:
             trainer.setup()

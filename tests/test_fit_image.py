@@ -63,7 +63,8 @@ def test_sizes_of_renders(fitted):
     assert fitted.render(2.5).shape == (100, 150, 3)
     assert fitted.render(0.001).shape == (1, 1, 3)
     # Three times as large, every third pixel's centre is one of the picture's own.
-    np.testing.assert_array_equal(fitted.render(3)[1::3, 1::3], fitted.reconstruction)
+    np.testing.assert_array_equal(fitted.render(3, upscaling="field")[1::3, 1::3], fitted.reconstruction)
+    np.testing.assert_allclose(fitted.render(3)[1::3, 1::3].astype(int), fitted.reconstruction, atol=1)
 
 
 def test_places_are_in_pixels(fitted):
@@ -101,7 +102,9 @@ def test_the_same_again_and_nothing_left_or_said(fitted, colours, capfd, monkeyp
 
 def test_progress_is_the_commands(colours, capfd):
     fit_image(colours, num_steps=4, progress=True, **SMALL)
-    assert "step 4/4 (100 %)" in capfd.readouterr().out
+    said = capfd.readouterr().out
+    assert "step 4/4 (100 %)" in said
+    assert "metrics.json" not in said
 
 
 def test_another_seed_is_another_fit(fitted, colours):
@@ -170,6 +173,8 @@ def test_bad_places_and_scales(fitted):
     for scale in (0, -1, np.inf, np.nan):
         with pytest.raises(InputError, match="above 0"):
             fitted.render(scale)
+    with pytest.raises(InputError, match="'spline' or 'field'"):
+        fitted.render(2, upscaling="bicubic")
 
 
 def test_in_another_thread(colours):
@@ -186,7 +191,6 @@ def test_ctrl_c_is_an_exception_like_any_other():
 import os, signal, threading
 import numpy as np
 from loe_field import fit_image
-from loe_field.training.in_process import in_process
 from loe_field.image.trainer import ImageTrainer
 evaluate = ImageTrainer._after_step
 def interrupted(self, step, progress):
@@ -201,3 +205,4 @@ except KeyboardInterrupt:
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.stdout == "stopped\n", done
+    assert "Traceback" not in done.stderr

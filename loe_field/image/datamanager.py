@@ -27,7 +27,8 @@ class ImageDataManagerConfig(DataManagerConfig):
 
     _target: type = field(default_factory=lambda: ImageDataManager)
     data: Path | None = None
-    """The picture: PNG, JPEG, TIFF, BMP, WebP or EXR. Left out: scikit-image's `camera`, 512x512 grey."""
+    """The picture: PNG, JPEG, TIFF, BMP, WebP or EXR. A folder or a quoted pattern ("photos/*.png"): one run for
+    each picture in it. Left out: scikit-image's `camera`, 512x512 grey."""
     pixels_per_batch: int | None = 8192
     """Pixels per step, drawn at random without replacement. None: the whole picture at every step."""
     off_grid: float = 0.0

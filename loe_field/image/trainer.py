@@ -17,6 +17,7 @@ from loe_field.image.datamanager import ImageDataManagerConfig, default_picture
 from loe_field.image.model import LoEImageModelConfig
 from loe_field.image.pipeline import Fit, ImagePipeline, ImagePipelineConfig
 from loe_field.image.report import write_report
+from loe_field.image.series import PictureSeries, is_series, series_name
 from loe_field.layers import LoEMLP
 from loe_field.optim import orthogonalize
 from loe_field.segments import ExpertRows
@@ -38,10 +39,17 @@ class ImageTrainerConfig(LoETrainerConfig):
     as many fewer as keep them below a tenth of the time where the picture is large."""
 
     def set_experiment_name(self) -> None:
-        """Name the experiment after the picture."""
+        """Name the experiment after the picture, or the folder of several."""
         assert isinstance(self.pipeline.datamanager, ImageDataManagerConfig)
         if self.experiment_name is None:
-            self.experiment_name = Path(self.pipeline.datamanager.data or default_picture()).stem
+            data = Path(self.pipeline.datamanager.data or default_picture())
+            self.experiment_name = series_name(data) if is_series(data) else data.stem
+
+    def setup(self, **kwargs: Any) -> Any:
+        """The picture's Trainer, or of a folder or a pattern what runs one for each."""
+        if is_series(self.pipeline.datamanager.data):
+            return PictureSeries(self, **kwargs)
+        return super().setup(**kwargs)
 
 
 class ImageTrainer(LoETrainer):

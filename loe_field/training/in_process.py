@@ -2,6 +2,7 @@
 
 import random
 import signal
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -30,7 +31,13 @@ def in_process(config: LoETrainerConfig, *, show: bool) -> Iterator[None]:
     states, threads, quiet = (random.getstate(), np.random.get_state()), torch.get_num_threads(), CONSOLE.quiet
     CONSOLE.quiet = quiet or not show
     try:
-        with torch.random.fork_rng(devices), torch.inference_mode(False), torch.enable_grad():
+        with (
+            torch.random.fork_rng(devices),
+            torch.inference_mode(False),
+            torch.enable_grad(),
+            warnings.catch_warnings(),
+        ):
+            warnings.simplefilter("ignore", FutureWarning)  # the host's, about names that torch has changed since
             random.seed(config.machine.seed)
             np.random.seed(config.machine.seed)
             torch.manual_seed(config.machine.seed)
