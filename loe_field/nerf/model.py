@@ -50,8 +50,9 @@ class LoENerfModelConfig(ModelConfig):
     """Linear layers of the field: num_layers - 1 levels and the final one."""
     layer_width: int = 64
     """Channels of the field."""
-    tile_size: int = 2
-    """Experts per axis; 1 is a plain MLP."""
+    tile_size: int = 4
+    """Experts per axis; 1 is a plain MLP. 4 beside 2, on a scene of 45 views: 25.97 and 25.60 dB after 120 s, 29.89 and
+    29.13 after 600 s on one core, at 7 % fewer rays per second."""
     pattern: Pattern = "quad_tree"
     """How the cells' size goes from layer to layer."""
     levels: tuple[tuple[float, float], ...] | None = None

@@ -11,7 +11,7 @@ from nerfstudio.data.dataparsers.blender_dataparser import BlenderDataParserConf
 from nerfstudio.scripts.train import train_loop
 from scenes import write_blender_scene
 
-DEFAULT_PARAMETERS = 170_020
+DEFAULT_PARAMETERS = 1_305_252
 
 
 def two_steps(name, folder, **options):
