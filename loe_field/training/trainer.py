@@ -191,11 +191,12 @@ class LoETrainer(Trainer):
         num_seconds = self.config.max_train_seconds
         self.step = self._start_step - 1
         if self.part_done >= 1:
-            given = f"{total} steps" if num_seconds is None else f"{num_seconds:g} s"
-            CONSOLE.print(
-                f"the checkpoint has {self._start_step} steps and {self.record.seconds:.0f} s already, of {given}: "
-                "evaluating only"
+            done, given = (
+                (f"{self._start_step} steps", f"{total}")
+                if num_seconds is None
+                else (f"{self.record.seconds:.0f} s", f"{num_seconds:g}")
             )
+            CONSOLE.print(f"the checkpoint has {done} already, of {given}: evaluating only")
         else:
             self.prepare()
         self.record.start()

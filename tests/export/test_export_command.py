@@ -155,9 +155,9 @@ def test_wrong_words_are_refused_in_one_line(fitted, siren, call, tmp_path, monk
     for name, words in {
         "none.yml": "is not a file: --load-config wants the config.yml",
         "text.yml": "is no config of a run",
-        "broken.yml": "cannot be read as the config.yml of a run",
-        "strange.yml": "cannot be read as the config.yml of a run",
-        "alone.yml": "is not there: the run left no checkpoint",
+        "broken.yml": "cannot be read (while parsing",
+        "strange.yml": "is no config of a run",
+        "alone.yml": "is not there: --load-config wants",
         "empty/config.yml": "holds no checkpoint",
         "damaged/config.yml": "is damaged",
     }.items():
