@@ -424,7 +424,7 @@ def nan_tiff():
 
 BAD_DATA = {
     "missing": (lambda d: d / "none.png", "does not exist"),
-    "folder": (lambda d: d, "is not a file"),
+    "folder": (lambda d: d, "holds no picture"),
     "text": (lambda d: write(d / "x.png", b"hello\n" * 30), "is not a picture that can be read"),
     "truncated": (lambda d: write(d / "x.png", whole_png()[:500]), "damaged or cut short"),
     "nan": (lambda d: write(d / "x.tif", nan_tiff()), "64 values that are NaN"),

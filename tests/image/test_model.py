@@ -20,7 +20,7 @@ VALUES = np.random.default_rng(0).integers(0, 256, (6, 10, 4), dtype=np.uint8)
 
 
 def make(channels=3, **options):
-    dataset = PictureDataset((6, 10, channels), lambda: Picture(VALUES[..., :channels], "PNG", "RGBA"))
+    dataset = PictureDataset(Picture(VALUES[..., :channels], "PNG", "RGBA"))
     config = LoEImageModelConfig(**({"num_layers": 4, "layer_width": 8, "num_frequencies": 2} | options))
     torch.manual_seed(0)
     model = LoEImageModel(config, scene_box=dataset.scene_box, num_train_data=1, metadata=dataset.metadata)
