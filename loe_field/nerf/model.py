@@ -149,6 +149,7 @@ class LoENerfModel(Model):
             initial_sampler=None if unbounded else UniformSampler(single_jitter=True),
             update_sched=lambda step: 1,
         )
+        self._anneal = 1.0
         if unbounded:
             self.collider = NearFarCollider(near_plane=config.near_plane, far_plane=config.far_plane)
         else:
@@ -207,7 +208,7 @@ class LoENerfModel(Model):
 
         def anneal(step: int) -> None:
             done = min(1.0, step / 1000)
-            self.proposal_sampler.set_anneal(10 * done / (9 * done + 1))
+            self._anneal = 10 * done / (9 * done + 1)
 
         where = TrainingCallbackLocation
         return [
@@ -219,6 +220,8 @@ class LoENerfModel(Model):
         """Rgb [N, 3], accumulation, depth (median) and expected_depth [N, 1]; while training also the samples."""
         if self.training:
             self.camera_optimizer.apply_to_raybundle(ray_bundle)
+        # In full when measured, whatever the step: as whoever loads the checkpoint will see it.
+        self.proposal_sampler.set_anneal(self._anneal if self.training else 1.0)
         density_fns = [network.density_fn for network in self.proposal_networks]
         samples: RaySamples
         samples, weights_list, samples_list = self.proposal_sampler(ray_bundle, density_fns=density_fns)
