@@ -38,6 +38,12 @@ def write_whole(path: Path, *, staging: Path | None = None) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def last_line(content: bytes | bytearray) -> str:
+    """The last line of a log's end that is not empty, stripped; of a line that was drawn over, what stands now."""
+    lines = [line.strip() for line in content.decode("utf8", "replace").replace("\r", "\n").splitlines()]
+    return next((line for line in reversed(lines) if line), "")
+
+
 def check_writable(folder: Path, option: str) -> None:
     """Try a folder, or the nearest one above it that is there, before any work goes into what it is to hold.
 

@@ -92,6 +92,8 @@ class ImageFit:
         Raises:
             InputError: scale is not a number above 0, or upscaling is neither.
         """
+        from loe_field.image.picture import codes
+
         if upscaling not in ("spline", "field"):
             raise InputError(f"upscaling is {upscaling!r}: give 'spline' or 'field'")
         if not 0 < scale < np.inf:
@@ -103,7 +105,7 @@ class ImageFit:
         for start in range(0, len(flat), _CHUNK):
             row, column = np.divmod(np.arange(start, min(start + _CHUNK, len(flat))), width)
             places = (np.stack([column, row], -1) + 0.5) * (old / (width, height))
-            flat[start : start + _CHUNK] = _rounded(colours(places.astype(np.float32)), flat.dtype)
+            flat[start : start + _CHUNK] = codes(colours(places.astype(np.float32)), flat.dtype)
         return flat.reshape(height, width, *self.reconstruction.shape[2:])
 
     def _spline(self) -> Callable[[np.ndarray], np.ndarray]:
@@ -274,12 +276,6 @@ def _checked(array: ArrayLike) -> np.ndarray:
                 f"the array holds floats from {values.min():g} to {values.max():g}: scale them into 0..1 before fitting"
             )
     return np.ascontiguousarray(values)
-
-
-def _rounded(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """Values where 1 is white, clamped and rounded to the nearest that the dtype holds."""
-    values = np.clip(values, 0, 1)
-    return (np.rint(values * float(np.iinfo(dtype).max)) if dtype.kind == "u" else values).astype(dtype)
 
 
 def _write(values: np.ndarray, folder: Path) -> Path:

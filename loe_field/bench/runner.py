@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from loe_field.bench.suite import Job
-from loe_field.files import write_whole
+from loe_field.files import last_line, write_whole
 
 _POLL_SECONDS = 0.5
 
@@ -94,5 +94,4 @@ def _last_line(path: Path) -> str:
     with open(path, "rb") as file:
         file.seek(0, 2)
         file.seek(max(0, file.tell() - 4000))
-        lines = file.read().decode("utf8", "replace").replace("\r", "\n").splitlines()
-    return next((line.strip() for line in reversed(lines) if line.strip()), "")
+        return last_line(file.read())

@@ -5,7 +5,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import skimage
 import torch
 from nerfstudio.cameras.cameras import Cameras
@@ -71,9 +70,9 @@ class PictureDataset:
         return {"image_idx": 0, "image": as_seen(self.image)}
 
     def colours(self, index: Tensor) -> Tensor:
-        """Colours in [0, 1], float32 [N, channels] where index is, of pixels numbered row by row, int64 [N]."""
+        """Colours as fitted, float32 [N, channels] where index is, of pixels numbered row by row, int64 [N]."""
         values = self.picture.values.reshape(-1, self.picture.channels)[index.cpu().numpy()]
-        return torch.from_numpy((values / self.picture.white).astype(np.float32)).to(index.device)
+        return torch.from_numpy(self.picture.to_unit(values)).to(index.device)
 
     @cached_property
     def image(self) -> Tensor:

@@ -405,6 +405,7 @@ def _mapped_tiff(path: Path) -> Picture | None:
         values = tifffile.memmap(path, mode="c").reshape(shape)
     except (OSError, ValueError, tifffile.TiffFileError):
         return None  # whoever decodes it says what is wrong
+    check_picture_memory(*shape, values.itemsize, str(path))
     return Picture(values, "TIFF", _CHANNEL_NAMES[shape[2]], None, profile)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from nerfstudio.data.datamanagers.base_datamanager import DataManagerConfig
 from nerfstudio.models.base_model import ModelConfig
-from nerfstudio.pipelines.base_pipeline import VanillaPipeline, VanillaPipelineConfig
+from nerfstudio.pipelines.base_pipeline import VanillaPipelineConfig
 from skimage.metrics import structural_similarity
 
 from loe_field.errors import InputError
@@ -21,7 +21,7 @@ from loe_field.image.model import LoEImageModel, LoEImageModelConfig
 from loe_field.image.picture import Picture, available_memory, decode_picture
 from loe_field.image.pixels import HoldOut, checkerboard
 from loe_field.image.spline import CubicSpline
-from loe_field.training.checkpoints import require_same_shapes
+from loe_field.training.pipeline import LoEPipeline
 
 _SSIM_SIGMA, _SSIM_WINDOW = 1.5, 11
 _WINDOW = 4096
@@ -152,7 +152,7 @@ def render(model: LoEImageModel, target: Picture, *, hold_out: HoldOut = "none")
     )
 
 
-class ImagePipeline(VanillaPipeline):
+class ImagePipeline(LoEPipeline):
     """One picture, one field, and the measurements between them."""
 
     datamanager: ImageDataManager
@@ -271,12 +271,3 @@ class ImagePipeline(VanillaPipeline):
         camera, batch = self.datamanager.next_eval_image(step)
         metrics, images = self.model.get_image_metrics_and_images(self.model.get_outputs_for_camera(camera), batch)
         return {**metrics, "num_rays": self.model.height * self.model.width}, images
-
-    def load_pipeline(self, loaded_state: dict[str, Any], step: int) -> None:
-        """Load a checkpoint's weights.
-
-        Raises:
-            InputError: they belong to a network of another shape.
-        """
-        require_same_shapes(loaded_state, self.state_dict())
-        super().load_pipeline(loaded_state, step)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from loe_field.image.picture import Picture
 from loe_field.image.spline import CubicSpline
+from loe_field.training.machine import seeded_generator
 
 HoldOut = Literal["none", "checkerboard"]
 
@@ -154,10 +155,7 @@ class PixelBatches:
         return index, offset
 
     def _generator(self, *numbers: int) -> torch.Generator:
-        """A generator that only the seed and these numbers decide."""
-        # Mixed into 32 bits, of which torch's CPU generator would otherwise take only the lower ones.
-        mixed = int(np.random.SeedSequence([self._seed, *numbers]).generate_state(1)[0])
-        return torch.Generator(self._device).manual_seed(mixed)
+        return seeded_generator(self._device, self._seed, *numbers)
 
     @property
     def _device(self) -> torch.device:

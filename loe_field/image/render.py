@@ -11,7 +11,7 @@ from loe_field.errors import InputError
 from loe_field.files import write_whole
 from loe_field.image.derivatives import Derivative, derivative_of
 from loe_field.image.model import LoEImageModel
-from loe_field.image.picture import MU, Picture, codes, radiance
+from loe_field.image.picture import EXR_CHANNELS, MU, Picture, codes, radiance
 from loe_field.image.rows import DTYPES, FileFormat, Sheet, check_sheet, file_format, write_rows
 from loe_field.image.window import (
     OnGrid,
@@ -24,7 +24,6 @@ from loe_field.image.window import (
     rendered_rows,
 )
 
-_COLOURS = {1: ("Y",), 2: ("Y", "A"), 3: ("R", "G", "B"), 4: ("R", "G", "B", "A")}
 _BRIGHTEST = 0.999
 """Part of the picture in which a derivative shown as a picture is below white."""
 _SAMPLES = 2**14
@@ -118,7 +117,7 @@ def _colours(model: LoEImageModel, picture: Picture, wanted: Rendering) -> _Job:
             how = ", the cubic spline through the field's pixels"
     if view.samples != (1, 1):
         how += ", each the mean of {} x {} samples".format(*view.samples)
-    sheet = _sheet(wanted, _COLOURS[picture.channels], dtype, picture.icc_profile)
+    sheet = _sheet(wanted, EXR_CHANNELS[picture.channels], dtype, picture.icc_profile)
     few = "black and white" if picture.mode == "1" else "a palette" if picture.palette is not None else ""
     if few and view.is_of_own_pixels and dtype == np.uint8:
         return _Job(sheet, function, lambda band: picture.like(band).values, alpha, how)
@@ -141,7 +140,7 @@ def _derivative(model: LoEImageModel, picture: Picture, wanted: Rendering) -> _J
     kind = file_format(wanted.output)
     function = evaluated(derivative_of(model, wanted.derivative), model.device, wanted.chunk)
     dtype = _dtype(kind, wanted.bit_depth, default=32 if 32 in DTYPES[kind] else 8)
-    colours = _COLOURS[picture.channels]
+    colours = EXR_CHANNELS[picture.channels]
     if dtype.kind == "f":
         parts = ("dx", "dy") if wanted.derivative == "gradient" else ("laplacian",)
         names = tuple(f"{colour}.{part}" for colour in colours for part in parts)

@@ -35,7 +35,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from loe_field.errors import InputError
-from loe_field.files import write_whole
+from loe_field.files import last_line, write_whole
 from loe_field.image.picture import FORMATS
 
 if TYPE_CHECKING:
@@ -210,7 +210,7 @@ class PictureSeries:
         elif status < 0:
             problem = f"killed by {signal.Signals(-status).name}"
         elif status > 0:
-            problem = _last_line(tail) or f"exit status {status}"
+            problem = last_line(tail).removeprefix("error: ") or f"exit status {status}"
         else:
             problem = "" if row.size else "left no metrics.json"
         return Row(**{**vars(row), "problem": problem})
@@ -296,11 +296,6 @@ def _passed_on(stream: IO[bytes]) -> tuple[threading.Thread, bytearray]:
     thread = threading.Thread(target=read, daemon=True)
     thread.start()
     return thread, tail
-
-
-def _last_line(tail: bytearray) -> str:
-    lines = [line.strip() for line in tail.decode("utf8", "replace").replace("\r", "\n").splitlines()]
-    return next((line.removeprefix("error: ") for line in reversed(lines) if line), "")
 
 
 def _row(name: str, path: Path) -> Row:

@@ -23,7 +23,6 @@ from loe_field.optim import orthogonalize
 from loe_field.segments import ExpertRows
 from loe_field.training.graphed import GraphedStep
 from loe_field.training.optimizers import AdamConfig, DecayConfig, MuonConfig
-from loe_field.training.results import environment
 from loe_field.training.trainer import LoETrainer, LoETrainerConfig, training_precision
 
 
@@ -214,14 +213,8 @@ class ImageTrainer(LoETrainer):
             "num_targets": targets,
             "parameters_per_target": field_.num_parameters / targets,
             "macs_per_pixel": field_.macs_per_point,
-            "num_steps": self.step + 1,
-            "train_seconds": self.record.curve[-1].seconds,
-            "target_psnr": self.config.target_psnr,
-            "seconds_to_target": self.record.seconds_to(self.config.target_psnr),
             "radiance_peak": picture.peak,
-            "seed": self.config.machine.seed,
             "network": self.pipeline.model.config.network,
             "implementation": self.pipeline.model.implementation,
-            "precision": self.precision,
-            **environment(self.device),
+            **self.run_figures(),
         }

@@ -1,4 +1,4 @@
-"""nerfstudio's pipeline of a scene, with checkpoints that fit or are refused."""
+"""nerfstudio's pipeline of a scene."""
 
 import math
 from dataclasses import dataclass, field
@@ -7,11 +7,11 @@ from typing import Any
 
 from nerfstudio.data.datamanagers.base_datamanager import DataManagerConfig
 from nerfstudio.models.base_model import ModelConfig
-from nerfstudio.pipelines.base_pipeline import VanillaPipeline, VanillaPipelineConfig
+from nerfstudio.pipelines.base_pipeline import VanillaPipelineConfig
 
 from loe_field.nerf.datamanager import SceneDataManagerConfig
 from loe_field.nerf.model import LoENerfModelConfig
-from loe_field.training.checkpoints import require_same_shapes
+from loe_field.training.pipeline import LoEPipeline
 
 
 @dataclass
@@ -25,17 +25,8 @@ class NerfPipelineConfig(VanillaPipelineConfig):
     """The field."""
 
 
-class NerfPipeline(VanillaPipeline):
+class NerfPipeline(LoEPipeline):
     """The host's pipeline."""
-
-    def load_pipeline(self, loaded_state: dict[str, Any], step: int) -> None:
-        """Load a checkpoint's weights. The host would take what fits, and go on with the rest untrained.
-
-        Raises:
-            InputError: they belong to a network of another shape, or to another number of training views.
-        """
-        require_same_shapes(loaded_state, self.state_dict())
-        super().load_pipeline(loaded_state, step)
 
     def get_average_eval_image_metrics(
         self, step: int | None = None, output_path: Path | None = None, get_std: bool = False

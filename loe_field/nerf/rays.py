@@ -10,6 +10,7 @@ from nerfstudio.data.datasets.base_dataset import InputDataset
 from torch import Tensor
 
 from loe_field.errors import InputError
+from loe_field.training.machine import seeded_generator
 
 
 class RayTable:
@@ -80,8 +81,7 @@ class RayTable:
         """
         self._repeats = self._repeats + 1 if step == self._last_step else 0
         self._last_step = step
-        mixed = int(np.random.SeedSequence([self._seed, step, self._repeats]).generate_state(1)[0])
-        generator = torch.Generator(self._device).manual_seed(mixed)
+        generator = seeded_generator(self._device, self._seed, step, self._repeats)
         size = (self.num_rays_per_batch,)
         chosen = torch.randint(self.num_pixels, size, generator=generator, device=self._device)
         camera = torch.bucketize(chosen, self._starts, right=True) - 1

@@ -12,7 +12,7 @@ from nerfstudio.utils.rich_utils import CONSOLE
 from loe_field.files import write_whole
 from loe_field.nerf.datamanager import SceneDataManager, SceneDataManagerConfig
 from loe_field.nerf.pipeline import NerfPipelineConfig
-from loe_field.training.results import environment, write_results
+from loe_field.training.results import write_results
 from loe_field.training.trainer import LoETrainer, LoETrainerConfig
 
 
@@ -89,14 +89,8 @@ class NerfTrainer(LoETrainer):
             "measured_on": "held-out views" if datamanager.held_out else "training views",
             "num_views": len(self._views),
             "num_parameters": self._num_parameters,
-            "num_steps": steps,
-            "train_seconds": seconds,
             "rays_per_second": steps * datamanager.get_train_rays_per_batch() / max(seconds, 1e-9),
-            "target_psnr": self.config.target_psnr,
-            "seconds_to_target": self.record.seconds_to(self.config.target_psnr),
-            "seed": self.config.machine.seed,
-            "precision": self.precision,
-            **environment(self.device),
+            **self.run_figures(),
         }
         folder = self.base_dir / "views"
         folder.mkdir(exist_ok=True)

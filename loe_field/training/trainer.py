@@ -34,6 +34,7 @@ from loe_field.training.machine import keep_freed_memory
 from loe_field.training.optimizers import DecayConfig, MuonConfig
 from loe_field.training.progress import TrainProgress
 from loe_field.training.record import RunRecord
+from loe_field.training.results import environment
 from loe_field.training.threads import ThreadTuner
 
 
@@ -347,6 +348,18 @@ class LoETrainer(Trainer):
     def write_results(self) -> None:
         """Leave results in the run's folder and say where. Subclasses have more to leave."""
         self.say_where({})
+
+    def run_figures(self) -> dict[str, Any]:
+        """What metrics.json says of every run: its length, its target, its seed, and where it was made."""
+        return {
+            "num_steps": self.step + 1,
+            "train_seconds": self.record.curve[-1].seconds,
+            "target_psnr": self.config.target_psnr,
+            "seconds_to_target": self.record.seconds_to(self.config.target_psnr),
+            "seed": self.config.machine.seed,
+            "precision": self.precision,
+            **environment(self.device),
+        }
 
     def say_where(self, results: dict[str, Path]) -> None:
         """Print where config, checkpoints and results lie."""
