@@ -8,11 +8,10 @@ import json
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -21,6 +20,9 @@ from numpy.typing import ArrayLike
 from loe_field.errors import InputError
 from loe_field.layers import LoEMLP
 from loe_field.training.record import Point
+
+if TYPE_CHECKING:
+    from loe_field.image.picture import Picture
 
 _CHUNK = 65536
 """Places evaluated at once; as many as the command evaluates, so that the last bits are the same."""
@@ -34,7 +36,7 @@ class ImageFit:
 
     Attributes:
         field: takes places [..., 2] (x to the right, y down) in parts of the picture's width and height, [0, 1), and
-            gives values [..., channels] where 1 is white; on the device of the fit.
+            gives values [..., channels] where 1 is white, of radiance on its curve; on the device of the fit.
         reconstruction: what the field makes of the array: of its shape and dtype.
         psnr: dB of `reconstruction` over all values on [0, 1]; infinite if not one differs.
         ssim: of `reconstruction`, mean over the channels; None if a side is shorter than 11 pixels.
@@ -54,6 +56,7 @@ class ImageFit:
     curve: list[Point]
     metrics: dict[str, Any] = dataclasses.field(repr=False)
     folder: Path | None
+    _kind: "Picture" = dataclasses.field(repr=False)
 
     def at(self, xy: ArrayLike) -> np.ndarray:
         """The field at any places.
@@ -63,7 +66,8 @@ class ImageFit:
                 (0.5, 0.5) the centre of the first pixel. There is nothing to be learned from places outside.
 
         Returns:
-            float32 [..., channels], or [...] where the array had no channels; 1 is white, and nothing is clamped.
+            float32 [..., channels], or [...] where the array had no channels; 1 is white and nothing is clamped, but
+            radiance, which is in the array's own numbers and not below 0.
 
         Raises:
             InputError: xy is not of that shape.
@@ -71,17 +75,14 @@ class ImageFit:
         places = np.asarray(xy, dtype=np.float32)
         if places.ndim == 0 or places.shape[-1] != 2:
             raise InputError(f"xy has the shape {list(places.shape)}: places are [..., 2], x and y in pixels")
-        flat = places.reshape(-1, 2)
-        values = np.empty((len(flat), self.field.head.out_features), np.float32)
-        for start in range(0, len(flat), _CHUNK):
-            values[start : start + _CHUNK] = self._evaluate(flat[start : start + _CHUNK])
+        values = self._kind.from_unit(self._evaluate(torch.from_numpy(places.reshape(-1, 2))).numpy())
         return values.reshape(*places.shape[:-1], *self.reconstruction.shape[2:])
 
     def render(self, scale: float = 1.0, *, upscaling: Literal["spline", "field"] = "spline") -> np.ndarray:
         """The whole picture at another size, in the array's dtype; 1 gives the reconstruction.
 
         Args:
-            scale: how many times as wide and high, above 0. Below 1, places are picked out, not averaged.
+            scale: how many times as wide and high, above 0. Below 1 every pixel is the mean of those under it.
             upscaling: what fills the places between the pixels above 1: the cubic spline through the field's pixels, or
                 the field itself. A field of "loe-image" has learned nothing there and is noise; that of
                 "loe-image-smooth" has.
@@ -92,39 +93,30 @@ class ImageFit:
         Raises:
             InputError: scale is not a number above 0, or upscaling is neither.
         """
-        from loe_field.image.picture import codes
+        from loe_field.image.picture import codes, radiance
+        from loe_field.image.window import on_grid, pictured, rendered_rows, view_of
 
         if upscaling not in ("spline", "field"):
             raise InputError(f"upscaling is {upscaling!r}: give 'spline' or 'field'")
         if not 0 < scale < np.inf:
             raise InputError(f"scale is {scale}: give a number above 0")
-        old = np.array(self.reconstruction.shape[1::-1])
-        width, height = np.maximum(1, np.rint(old * scale)).astype(int).tolist()
-        colours = self._spline() if scale > 1 and upscaling == "spline" else self._evaluate
-        flat = np.empty((height * width, self.field.head.out_features), self.reconstruction.dtype)
-        for start in range(0, len(flat), _CHUNK):
-            row, column = np.divmod(np.arange(start, min(start + _CHUNK, len(flat))), width)
-            places = (np.stack([column, row], -1) + 0.5) * (old / (width, height))
-            flat[start : start + _CHUNK] = codes(colours(places.astype(np.float32)), flat.dtype)
-        return flat.reshape(height, width, *self.reconstruction.shape[2:])
+        kind, dtype = self._kind, self.reconstruction.dtype
+        view = view_of((kind.width, kind.height), scale=scale)
+        function = pictured(on_grid(self._evaluate), kind, view, upscaling)
+        bands = rendered_rows(function, view, chunk=_CHUNK, alpha=kind.has_alpha)
+        values = np.concatenate(
+            [codes(band, dtype) if kind.peak is None else radiance(band, dtype, alpha=kind.has_alpha) for band in bands]
+        )
+        return values.reshape(*values.shape[:2], *self.reconstruction.shape[2:])
 
-    def _spline(self) -> Callable[[np.ndarray], np.ndarray]:
-        """What _evaluate is, for the spline through the field's values at the pixels' centres."""
-        from loe_field.image.spline import CubicSpline
+    def _evaluate(self, places: torch.Tensor) -> torch.Tensor:
+        """Values as fitted, float32 [N, channels] at places [N, 2] in pixels, on the CPU."""
+        from loe_field.image.window import evaluated
 
-        height, width = self.reconstruction.shape[:2]
-        y, x = np.mgrid[:height, :width]
-        pixels = self.at(np.stack([x, y], -1) + 0.5).reshape(height, width, -1)
-        spline = CubicSpline(pixels)
-        return lambda places: spline(torch.from_numpy(places)).numpy()
-
-    @torch.no_grad()
-    def _evaluate(self, places: np.ndarray) -> np.ndarray:
-        """Values float32 [N, channels] at places float32 [N, 2] in pixels."""
         device = next(self.field.parameters()).device
-        height, width = self.reconstruction.shape[:2]
-        size = torch.tensor([width, height], dtype=torch.float32, device=device)
-        return self.field(torch.from_numpy(places).to(device) / size).float().cpu().numpy()
+        size = torch.tensor([self._kind.width, self._kind.height], dtype=torch.float32, device=device)
+        with torch.no_grad():
+            return evaluated(lambda part: self.field(part / size), device, _CHUNK)(places)
 
 
 def fit_image(
@@ -143,6 +135,7 @@ def fit_image(
     num_frequencies: int | None = None,
     pixels_per_batch: int | None = 8192,
     num_threads: int | None = None,
+    radiance: bool = False,
     output_dir: str | Path | None = None,
 ) -> ImageFit:
     """Fit a field to a picture, as `ns-train loe-image` does.
@@ -151,7 +144,8 @@ def fit_image(
     is under way, as a KeyboardInterrupt.
 
     Args:
-        array: [height, width] or [height, width, channels] with 1 to 4 channels; uint8, uint16, or floats in [0, 1].
+        array: [height, width] or [height, width, channels] with 1 to 4 channels, the last of 2 or 4 being alpha; uint8,
+            uint16, or floats in [0, 1].
         num_steps: optimizer steps; the learning rates fall over them.
         seed: of the initial weights and the order of the pixels.
         precision: what the hidden layers multiply while training; bf16 is for GPUs and for CPUs with AVX-512 BF16, tf32
@@ -167,19 +161,21 @@ def fit_image(
         num_frequencies: octaves of positional encoding. None: the recipe's, 7.
         pixels_per_batch: pixels of one step. None: all.
         num_threads: threads on a CPU; a fixed number makes a fit repeatable to the last bit. None: what is fastest.
+        radiance: the array holds light: floats of any height from 0 on, fitted and measured on the mu-law curve as the
+            command does with EXR; alpha stays within [0, 1].
         output_dir: leave a run's folder below this one, for `ns-eval`, `ns-viewer` and the like, with the array in it
-            as picture.png or picture.tif. None: no file is left.
+            as picture.png, picture.tif or picture.exr. None: no file is left.
 
     Raises:
         InputError: the array or an option cannot be used; it is a ValueError.
     """
-    values = _checked(array)
+    values = _checked(array, radiance)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # nerfstudio 1.1.5 uses names that torch has changed since
         from loe_field import methods
         from loe_field.image.datamanager import ImageDataManagerConfig
         from loe_field.image.model import LoEImageModelConfig
-        from loe_field.image.picture import read_picture
+        from loe_field.image.picture import blank_picture, read_picture
         from loe_field.image.trainer import ImageTrainerConfig
         from loe_field.training.in_process import in_process
 
@@ -226,7 +222,7 @@ def fit_image(
         folder = trainer.base_dir
         if output_dir is None:
             trainer.say_where = lambda results: None  # of files that are about to go
-        trainer.config.pipeline.datamanager.data = _write(values, folder)
+        trainer.config.pipeline.datamanager.data = _write(values, folder, radiance)
         try:
             trainer.setup()
         except InputError:
@@ -247,14 +243,15 @@ def fit_image(
             curve=trainer.record.curve,
             metrics=metrics,
             folder=None if output_dir is None else folder,
+            _kind=blank_picture(trainer.pipeline.datamanager.picture.kind),
         )
 
 
-def _checked(array: ArrayLike) -> np.ndarray:
+def _checked(array: ArrayLike, radiance: bool) -> np.ndarray:
     """The array with native numbers.
 
     Raises:
-        InputError: its shape, dtype or numbers are not those of a picture.
+        InputError: its shape, dtype or numbers are not those of a picture, or of radiance.
     """
     values = np.asarray(array)
     values = values.astype(values.dtype.newbyteorder("="), copy=False)
@@ -265,21 +262,30 @@ def _checked(array: ArrayLike) -> np.ndarray:
         )
     if 0 in values.shape:
         raise InputError(f"the array has no pixels: its shape is {list(values.shape)}")
+    if radiance and values.dtype.kind != "f":
+        raise InputError(f"the array holds {values.dtype} numbers: radiance is floats")
     if values.dtype not in (np.uint8, np.uint16) and values.dtype.kind != "f":
         raise InputError(f"the array holds {values.dtype} numbers: give uint8, uint16, or floats in [0, 1]")
     if values.dtype.kind == "f":
         bad = int(values.size - np.isfinite(values).sum())
         if bad:
             raise InputError(f"the array holds {bad} values that are NaN or infinite: replace them before fitting")
-        if values.min() < 0 or values.max() > 1:
+        if values.min() < 0:
+            raise InputError(f"the array holds floats down to {values.min():g}: they must not be below 0")
+        if not radiance and values.max() > 1:
             raise InputError(
-                f"the array holds floats from {values.min():g} to {values.max():g}: scale them into 0..1 before fitting"
+                f"the array holds floats from {values.min():g} to {values.max():g}: scale them into 0..1 before fitting, "
+                "or say radiance=True if they are light"
+            )
+        if radiance and values.ndim == 3 and values.shape[2] in (2, 4) and values[..., -1].max() > 1:
+            raise InputError(
+                f"the array's alpha goes up to {values[..., -1].max():g}: scale it into 0..1 before fitting"
             )
     return np.ascontiguousarray(values)
 
 
-def _write(values: np.ndarray, folder: Path) -> Path:
-    """The array as the picture that the Trainer reads, without loss: PNG for 8 bits, TIFF for more.
+def _write(values: np.ndarray, folder: Path, radiance: bool) -> Path:
+    """The array as the picture that the Trainer reads, without loss: PNG for 8 bits, TIFF for more, EXR for radiance.
 
     Floats become those of 32 bits, in which the fit computes.
     """
@@ -290,7 +296,7 @@ def _write(values: np.ndarray, folder: Path) -> Path:
         values = values.astype(np.float32)
     values = np.atleast_3d(values)
     mode = ("L", "LA", "RGB", "RGBA")[values.shape[2] - 1]
-    picture = Picture(values, "PNG" if values.dtype == np.uint8 else "TIFF", mode)
+    picture = Picture(values, "EXR" if radiance else "PNG" if values.dtype == np.uint8 else "TIFF", mode)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"picture{picture.suffix}"
     with write_whole(path) as temporary:

@@ -67,6 +67,41 @@ def test_sizes_of_renders(fitted):
     np.testing.assert_allclose(fitted.render(3)[1::3, 1::3].astype(int), fitted.reconstruction, atol=1)
 
 
+def test_smaller_is_the_mean(fitted):
+    pixels = fitted.at(np.stack(np.meshgrid(np.arange(60), np.arange(40)), -1) + 0.5).astype(np.float64)
+    means = pixels.reshape(20, 2, 30, 2, 3).mean((1, 3))
+    np.testing.assert_allclose(fitted.render(0.5), means.clip(0, 1) * 255, atol=0.51)
+
+
+def test_what_is_not_seen_has_no_part_in_a_mean():
+    array = np.zeros((16, 16, 4), np.uint8)
+    array[:, ::2] = (0, 255, 0, 0)
+    array[:, 1::2] = (200, 0, 0, 255)
+    half = fit_image(array, num_steps=300, **SMALL).render(0.5).astype(int)
+    np.testing.assert_allclose(half, np.broadcast_to((200, 0, 0, 128), half.shape), atol=16)
+
+
+def test_radiance():
+    array = (waves(24, 32, 3).astype(np.float32) / 16) ** 3  # up to 4,000
+    array[5, 7] = 0
+    fit = fit_image(array, num_steps=300, radiance=True, **SMALL)
+    assert (fit.reconstruction.shape, fit.reconstruction.dtype) == (array.shape, array.dtype)
+    peak = fit.metrics["radiance_peak"]
+    assert peak == pytest.approx(np.percentile(array, 99.9), rel=1e-3)
+
+    def curve(values):
+        return (np.log1p(5000 * values / peak) / np.log1p(5000)).clip(0, 1)
+
+    error = np.square(curve(fit.reconstruction) - curve(array)).mean(dtype=np.float64)
+    assert fit.psnr == pytest.approx(-10 * np.log10(error), abs=0.05)
+    assert fit.psnr > 24
+    np.testing.assert_allclose(fit.render(), fit.reconstruction, rtol=1e-4, atol=1e-3)
+    centres = np.stack(np.meshgrid(np.arange(32), np.arange(24)), -1) + 0.5
+    np.testing.assert_allclose(fit.at(centres), fit.reconstruction, rtol=1e-3, atol=1e-2)
+    means = fit.reconstruction.astype(np.float64).reshape(12, 2, 16, 2, 3).mean((1, 3))
+    np.testing.assert_allclose(fit.render(0.5), means, rtol=1e-3, atol=1e-2)
+
+
 def test_places_are_in_pixels(fitted):
     places = [[0.5, 0.5], [59.5, 39.5], [10.5, 20.5]]
     values = fitted.at(places)
@@ -150,7 +185,10 @@ def test_kinds_of_arrays(name):
         (np.zeros((0, 4), np.uint8), {}, "no pixels"),
         (np.zeros((4, 4), np.int64), {}, "int64 numbers"),
         (np.full((4, 4), np.nan), {}, "16 values that are NaN"),
-        (np.full((4, 4), 255.0), {}, "255 to 255"),
+        (np.full((4, 4), 255.0), {}, "255 to 255.*radiance=True"),
+        (np.full((4, 4), -0.5), {}, "down to -0.5"),
+        (np.zeros((4, 4), np.uint8), {"radiance": True}, "radiance is floats"),
+        (np.full((4, 4, 4), 2.0), {"radiance": True}, "alpha goes up to 2"),
         (np.zeros((4, 4)), {"num_steps": 0}, "at least 1"),
         (np.zeros((4, 4)), {"num_layers": 1}, "num_layers"),
         (np.zeros((4, 4)), {"device": "cuda:1"}, "'cpu' or 'cuda'"),

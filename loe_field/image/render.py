@@ -15,12 +15,12 @@ from loe_field.image.picture import EXR_CHANNELS, MU, Picture, codes, radiance
 from loe_field.image.rows import DTYPES, FileFormat, Sheet, check_sheet, file_format, write_rows
 from loe_field.image.window import (
     OnGrid,
-    SplineOfPixels,
     Upscaling,
     View,
     colours_of,
     evaluated,
     on_grid,
+    pictured,
     rendered_rows,
 )
 
@@ -107,14 +107,12 @@ def _colours(model: LoEImageModel, picture: Picture, wanted: Rendering) -> _Job:
     if kind == picture.format == "EXR" and bits is None:
         bits = picture.bits
     dtype = _dtype(kind, bits, default=32 if is_radiance else max(8, picture.bits))
-    size = (picture.width, picture.height)
     function = on_grid(evaluated(colours_of(model), model.device, wanted.chunk))
+    function = pictured(function, picture, view, wanted.upscaling)
     how = ""
     if view.enlarges:
-        how = ", the field between its pixels too"
-        if wanted.upscaling == "spline":
-            function = SplineOfPixels(function, size, view, alpha=alpha)
-            how = ", the cubic spline through the field's pixels"
+        spline = wanted.upscaling == "spline"
+        how = ", the cubic spline through the field's pixels" if spline else ", the field between its pixels too"
     if view.samples != (1, 1):
         how += ", each the mean of {} x {} samples".format(*view.samples)
     sheet = _sheet(wanted, EXR_CHANNELS[picture.channels], dtype, picture.icc_profile)
@@ -123,16 +121,11 @@ def _colours(model: LoEImageModel, picture: Picture, wanted: Rendering) -> _Job:
         return _Job(sheet, function, lambda band: picture.like(band).values, alpha, how)
     notes = (f"the run's picture has {few}: other colours lie between its pixels",) if few else ()
     if is_radiance:
-        function = _composed(picture.from_unit, function)  # means are those of light, not of its curve
         if dtype.kind == "f":
             return _Job(sheet, function, lambda band: radiance(band, dtype, alpha=alpha), alpha, how)
         how += f", tone-mapped as log(1 + {MU:g} v / {picture.peak:.3g}) / log(1 + {MU:g})"
         return _Job(sheet, function, lambda band: codes(picture.to_unit(band), dtype), alpha, how)
     return _Job(sheet, function, lambda band: codes(band, dtype), alpha, how, notes)
-
-
-def _composed(outer: Callable[[np.ndarray], np.ndarray], inner: OnGrid) -> OnGrid:
-    return lambda x, y: torch.from_numpy(outer(inner(x, y).numpy()))
 
 
 def _derivative(model: LoEImageModel, picture: Picture, wanted: Rendering) -> _Job:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from loe_field.errors import InputError
 from loe_field.image.model import LoEImageModel
+from loe_field.image.picture import Picture
 from loe_field.image.spline import CubicSpline
 
 Upscaling = Literal["field", "spline"]
@@ -127,6 +128,25 @@ def colours_of(model: LoEImageModel) -> Callable[[Tensor], Tensor]:
         return model.get_outputs(places)["rgb"]
 
     return colours
+
+
+def pictured(function: OnGrid, picture: Picture, view: View, upscaling: Upscaling) -> OnGrid:
+    """The field of a picture as a view of it wants it: what to give to `rendered_rows`.
+
+    Args:
+        function: the field.
+        picture: its kind; of the content nothing is used.
+        view: the window.
+        upscaling: what fills the places between the picture's pixels where the view enlarges it.
+
+    Returns:
+        values as the field has them; of radiance the light itself, for means are those of light, not of its curve.
+    """
+    if view.enlarges and upscaling == "spline":
+        function = SplineOfPixels(function, (picture.width, picture.height), view, alpha=picture.has_alpha)
+    if picture.peak is None:
+        return function
+    return lambda x, y: torch.from_numpy(picture.from_unit(function(x, y).numpy()))
 
 
 class SplineOfPixels:
