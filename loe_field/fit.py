@@ -274,8 +274,8 @@ def _checked(array: ArrayLike, radiance: bool) -> np.ndarray:
             raise InputError(f"the array holds floats down to {values.min():g}: they must not be below 0")
         if not radiance and values.max() > 1:
             raise InputError(
-                f"the array holds floats from {values.min():g} to {values.max():g}: scale them into 0..1 before fitting, "
-                "or say radiance=True if they are light"
+                f"the array holds floats from {values.min():g} to {values.max():g}: scale them into 0..1 before "
+                "fitting, or say radiance=True if they are light"
             )
         if radiance and values.ndim == 3 and values.shape[2] in (2, 4) and values[..., -1].max() > 1:
             raise InputError(
