@@ -1,6 +1,7 @@
 """nerfstudio's DataManager for posed pictures, with everything on the device."""
 
 import json
+import struct
 import warnings
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -72,6 +73,7 @@ class SceneDataManager(VanillaDataManager[InputDataset]):
             TypeError,
             ValueError,
             json.JSONDecodeError,
+            struct.error,
         ) as error:
             if isinstance(error, InputError):
                 raise

@@ -119,6 +119,11 @@ def usable(outputs: DataparserOutputs, split: str, *, whole: bool = False) -> Da
         InputError: a pose or a lens cannot be, or the size of a picture or of its mask is not its camera's.
     """
     cameras, kept, lost, transparent = outputs.cameras, [], [], False
+    if not cameras.shape:
+        raise InputError(
+            f"there is one single {split} view, whose pose this format's reader in the host loses: have more of them "
+            "(the dataparser's --eval-mode, --train-split-fraction or --eval-interval)"
+        )
     _check_cameras(cameras, outputs.image_filenames)
     for i, path in enumerate(outputs.image_filenames):
         try:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from conftest import run
 from nerfstudio.configs.method_configs import method_configs  # noqa: F401  (the host's modules import each other)
+from nerfstudio.data.dataparsers.instant_ngp_dataparser import InstantNGPDataParserConfig
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
 from PIL import Image
 from scenes import write_scene
@@ -57,6 +58,18 @@ def test_no_view_held_out(small_scene, capsys):
     assert not datamanager.held_out
     assert len(datamanager.eval_dataset) == 6
     assert "no view is held out" in capsys.readouterr().out
+
+
+def test_one_single_view_held_out_of_an_instant_ngp_scene(small_scene):
+    edit(small_scene, lambda c: c.update(aabb_scale=4))
+
+    def held_out(part):
+        parser = InstantNGPDataParserConfig(train_split_fraction=1 - part)
+        return SceneDataManagerConfig(data=small_scene, dataparser=parser).setup(device="cpu").eval_dataset
+
+    assert len(held_out(0.4)) == 2
+    with pytest.raises(InputError, match="one single held-out view"):
+        held_out(0.2)
 
 
 def test_pictures_of_several_sizes(small_scene):
