@@ -1,6 +1,7 @@
 """nerfstudio's DataManager for posed pictures, with everything on the device."""
 
 import json
+import struct
 import warnings
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -19,6 +20,7 @@ from nerfstudio.utils.rich_utils import CONSOLE
 from torch import Tensor
 
 from loe_field.errors import InputError
+from loe_field.nerf.pictures import PosedPictures
 from loe_field.nerf.rays import RayTable
 from loe_field.nerf.scene import check_scene, usable
 
@@ -68,12 +70,14 @@ class SceneDataManager(VanillaDataManager[InputDataset]):
             KeyError,
             OSError,
             RuntimeError,
+            TypeError,
             ValueError,
             json.JSONDecodeError,
+            struct.error,
         ) as error:
             if isinstance(error, InputError):
                 raise
-            reason = f"{type(error).__name__}: {error}" if isinstance(error, KeyError) else str(error)
+            reason = f"{type(error).__name__}: {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
             raise InputError(f"{config.dataparser.data} cannot be read as a scene: {reason or repr(error)}") from error
 
     def create_train_dataset(self) -> InputDataset:
@@ -84,12 +88,13 @@ class SceneDataManager(VanillaDataManager[InputDataset]):
                 f"{len(outputs.image_filenames)} training views have their pictures: at least two are needed"
             )
         self.train_dataparser_outputs = outputs
-        return InputDataset(outputs, scale_factor=self.config.camera_res_scale_factor)
+        return PosedPictures(outputs, scale_factor=self.config.camera_res_scale_factor)
 
     def create_eval_dataset(self) -> InputDataset:
         """The held-out views whose pictures are there, or the training views if there are none."""
         outputs = self._held_out_views()
-        self.held_out = outputs is not None
+        trained_on = set(self.train_dataparser_outputs.image_filenames)
+        self.held_out = outputs is not None and not trained_on.issuperset(outputs.image_filenames)
         if outputs is None:
             CONSOLE.print(
                 "no view is held out: what is measured are the training views (the dataparser's --eval-mode and "
@@ -97,12 +102,12 @@ class SceneDataManager(VanillaDataManager[InputDataset]):
                 soft_wrap=True,
             )
             outputs = self.train_dataparser_outputs
-        return InputDataset(outputs, scale_factor=self.config.camera_res_scale_factor)
+        return PosedPictures(outputs, scale_factor=self.config.camera_res_scale_factor)
 
     def _held_out_views(self) -> DataparserOutputs | None:
         outputs = self.dataparser.get_dataparser_outputs(split=self.test_split)
         if len(outputs.image_filenames):
-            outputs = usable(outputs, "held-out")
+            outputs = usable(outputs, "held-out", whole=True)
         return outputs if len(outputs.image_filenames) else None
 
     def setup_train(self) -> None:

@@ -31,6 +31,7 @@ from loe_field.tiling import Blending, Pattern
 
 ALEXNET = "alexnet-owt-7be5be79.pth"
 """The file that torchvision keeps AlexNet's weights in."""
+_SSIM_WINDOW = 11
 
 
 @dataclass
@@ -110,6 +111,7 @@ class LoENerfModel(Model):
         """
         super().populate_modules()
         config = self.config
+        _check_options(config)
         self._choose_by_background(self.kwargs.get("metadata", {}).get("background"))
         unbounded = config.scene == "unbounded"
         contraction = Contraction() if unbounded else None
@@ -190,13 +192,17 @@ class LoENerfModel(Model):
         )
         return LoEEncoding(network)
 
+    @property
+    def networks(self) -> list[LoEMLP]:
+        """The networks with levels of experts: the field's, unless it is a hash grid, and those that propose."""
+        fields: list[LoEDensityField] = [self.field, *self.proposal_networks]  # type: ignore[list-item]
+        return [f.encoding.network for f in fields if isinstance(f.encoding.network, LoEMLP)]
+
     def get_param_groups(self) -> dict[str, list[Parameter]]:
         """The hidden stacks of matrices as "experts", all else of the fields as "fields", poses as "camera_opt"."""
-        fields: list[LoEDensityField] = [self.field, *self.proposal_networks]  # type: ignore[list-item]
-        networks = [field_.encoding.network for field_ in fields]
-        experts: list[Parameter] = [w for n in networks if isinstance(n, LoEMLP) for w in n.hidden_weights]
+        experts: list[Parameter] = [w for network in self.networks for w in network.hidden_weights]
         chosen = {id(p) for p in experts}
-        rest = [p for field_ in fields for p in field_.parameters() if id(p) not in chosen]
+        rest = [p for part in (self.field, self.proposal_networks) for p in part.parameters() if id(p) not in chosen]
         groups = {"experts": experts, "fields": rest}
         self.camera_optimizer.get_param_groups(param_groups=groups)
         return groups
@@ -278,15 +284,14 @@ class LoENerfModel(Model):
     ) -> tuple[dict[str, float], dict[str, Tensor]]:
         """Psnr, ssim and, where its weights are, lpips of a view; the view beside the picture, opacity and depth.
 
-        Nothing is downloaded: without the weights of LPIPS it is left out.
+        Nothing is downloaded: without the weights of LPIPS it is left out. So is ssim where a side is shorter than 11.
         """
         target = self.renderer_rgb.blend_background(batch["image"].to(self.device))
         rgb = outputs["rgb"].clamp(0, 1)
         wanted, seen = (x.movedim(-1, 0)[None] for x in (target, rgb))
-        metrics = {
-            "psnr": float(peak_signal_noise_ratio(seen, wanted, data_range=1.0)),
-            "ssim": float(structural_similarity_index_measure(seen, wanted, data_range=1.0)),  # type: ignore[arg-type]
-        }
+        metrics = {"psnr": float(peak_signal_noise_ratio(seen, wanted, data_range=1.0))}
+        if min(wanted.shape[2:]) >= _SSIM_WINDOW:
+            metrics["ssim"] = float(structural_similarity_index_measure(seen, wanted, data_range=1.0))  # type: ignore[arg-type]
         if self._lpips is not None:
             metrics["lpips"] = float(self._lpips(seen, wanted))
         images = {
@@ -295,3 +300,18 @@ class LoENerfModel(Model):
             "depth": colormaps.apply_depth_colormap(outputs["depth"], accumulation=outputs["accumulation"]),
         }
         return metrics, images
+
+
+def _check_options(config: LoENerfModelConfig) -> None:
+    """Refuse counts that are too small, and a far plane that is not behind the near one."""
+    counts = ("eval_num_rays_per_chunk", "num_features", "num_samples")
+    least = [(name, getattr(config, name), 1) for name in counts] + [("appearance_dim", config.appearance_dim, 0)]
+    least += [("num_proposal_samples", min(config.num_proposal_samples, default=0), 1)]
+    for name, value, lowest in least:
+        if value < lowest:
+            raise InputError(f"--pipeline.model.{name.replace('_', '-')} is {value}: it must be at least {lowest}")
+    if not 0 <= config.near_plane < config.far_plane:
+        raise InputError(
+            f"--pipeline.model.near-plane is {config.near_plane:g} and far-plane {config.far_plane:g}: rays begin at 0 "
+            "or beyond, and end behind that"
+        )

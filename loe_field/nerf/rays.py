@@ -8,6 +8,7 @@ from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.data.datasets.base_dataset import InputDataset
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from loe_field.errors import InputError
 from loe_field.training.machine import seeded_generator
@@ -44,17 +45,19 @@ class RayTable:
         lens = _lens_numbers(cameras)
         _, first, which = np.unique(lens.numpy(), axis=0, return_index=True, return_inverse=True)
         tables = [_directions(cameras, int(i)) for i in first]
-        starts = np.cumsum([0, *(len(t) for t, _ in tables)])
-        self._directions = torch.cat([t for t, _ in tables]).to(self._device)
-        self._areas = torch.cat([a for _, a in tables]).to(self._device)
+        starts = np.cumsum([0, *(len(t) for t, _, _ in tables)])
+        self._directions = torch.cat([t for t, _, _ in tables]).to(self._device)
+        self._areas = torch.cat([a for _, a, _ in tables]).to(self._device)
+        offsets = torch.cat([o for _, _, o in tables])
+        self._offsets = offsets.to(self._device) if offsets.any() else None
 
         widths = cameras.width.flatten()
         colours, places = [], []
         for i in range(len(dataset)):
             try:
                 data = dataset.get_data(i, image_type="uint8")
-            except (OSError, AssertionError) as error:
-                raise InputError(f"{dataset.image_filenames[i]} cannot be read ({error})") from None
+            except AssertionError as error:
+                raise InputError(f"the mask of {dataset.image_filenames[i]} cannot be used ({error})") from None
             flat = data["image"].flatten(0, 1)
             if "mask" in data:
                 places.append(data["mask"].flatten().nonzero().squeeze(1).to(torch.int32))
@@ -88,10 +91,13 @@ class RayTable:
         place = chosen - self._starts[camera] if self._places is None else self._places[chosen].long()
         entry = self._table_starts[camera] + place
         pose = self._poses[camera]
-        directions = (pose[:, :, :3] * self._directions[entry][:, None, :]).sum(-1)
+        turn, origins = pose[:, :, :3], pose[:, :, 3]
+        if self._offsets is not None:
+            origins = origins + (turn * self._offsets[entry][:, None, :]).sum(-1)
+        directions = (turn * self._directions[entry][:, None, :]).sum(-1)
         rays = RayBundle(
-            origins=pose[:, :, 3],
-            directions=directions,
+            origins=origins,
+            directions=normalize(directions, dim=-1),  # poses may be scaled
             pixel_area=self._areas[entry],
             camera_indices=camera[:, None],
         )
@@ -108,9 +114,12 @@ def _lens_numbers(cameras: Cameras) -> Tensor:
     return torch.cat([p.reshape(len(cameras), -1).double() for p in parts], 1)
 
 
-def _directions(cameras: Cameras, index: int) -> tuple[Tensor, Tensor]:
-    """Directions in the camera's own frame [pixels, 3], of length 1, and the area of each pixel at distance 1."""
+def _directions(cameras: Cameras, index: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Directions in the camera's own frame [pixels, 3], of length 1, and each pixel's area at distance 1.
+
+    Third where the rays begin in that frame [pixels, 3]: not at 0 for orthographic and stereo cameras.
+    """
     camera = cameras[index : index + 1]
     camera.camera_to_worlds = torch.eye(3, 4)[None]
     rays = camera.generate_rays(camera_indices=0, keep_shape=True)
-    return rays.directions.flatten(0, 1), rays.pixel_area.flatten(0, 1)
+    return rays.directions.flatten(0, 1), rays.pixel_area.flatten(0, 1), rays.origins.flatten(0, 1)

@@ -7,12 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from nerfstudio.cameras.cameras import CAMERA_MODEL_TO_TYPE, Cameras
 from nerfstudio.data.dataparsers.base_dataparser import DataParserConfig, DataparserOutputs
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import MAX_AUTO_RESOLUTION, NerfstudioDataParserConfig
 from nerfstudio.utils.rich_utils import CONSOLE
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from loe_field.errors import InputError
+from loe_field.nerf.pictures import UNREADABLE, sees_through
 
 _OTHER_FORMATS = {
     "transforms_train.json": "blender-data",
@@ -54,17 +56,22 @@ def check_scene(config: DataParserConfig) -> None:
     frames = content.get("frames") if isinstance(content, dict) else None
     if not isinstance(frames, list) or not frames:
         raise InputError(f"{path} lists no frames: each picture needs one, with file_path and transform_matrix")
+    model = content.get("camera_model", "OPENCV")
+    if model not in CAMERA_MODEL_TO_TYPE:
+        raise InputError(f"{path}: camera_model is {model!r}, the host knows {', '.join(CAMERA_MODEL_TO_TYPE)}")
     places = []
     for number, frame in enumerate(frames):
         if not isinstance(frame, dict) or "file_path" not in frame or "transform_matrix" not in frame:
             raise InputError(f"{path}, frame {number} has no file_path or no transform_matrix")
+        if not isinstance(frame["file_path"], str):
+            raise InputError(f"{path}, frame {number}: file_path is {frame['file_path']!r}, not the path of a picture")
         pose = _pose(frame["transform_matrix"], f"{path}, frame {number} ({frame['file_path']})")
         places.append(pose[:3, 3])
     if len(frames) < 2:
         raise InputError(f"{path} has one single view: depth takes at least two, from different places")
     if np.ptp(places, axis=0).max() == 0:
         raise InputError(f"{path} has all its cameras in one place: depth takes views from different places")
-    _choose_downscale_factor(config, [path.parent / str(frame["file_path"]) for frame in frames])
+    _choose_downscale_factor(config, [path.parent / frame["file_path"] for frame in frames])
 
 
 def _pose(matrix: object, where: str) -> np.ndarray:
@@ -97,24 +104,34 @@ def _choose_downscale_factor(config: NerfstudioDataParserConfig, paths: Sequence
     config.downscale_factor = factor
 
 
-def usable(outputs: DataparserOutputs, split: str) -> DataparserOutputs:
+def usable(outputs: DataparserOutputs, split: str, *, whole: bool = False) -> DataparserOutputs:
     """The views of a split whose pictures are there and can be opened; says how many are left out.
 
     Their metadata also has "background", for the model: the colour [3] in [0, 1] that the dataparser has behind
-    the object, "transparent" if they have alpha and are put on nothing, else None.
+    the object, "transparent" if a pixel of them is and they are put on nothing, else None.
+
+    Args:
+        outputs: the views.
+        split: what they are for, for the message.
+        whole: read the pictures to their ends, not only their heads.
 
     Raises:
-        InputError: a pose is not finite, or a picture's size is not its camera's.
+        InputError: a pose or a lens cannot be, or the size of a picture or of its mask is not its camera's.
     """
     cameras, kept, lost, transparent = outputs.cameras, [], [], False
-    if not torch.isfinite(cameras.camera_to_worlds).all():
-        raise InputError("the cameras' poses are not finite once read, centred and scaled: mend them in the scene")
+    if not cameras.shape:
+        raise InputError(
+            f"there is one single {split} view, whose pose this format's reader in the host loses: have more of them "
+            "(the dataparser's --eval-mode, --train-split-fraction or --eval-interval)"
+        )
+    _check_cameras(cameras, outputs.image_filenames)
     for i, path in enumerate(outputs.image_filenames):
         try:
             with Image.open(path) as picture:
                 size = picture.size
-                transparent |= picture.mode == "RGBA"
-        except (OSError, UnidentifiedImageError):
+                if whole:
+                    picture.load()
+        except UNREADABLE:
             lost.append(path)
             continue
         wanted = int(cameras.width[i]), int(cameras.height[i])
@@ -123,7 +140,10 @@ def usable(outputs: DataparserOutputs, split: str) -> DataparserOutputs:
                 f"{path} is {size[0]}x{size[1]} and its camera {wanted[0]}x{wanted[1]} pixels: pictures of several "
                 "sizes need w, h, fl_x, fl_y, cx and cy in each frame of transforms.json, not once for all"
             )
+        if outputs.mask_filenames is not None:
+            _check_mask(outputs.mask_filenames[i], path, size)
         kept.append(i)
+        transparent = transparent or sees_through(path)
     colour = outputs.alpha_color
     background = colour.tolist() if colour is not None else "transparent" if transparent else None
     outputs = replace(outputs, metadata={**outputs.metadata, "background": background})
@@ -147,3 +167,38 @@ def usable(outputs: DataparserOutputs, split: str) -> DataparserOutputs:
         mask_filenames=None if outputs.mask_filenames is None else [outputs.mask_filenames[i] for i in kept],
         metadata=metadata,
     )
+
+
+def _check_cameras(cameras: Cameras, paths: Sequence[Path]) -> None:
+    """Refuse poses and lenses that are not finite, poses that make space flat, and focal lengths of 0."""
+    if not torch.isfinite(cameras.camera_to_worlds).all():
+        raise InputError("the cameras' poses are not finite once read, centred and scaled: mend them in the scene")
+    sizes = torch.linalg.svdvals(cameras.camera_to_worlds[:, :, :3])
+    flat = sizes[:, 2] <= 1e-3 * sizes[:, 0]
+    if flat.any():
+        first = int(flat.nonzero()[0])
+        raise InputError(f"the pose of {paths[first]} is singular, not a rotation: mend or remove its frame")
+    lens = torch.cat([cameras.fx, cameras.fy, cameras.cx, cameras.cy], 1)
+    if cameras.distortion_params is not None:
+        lens = torch.cat([lens, cameras.distortion_params], 1)
+    wrong = ~torch.isfinite(lens).all(1) | (lens[:, :2] == 0).any(1)
+    if wrong.any():
+        first = int(wrong.nonzero()[0])
+        raise InputError(
+            f"the lens of {paths[first]} has numbers that are not finite, or a focal length of 0: mend fl_x, fl_y, cx, "
+            "cy and k1, k2, ... of the scene"
+        )
+
+
+def _check_mask(mask: Path, path: Path, size: tuple[int, int]) -> None:
+    """Refuse a mask that is not there, damaged, of another size than its picture or of several channels."""
+    try:
+        with Image.open(mask) as picture:
+            found, bands = picture.size, len(picture.getbands())
+    except UNREADABLE as error:
+        raise InputError(f"the mask {mask} of {path} cannot be read ({error})") from None
+    if found != size or bands != 1:
+        raise InputError(
+            f"the mask {mask} is {found[0]}x{found[1]} with {bands} channels: it must be {size[0]}x{size[1]} as its "
+            f"picture {path}, with one channel"
+        )

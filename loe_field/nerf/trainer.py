@@ -6,11 +6,14 @@ from typing import Any, Literal
 import imageio.v3 as iio
 import numpy as np
 import torch
+from nerfstudio.engine.optimizers import Optimizers
 from nerfstudio.pipelines.base_pipeline import VanillaPipelineConfig
 from nerfstudio.utils.rich_utils import CONSOLE
 
+from loe_field.errors import InputError
 from loe_field.files import write_whole
 from loe_field.nerf.datamanager import SceneDataManager, SceneDataManagerConfig
+from loe_field.nerf.model import LoENerfModel
 from loe_field.nerf.pipeline import NerfPipelineConfig
 from loe_field.training.results import write_results
 from loe_field.training.trainer import LoETrainer, LoETrainerConfig
@@ -34,7 +37,10 @@ class NerfTrainerConfig(LoETrainerConfig):
         assert isinstance(datamanager, SceneDataManagerConfig)
         data = datamanager.data or datamanager.dataparser.data
         if self.experiment_name is None:
-            self.experiment_name = data.expanduser().resolve().stem
+            data = data.expanduser().resolve()
+            if data.name == "transforms.json":
+                data = data.parent
+            self.experiment_name = data.stem if data.is_file() else data.name
 
 
 class NerfTrainer(LoETrainer):
@@ -49,9 +55,30 @@ class NerfTrainer(LoETrainer):
         views, table = len(self._datamanager.train_dataset), self._datamanager.train_pixel_sampler
         assert table is not None
         CONSOLE.print(
-            f"{self._num_parameters:,} parameters, {views} training views of {table.num_pixels:,} pixels in all",
+            f"{self._num_parameters:,} parameters{self._computed_by}, {views} training views of {table.num_pixels:,} "
+            "pixels in all",
             soft_wrap=True,
         )
+
+    def setup_optimizers(self) -> Optimizers:
+        """The optimizers; before them, and before anything is written, a look at whether the fields can be trained."""
+        try:
+            _ = self._computed_by
+        except RuntimeError as error:
+            raise InputError(f"{error} (--pipeline.model.implementation)") from None
+        return super().setup_optimizers()
+
+    @property
+    def _computed_by(self) -> str:
+        """The implementation and precision of training, for people; nothing for the host's own fields."""
+        model = self.pipeline.model
+        if not isinstance(model, LoENerfModel):
+            return ""
+        with torch.autocast(self.device.split(":")[0], enabled=self.mixed_precision):
+            network = model.networks[0]
+            used = f", implementation {network.resolved_implementation}, {self.precision}"
+            reason = network.obstacle
+        return used if reason is None else f"{used} ({reason})"
 
     @property
     def _num_parameters(self) -> int:
@@ -73,7 +100,7 @@ class NerfTrainer(LoETrainer):
             metrics, images = model.get_image_metrics_and_images(model.get_outputs_for_camera(camera), batch)
             measured.append(metrics)
             self._views.append((images["img"].clamp(0, 1) * 255).round().byte().cpu().numpy())
-        names = [name for name in ("psnr", "ssim", "lpips") if name in measured[0]]
+        names = [name for name in ("psnr", "ssim", "lpips") if all(name in metrics for metrics in measured)]
         self._measured = {name: float(np.mean([metrics[name] for metrics in measured])) for name in names}
         return self._measured["psnr"]
 

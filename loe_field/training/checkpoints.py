@@ -48,6 +48,8 @@ def find_checkpoint(folder: Path, step: int | None = None) -> Path:
     if not folder.is_dir():
         raise InputError(f"{folder} is not a folder: --load-dir wants the nerfstudio_models folder of a run")
     steps = checkpoint_steps(folder)
+    if not steps and (folder / "nerfstudio_models").is_dir():
+        raise InputError(f"{folder} is a run's folder: --load-dir wants the nerfstudio_models folder in it")
     if not steps:
         raise InputError(f"{folder} holds no checkpoint (step-*.ckpt): the run ended before its first one")
     if step is not None and step not in steps:

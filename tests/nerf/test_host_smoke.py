@@ -11,6 +11,8 @@ from nerfstudio.data.dataparsers.blender_dataparser import BlenderDataParserConf
 from nerfstudio.scripts.train import train_loop
 from scenes import write_blender_scene
 
+from loe_field.errors import InputError
+
 DEFAULT_PARAMETERS = 1_305_252
 
 
@@ -44,6 +46,22 @@ def test_two_steps(name, tmp_path):
     assert metrics["psnr"] > 0
     if name == "loe-nerf":
         assert (config.pipeline.model.scene, config.pipeline.model.background_color) == ("box", "white")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"num_samples": 0}, "num-samples is 0: it must be at least 1"),
+        ({"num_proposal_samples": ()}, "num-proposal-samples is 0: it must be at least 1"),
+        ({"near_plane": 5.0, "far_plane": 1.0}, "near-plane is 5 and far-plane 1"),
+        ({"implementation": "triton"}, "the kernels need an NVIDIA GPU"),
+    ],
+    ids=["samples", "proposals", "planes", "implementation"],
+)
+def test_options_that_cannot_be(options, words, tmp_path):
+    with pytest.raises(InputError, match=words):
+        two_steps("loe-nerf", tmp_path, **options)
+    assert not (tmp_path / "scene/loe-nerf").exists()
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from nerfstudio.model_components.ray_generators import RayGenerator
 from PIL import Image
 from scenes import write_scene
 
+from loe_field.nerf.pictures import PosedPictures
 from loe_field.nerf.rays import RayTable
 
 
@@ -43,8 +44,19 @@ def a_lens_each(content):
         frame |= {"fl_x": 50.0 + i % 3, "fl_y": 52.0, "cx": 25.0, "cy": 20.0, "w": 50, "h": 40}
 
 
+def scaled(content):
+    for frame in content["frames"]:
+        frame["transform_matrix"] = (np.array(frame["transform_matrix"]) @ np.diag([3.0, 3, 3, 1])).tolist()
+
+
+def orthographic(content):
+    content["camera_model"] = "ORTHOPHOTO"
+
+
 @pytest.mark.parametrize(
-    "edit", [lambda content: None, distort, a_lens_each, masked], ids=["plain", "distorted", "lenses", "masked"]
+    "edit",
+    [lambda content: None, distort, a_lens_each, masked, scaled, orthographic],
+    ids=["plain", "distorted", "lenses", "masked", "scaled", "orthographic"],
 )
 def test_rays_are_the_hosts(edit, tmp_path):
     folder = write_scene(tmp_path / "s", views=5)
@@ -66,6 +78,17 @@ def test_rays_are_the_hosts(edit, tmp_path):
     images = [dataset.get_data(i)["image"] for i in range(len(dataset))]
     colours = torch.stack([images[c][y, x] for c, y, x in batch["indices"].tolist()])
     torch.testing.assert_close(batch["image"], colours)
+
+
+def test_a_fisheyes_axis_through_the_middle_of_a_pixel(tmp_path):
+    def fisheye(content):
+        content |= {"camera_model": "OPENCV_FISHEYE", "cx": 25.5, "cy": 20.5}
+
+    config = NerfstudioDataParserConfig(data=edited(write_scene(tmp_path / "s", views=4), fisheye), downscale_factor=1)
+    dataset = PosedPictures(config.setup().get_dataparser_outputs("train"))
+    rays = dataset.cameras.generate_rays(camera_indices=0, keep_shape=True)
+    assert rays.directions.isfinite().all()
+    assert RayTable(dataset, "cpu", num_rays_per_batch=20_000, seed=1).batch(0)[0].directions.isfinite().all()
 
 
 def test_batches_depend_on_seed_and_step_only(scene):

@@ -2,9 +2,11 @@
 
 import json
 
+import numpy as np
 import pytest
 from conftest import run
 from nerfstudio.configs.method_configs import method_configs  # noqa: F401  (the host's modules import each other)
+from nerfstudio.data.dataparsers.instant_ngp_dataparser import InstantNGPDataParserConfig
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
 from PIL import Image
 from scenes import write_scene
@@ -58,6 +60,18 @@ def test_no_view_held_out(small_scene, capsys):
     assert "no view is held out" in capsys.readouterr().out
 
 
+def test_one_single_view_held_out_of_an_instant_ngp_scene(small_scene):
+    edit(small_scene, lambda c: c.update(aabb_scale=4))
+
+    def held_out(part):
+        parser = InstantNGPDataParserConfig(train_split_fraction=1 - part)
+        return SceneDataManagerConfig(data=small_scene, dataparser=parser).setup(device="cpu").eval_dataset
+
+    assert len(held_out(0.4)) == 2
+    with pytest.raises(InputError, match="one single held-out view"):
+        held_out(0.2)
+
+
 def test_pictures_of_several_sizes(small_scene):
     def a_camera_each(content):
         lens = {name: content.pop(name) for name in ("fl_x", "fl_y", "cx", "cy", "w", "h")}
@@ -78,6 +92,68 @@ def test_pictures_of_several_sizes(small_scene):
 
 
 @pytest.mark.parametrize(
+    "save",
+    [
+        lambda rgb: rgb.convert("P", palette=Image.Palette.ADAPTIVE),
+        lambda rgb: rgb.convert("CMYK"),
+        lambda rgb: Image.fromarray(np.asarray(rgb.convert("L")).astype(np.uint16) * 257),
+        lambda rgb: rgb.convert("LA"),
+        lambda rgb: rgb.convert("1"),
+        lambda rgb: rgb.convert("RGBA"),
+    ],
+    ids=["palette", "CMYK", "16 bit", "grey with alpha", "black and white", "opaque"],
+)
+def test_pictures_of_every_kind_have_their_colours(save, small_scene):
+    for path in (small_scene / "images").iterdir():
+        rgb = Image.new("RGB", (10, 8), (255, 255, 255))
+        rgb.paste((40, 40, 40), (3, 2, 7, 6))
+        save(rgb).save(path, format="TIFF")
+    datamanager = opened(small_scene)
+    expected = np.asarray(save(rgb).convert("RGB")) if save(rgb).mode != "I;16" else np.asarray(rgb)
+    np.testing.assert_allclose(datamanager.train_dataset[0]["image"][..., :3] * 255, expected, atol=1)
+    assert datamanager.train_dataparser_outputs.metadata["background"] is None
+
+
+def test_pictures_of_floats_are_refused(small_scene):
+    Image.new("F", (10, 8)).save(small_scene / "images/002.png", format="TIFF")
+    with pytest.raises(InputError, match=r"002\.png cannot be read .it holds floats"):
+        opened(small_scene)
+
+
+def test_a_picture_that_ends_too_early(small_scene, capsys):
+    for number, split in ((0, "held-out"), (1, "training")):
+        path = small_scene / f"images/{number:03d}.png"
+        whole = path.read_bytes()
+        path.write_bytes(whole[: len(whole) // 2])
+        if split == "training":
+            with pytest.raises(InputError, match=r"001\.png cannot be read .*delete it to train without it"):
+                opened(small_scene, eval_mode="interval", eval_interval=5)
+        else:
+            used = opened(small_scene, eval_mode="interval", eval_interval=5).eval_dataset.image_filenames
+            assert [path.name for path in used] == ["005.png"]
+            assert "1 of 2 pictures of the held-out views" in " ".join(capsys.readouterr().out.split())
+
+
+def test_views_that_are_trained_on_are_not_held_out(small_scene):
+    assert not opened(small_scene, eval_mode="all").held_out
+
+
+def test_masks_that_do_not_fit(small_scene):
+    mask = small_scene / "mask.png"
+    edit(small_scene, lambda c: [frame.update(mask_path="mask.png") for frame in c["frames"]])
+    for picture, words in (
+        (None, "the mask .* cannot be read"),
+        (Image.new("L", (5, 4), 255), "5x4 with 1 channels: it must be 10x8"),
+        (Image.new("RGB", (10, 8)), "with 3 channels"),
+        (Image.new("L", (10, 8)), "the masks leave no pixel"),
+    ):
+        if picture is not None:
+            picture.save(mask)
+        with pytest.raises(InputError, match=words):
+            opened(small_scene)
+
+
+@pytest.mark.parametrize(
     ("change", "words"),
     [
         (lambda c: c.update(frames=[]), "lists no frames"),
@@ -85,6 +161,11 @@ def test_pictures_of_several_sizes(small_scene):
         (lambda c: c["frames"][2]["transform_matrix"][0].__setitem__(3, float("nan")), "frame 2 .* not finite"),
         (lambda c: c["frames"][1].update(transform_matrix=[1, 2]), "frame 1 .* not 4 rows of 4"),
         (lambda c: c["frames"][0].pop("file_path"), "frame 0 has no file_path"),
+        (lambda c: c["frames"][0].update(file_path=3), "file_path is 3, not the path"),
+        (lambda c: c.update(camera_model="LOMO"), "camera_model is 'LOMO', the host knows"),
+        (lambda c: c.update(fl_x=0), "a focal length of 0"),
+        (lambda c: c.update(k1=float("nan")), "the lens of .* not finite"),
+        (lambda c: c["frames"][3].update(transform_matrix=[[0, 0, 0, 1]] * 4), r"003\.png is singular"),
         (lambda c: c.update(w=12), "10x8 and its camera 12x8"),
         (lambda c: c.pop("fl_x"), "cannot be read as a scene: fx not specified"),
         (

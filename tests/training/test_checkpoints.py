@@ -79,6 +79,9 @@ def test_missing_ones_are_named(folder, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="holds no checkpoint"):
         find_checkpoint(tmp_path / "empty")
+    (tmp_path / "run/nerfstudio_models").mkdir(parents=True)
+    with pytest.raises(InputError, match="a run's folder"):
+        find_checkpoint(tmp_path / "run")
     with pytest.raises(InputError, match="does not exist"):
         read_checkpoint(tmp_path / "none.ckpt")
 
