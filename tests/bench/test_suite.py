@@ -70,6 +70,14 @@ def test_jobs(tmp_path):
         ('title = "t"\n[[runs]]\nname = "a b"\n[[runs]]\nname = "A-B"', "2 runs named like 'a-b'"),
         ('title = "t"\n[[runs]]\nname = "a"\n[[figures]]\nname = "f"\ntitle = "F"\nruns = ["b"]', "figure of 'b'"),
         ('title = "t"\n[[runs]]\nname = "a"\n[search]\nvalues = [1]', "search has no 'options'"),
+        ('title = "t"\n[[runs]]\nname = 5', "run 1 says name = 5: text is wanted"),
+        ('title = "t"\nseeds = 42\n[[runs]]\nname = "a"', r"seeds = 42: a list \(a whole number each\) is wanted"),
+        ('title = "t"\nseeds = [true]\n[[runs]]\nname = "a"', "a whole number each"),
+        ('title = "t"\ndata = "x.png"\n[[runs]]\nname = "a"', r"data = 'x.png': a list \(text each\) is wanted"),
+        ('title = "t"\nfigures = 3\n[[runs]]\nname = "a"', r"figures = 3: a list \(a table each\) is wanted"),
+        ('title = "t"\noverrides.pipeline.model.num_layers = 3\n[[runs]]\nname = "a"', "dotted names in quotes"),
+        ('title = "t"\ntrain_seconds = "9"\n[[runs]]\nname = "a"', "train_seconds = '9': a number is wanted"),
+        ('title = "t"\n[[runs]]\nname = "a"\n[[figures]]\nname = "../f"\ntitle = "F"\nruns = []', "without folders"),
     ],
 )
 def test_mistakes_are_named(tmp_path, text, words):
