@@ -83,9 +83,9 @@ class ImageFit:
 
         Args:
             scale: how many times as wide and high, above 0. Below 1 every pixel is the mean of those under it.
-            upscaling: what fills the places between the pixels above 1: the cubic spline through the field's pixels, or
-                the field itself. A field of "loe-image" has learned nothing there and is noise; that of
-                "loe-image-smooth" has.
+            upscaling: what fills the places between the pixels' centres, above 1 and where 1 / scale is not whole: the
+                cubic spline through the field's pixels, or the field itself. A field of "loe-image" has learned nothing
+                there and is noise; that of "loe-image-smooth" has.
 
         Returns:
             [height, width] or [height, width, channels], each side rounded to whole pixels, at least 1.

@@ -19,8 +19,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 class Render:
     """Render the field of a run of ns-train loe-image into a picture file.
 
-    At scale 1 it is the run's reconstruction. Smaller, every pixel is the mean of a grid of samples. Larger, the places
-    between the picture's pixels are filled as --upscaling says. The run's picture need not be there any more.
+    At scale 1 it is the run's reconstruction. Smaller, every pixel is the mean of a grid of samples. The places between
+    the picture's pixels are filled as --upscaling says. The run's picture need not be there any more.
     """
 
     load_config: Path
@@ -36,8 +36,9 @@ class Render:
     bit_depth: Literal[8, 16, 32] | None = None
     """Bits per channel; 32 is float, in EXR 16 too. None: the picture's own where the format has them, 32 for NPY."""
     upscaling: Literal["field", "spline"] | None = None
-    """Where it is enlarged: the field itself, with its jumps at the borders of cells, or the cubic spline through the
-    field's values at the picture's pixels. None: the spline, which measured better."""
+    """What is between the pixels' centres, where it is enlarged, or made smaller by no whole factor: the field itself,
+    with its jumps at the borders of cells, or the cubic spline through its values at the picture's pixels. None: the
+    spline, which measured better."""
     derivative: Literal["gradient", "laplacian"] | None = None
     """Instead of the colours. In EXR, NPY and TIFF as floats: d/dx and d/dy of the first channel, then of the next, in
     values (0 to 1) per pixel; or the Laplacian of every channel. In the others as a grey picture."""

@@ -36,7 +36,7 @@ class Rendering:
     Attributes:
         output: the file; its suffix says the format.
         view: the window and the size.
-        upscaling: what fills the places between the picture's pixels where the view enlarges.
+        upscaling: what fills the places between the centres of the picture's pixels, where the view leaves them.
         derivative: instead of the colours.
         bit_depth: bits per channel; None for the picture's own where the format has them.
         chunk: points evaluated at once.
@@ -110,7 +110,7 @@ def _colours(model: LoEImageModel, picture: Picture, wanted: Rendering) -> _Job:
     function = on_grid(evaluated(colours_of(model), model.device, wanted.chunk))
     function = pictured(function, picture, view, wanted.upscaling)
     how = ""
-    if view.enlarges:
+    if view.leaves_centres:
         spline = wanted.upscaling == "spline"
         how = ", the cubic spline through the field's pixels" if spline else ", the field between its pixels too"
     if view.samples != (1, 1):
