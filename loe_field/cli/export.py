@@ -17,7 +17,7 @@ from loe_field.export.weights import encode_field
 from loe_field.files import check_output, write_whole
 from loe_field.image.load import load_model, load_target
 from loe_field.image.model import LoEImageModel
-from loe_field.image.picture import Picture
+from loe_field.image.picture import MU, Picture
 from loe_field.image.pipeline import picture_psnr, render
 from loe_field.layers import LoEMLP
 
@@ -29,11 +29,12 @@ class Export:
     """Write a fitted picture's network as a file that other programs read.
 
     All take coordinates within [0, 1], of a pixel's centre ((column + 0.5) / width, (row + 0.5) / height), and give
-    colours on [0, 1], not clamped.
+    colours on [0, 1], not clamped; of radiance those on its curve, with a word on how to undo it.
     """
 
     load_config: Path
-    """config.yml of the run. The picture itself is needed only to measure PSNR."""
+    """config.yml of the run, or a safetensors file of an earlier export. The picture itself is needed only to measure
+    PSNR."""
     format: Literal["safetensors", "onnx", "torch-export"]
     """safetensors holds weights and architecture, laid out as docs/format.md says (levels of experts only).
 
@@ -56,6 +57,9 @@ class Export:
             content, lines = self._safetensors(model, picture)
         else:
             content, lines = self._traced(model)
+        if picture.peak is not None:
+            curve = f"log(1 + {MU:g} v / {picture.peak:.6g}) / log(1 + {MU:g})"
+            lines.append(f"the picture is radiance: where v is the light, the values are {curve}; alpha is as it is")
         output.parent.mkdir(parents=True, exist_ok=True)
         with write_whole(output) as path:
             path.write_bytes(content)
@@ -84,7 +88,14 @@ class Export:
                 lines.append(f"PSNR {before:.2f} dB before, {after:.2f} dB after rounding to {self.quantize}")
                 measured = {"psnr_before": before, "psnr": after}
                 metrics = {name: value for name, value in measured.items() if math.isfinite(value)}
-        content = encode_field(field, quantization=self.quantize, picture_size=size, metrics=metrics, tensors=tensors)
+        content = encode_field(
+            field,
+            quantization=self.quantize,
+            picture_size=size,
+            metrics=metrics,
+            tensors=tensors,
+            radiance_peak=picture.peak,
+        )
         bits = 8 * len(content) / (model.height * model.width)
         return content, [*lines, f"{bits:.3f} bits per pixel, the whole file counted"]
 

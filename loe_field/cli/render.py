@@ -24,7 +24,7 @@ class Render:
     """
 
     load_config: Path
-    """config.yml of the run."""
+    """config.yml of the run, or a safetensors file of loe-export."""
     output: Path
     """The file: .png, .jpg, .tif, .webp, .exr or .npy. All but WebP are written row by row, whatever their size."""
     scale: float | None = None

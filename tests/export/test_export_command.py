@@ -90,6 +90,17 @@ def test_rounding_says_what_it_costs(kind, fitted, small_picture, call, tmp_path
     assert f"{metrics['bits_per_pixel']:.3f} bits per pixel" in said
 
 
+def test_loe_render_reads_it_back(fitted, small_picture, call, tmp_path):
+    path = tmp_path / "f.safetensors"
+    call("--load-config", fitted / "config.yml", "--format", "safetensors", "--output", path, "--quantize", "int8")
+    done = run("loe-render", "--load-config", path, "--output", tmp_path / "a.png")
+    assert done.returncode == 0, done.stderr
+    error = np.asarray(Image.open(tmp_path / "a.png")).astype(float) - np.asarray(Image.open(small_picture))
+    assert read_details(path).metrics["psnr"] == pytest.approx(-10 * math.log10(np.mean(error**2) / 255**2), abs=1e-3)
+    status, said = call("--load-config", path, "--format", "torch-export", "--output", tmp_path / "f.pt2")
+    assert status == 0, said
+
+
 @pytest.mark.parametrize("network", ["fitted", "siren"])
 @pytest.mark.parametrize(("kind", "reader"), [("onnx", traced.run_onnx), ("torch-export", traced.run_program)])
 def test_models_show_the_reconstruction(kind, reader, network, call, tmp_path, request):
