@@ -1,18 +1,16 @@
 """loe-render: a fit at any resolution, through any window."""
 
-import os
-import signal
-import sys
 import time
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Literal
 
 import tyro
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from loe_field.cli.stopping import stoppable
 
 
 @dataclass
@@ -82,26 +80,10 @@ class Render:
             console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-class _Stopped(BaseException):
-    """Ctrl-C or SIGTERM."""
-
-
-def _stop(number: int, frame: FrameType | None) -> None:
-    for each in (signal.SIGINT, signal.SIGTERM):  # a second one must not interrupt the tidying
-        signal.signal(each, signal.SIG_IGN)
-    raise _Stopped(number)
-
-
 def main() -> None:
     """The command."""
     arguments = tyro.cli(Render, prog="loe-render", description=Render.__doc__)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _stop)
-    try:
-        arguments.main()
-    except _Stopped as stopped:
-        print(f"stopped: {arguments.output} was not written", file=sys.stderr, flush=True)
-        os._exit(128 + stopped.args[0])  # at once: libpng would still complain of the picture that it did not get
+    stoppable(arguments.main, arguments.output)
 
 
 if __name__ == "__main__":

@@ -83,6 +83,10 @@ def render(model: LoEImageModel, picture: Picture, wanted: Rendering, advance: C
             write_rows(path, job.sheet, bands())
     except OSError as error:
         raise InputError(f"{output} cannot be written: {error.strerror or error}") from None
+    except MemoryError:
+        raise InputError(
+            f"rows of {view.width:,} pixels do not fit into memory: give a smaller --scale or --size, or a --crop"
+        ) from None
     names = "".join(job.sheet.channels) if "." not in job.sheet.channels[0] else " ".join(job.sheet.channels)
     bits = f"{8 * job.sheet.dtype.itemsize} bit{' float' if job.sheet.dtype.kind == 'f' else ''}"
     return [f"{output}: {view.width} x {view.height} pixels, {names}, {bits}{job.how}", *job.notes]

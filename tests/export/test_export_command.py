@@ -3,6 +3,7 @@
 import math
 import re
 import shutil
+import signal
 import sys
 
 import numpy as np
@@ -41,6 +42,7 @@ def call(monkeypatch, capsys):
 
     def call(*arguments):
         monkeypatch.setattr(sys, "argv", ["loe-export", *map(str, arguments)])
+        monkeypatch.setattr("signal.signal", lambda *_: None)
         try:
             export.main()
         except SystemExit as error:
@@ -110,6 +112,27 @@ def test_models_show_the_reconstruction(kind, reader, network, call, tmp_path, r
     assert float(re.search(r"agrees with the field to (\S+) on 4,096 random points", said)[1]) <= 1e-4
     shown = picture_of(reader((tmp_path / "f").read_bytes(), every_pixel(60, 40))).astype(int)
     assert np.abs(shown - np.asarray(Image.open(folder / "reconstruction.png"))).max() <= 1
+
+
+def test_stopped_it_leaves_what_was_there(fitted, tmp_path, monkeypatch, capsys):
+    """The handlers that the command sets, called where the file is about to be written."""
+    handlers, output = {}, tmp_path / "f"
+    output.write_text("before")
+    arguments = ("--load-config", fitted / "config.yml", "--format", "safetensors", "--output", output)
+    monkeypatch.setattr(sys, "argv", ["loe-export", *map(str, arguments)])
+    monkeypatch.setattr("signal.signal", handlers.__setitem__)
+    monkeypatch.setattr(export, "encode_field", lambda *_, **__: handlers[signal.SIGINT](signal.SIGINT, None))
+
+    def leave(status):
+        raise SystemExit(status)
+
+    monkeypatch.setattr("os._exit", leave)
+    with pytest.raises(SystemExit) as stopped:
+        export.main()
+    assert stopped.value.code == 130
+    assert capsys.readouterr().err == f"stopped: {output} was not written\n"
+    assert output.read_text() == "before"
+    assert handlers == {signal.SIGINT: signal.SIG_IGN, signal.SIGTERM: signal.SIG_IGN}
 
 
 def test_a_run_that_was_moved_and_lost_its_picture(fitted, small_picture, call, tmp_path):
