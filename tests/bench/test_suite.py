@@ -7,6 +7,7 @@ import pytest
 
 from loe_field.bench.suite import jobs_of, read_suite, search_jobs
 from loe_field.errors import InputError
+from loe_field.files import last_line
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.toml"))
 
@@ -83,6 +84,15 @@ def test_jobs(tmp_path):
 def test_mistakes_are_named(tmp_path, text, words):
     with pytest.raises(InputError, match=words):
         suite_of(tmp_path, text)
+
+
+def test_a_logs_last_words_are_not_the_frame_around_them():
+    box = "steps\n╭─ Unrecognized ─╮\n│ Unknown: --x   │\n│ ────────────── │\n│ see --help     │\n╰────────────────╯\n"
+    assert last_line(box.encode()) == "Unknown: --x"
+    assert last_line(box.encode() + b"error: other\n\n") == "error: other"
+    assert last_line("│ half a box │\n╰────────────╯".encode()) == "╰────────────╯"
+    assert last_line(b"10 %\r20 %\r") == "20 %"
+    assert last_line(b"") == ""
 
 
 def test_a_file_that_is_not_there(tmp_path):
