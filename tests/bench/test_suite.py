@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from loe_field.bench.report import table
 from loe_field.bench.suite import jobs_of, read_suite, search_jobs
 from loe_field.errors import InputError
 from loe_field.files import last_line
@@ -84,6 +85,11 @@ def test_jobs(tmp_path):
 def test_mistakes_are_named(tmp_path, text, words):
     with pytest.raises(InputError, match=words):
         suite_of(tmp_path, text)
+
+
+def test_a_table_without_results_says_no_machine(tmp_path):
+    suite = suite_of(tmp_path, 'title = "t"\nseeds = [1, 2]\n[[runs]]\nname = "a"')
+    assert table(suite, [], []).rstrip().endswith("\n\nSeeds 1, 2.")
 
 
 def test_a_logs_last_words_are_not_the_frame_around_them():
