@@ -67,9 +67,8 @@ def encode_field(
         "coordinates": "((column + 0.5) / width, (row + 0.5) / height)",
     }
     if picture_size is not None:
-        details["picture"] = dict(zip(("height", "width", "channels"), picture_size))
-        if radiance_peak is not None:
-            details["picture"]["radiance_peak"] = radiance_peak
+        peak = {} if radiance_peak is None else {"radiance_peak": radiance_peak}
+        details["picture"] = {**dict(zip(("height", "width", "channels"), picture_size)), **peak}
     tensors = quantized(field, quantization) if tensors is None else tensors
     # The file's size is part of its text: spaces after a shorter text keep its length, so that the size stays true.
     longest = _to_json({**details, "metrics": {**(metrics or {}), **_size_metrics(10**12, picture_size)}})
