@@ -39,9 +39,17 @@ def write_whole(path: Path, *, staging: Path | None = None) -> Iterator[Path]:
 
 
 def last_line(content: bytes | bytearray) -> str:
-    """The last line of a log's end that is not empty, stripped; of a line that was drawn over, what stands now."""
+    """The last line of a log's end that is not empty, stripped; of a line that was drawn over, what stands now.
+
+    Of a box, which is how tyro says what is wrong with an option, it is the first line within.
+    """
     lines = [line.strip() for line in content.decode("utf8", "replace").replace("\r", "\n").splitlines()]
-    return next((line for line in reversed(lines) if line), "")
+    lines = [line for line in lines if line]
+    if lines and lines[-1].startswith("╰"):
+        tops = [number for number, line in enumerate(lines) if line.startswith("╭")]
+        if tops:
+            return lines[tops[-1] + 1].strip("│ ")
+    return lines[-1] if lines else ""
 
 
 def check_writable(folder: Path, option: str) -> None:

@@ -76,16 +76,16 @@ class ImageFit:
         if places.ndim == 0 or places.shape[-1] != 2:
             raise InputError(f"xy has the shape {list(places.shape)}: places are [..., 2], x and y in pixels")
         values = self._kind.from_unit(self._evaluate(torch.from_numpy(places.reshape(-1, 2))).numpy())
-        return values.reshape(*places.shape[:-1], *self.reconstruction.shape[2:])
+        return values.reshape((*places.shape[:-1], *self.reconstruction.shape[2:]))
 
     def render(self, scale: float = 1.0, *, upscaling: Literal["spline", "field"] = "spline") -> np.ndarray:
         """The whole picture at another size, in the array's dtype; 1 gives the reconstruction.
 
         Args:
             scale: how many times as wide and high, above 0. Below 1 every pixel is the mean of those under it.
-            upscaling: what fills the places between the pixels above 1: the cubic spline through the field's pixels, or
-                the field itself. A field of "loe-image" has learned nothing there and is noise; that of
-                "loe-image-smooth" has.
+            upscaling: what fills the places between the pixels' centres, above 1 and where 1 / scale is not whole: the
+                cubic spline through the field's pixels, or the field itself. A field of "loe-image" has learned nothing
+                there and is noise; that of "loe-image-smooth" has.
 
         Returns:
             [height, width] or [height, width, channels], each side rounded to whole pixels, at least 1.
@@ -270,6 +270,10 @@ def _checked(array: ArrayLike, radiance: bool) -> np.ndarray:
         bad = int(values.size - np.isfinite(values).sum())
         if bad:
             raise InputError(f"the array holds {bad} values that are NaN or infinite: replace them before fitting")
+        if values.max() > np.finfo(np.float32).max:
+            raise InputError(
+                f"the array goes up to {values.max():g}, beyond floats of 32 bits: scale it before fitting"
+            )
         if values.min() < 0:
             raise InputError(f"the array holds floats down to {values.min():g}: they must not be below 0")
         if not radiance and values.max() > 1:

@@ -175,6 +175,7 @@ def test_kinds_of_arrays(name):
     assert fit.psnr > 24
     np.testing.assert_allclose(fit.render().astype(float), fit.reconstruction.astype(float), atol=1e-3 * white)
     assert fit.at([[0.5, 0.5]]).shape == (1, *array.shape[2:])
+    assert fit.at([0.5, 0.5]).shape == array.shape[2:]  # one place; of grey without channels one number
 
 
 @pytest.mark.parametrize(
@@ -189,6 +190,7 @@ def test_kinds_of_arrays(name):
         (np.full((4, 4), -0.5), {}, "down to -0.5"),
         (np.zeros((4, 4), np.uint8), {"radiance": True}, "radiance is floats"),
         (np.full((4, 4, 4), 2.0), {"radiance": True}, "alpha goes up to 2"),
+        (np.full((4, 4), 1e300), {"radiance": True}, "32 bits"),
         (np.zeros((4, 4)), {"num_steps": 0}, "at least 1"),
         (np.zeros((4, 4)), {"num_layers": 1}, "num_layers"),
         (np.zeros((4, 4)), {"device": "cuda:1"}, "'cpu' or 'cuda'"),

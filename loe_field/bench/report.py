@@ -120,7 +120,8 @@ def table(suite: Suite, outcomes: Sequence[Outcome], searches: Sequence[Outcome]
             ]
             lines.append(f"| {run.name} | " + " | ".join(cells) + " |")
     where = {f"{m['device']}, torch {m['versions']['torch']}, {m['precision']}" for o in outcomes if (m := o.metrics)}
-    lines += ["", f"Seeds {', '.join(map(str, suite.seeds))}. {'; '.join(sorted(where))}.", ""]
+    told = [f"Seeds {', '.join(map(str, suite.seeds))}.", *([f"{'; '.join(sorted(where))}."] if where else [])]
+    lines += ["", " ".join(told), ""]
     return "\n".join(lines)
 
 

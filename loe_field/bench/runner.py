@@ -12,6 +12,8 @@ from loe_field.bench.suite import Job
 from loe_field.files import last_line, write_whole
 
 _POLL_SECONDS = 0.5
+_TAIL = 2**16
+"""Bytes of a log's end in which its last line is looked for; tyro's boxes of similar options are long."""
 
 
 @dataclass
@@ -93,5 +95,5 @@ def _where(folder: Path) -> list[str]:
 def _last_line(path: Path) -> str:
     with open(path, "rb") as file:
         file.seek(0, 2)
-        file.seek(max(0, file.tell() - 4000))
+        file.seek(max(0, file.tell() - _TAIL))
         return last_line(file.read())

@@ -5,7 +5,8 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
 from loe_field.errors import InputError
 
@@ -153,10 +154,13 @@ def read_suite(path: Path) -> Suite:
     content = {**content, "runs": runs}
     if "search" in content:
         content["search"] = _build(Search, content["search"], f"{path}, search", {"options", "values", "seed"})
-    if "figures" in content:
+    if isinstance(content.get("figures"), list):
         content["figures"] = [
             _build(Figure, f, f"{path}, figures", {"name", "title", "runs"}) for f in content["figures"]
         ]
+        for figure in content["figures"]:
+            if Path(figure.name).name != figure.name:
+                raise InputError(f"{path} has a figure named {figure.name!r}: give the name of a file, without folders")
         for unknown in {name for figure in content["figures"] for name in figure.runs} - {run.name for run in runs}:
             raise InputError(f"{path} has a figure of {unknown!r}: no run has that name")
     return _build(Suite, content, str(path), {"title", "runs"})
@@ -170,7 +174,39 @@ def _build(kind: Any, content: Any, where: str, needed: set[str]) -> Any:
         raise InputError(f"{where} says {name!r}: known are {', '.join(sorted(known))}")
     for name in sorted(needed - content.keys()):
         raise InputError(f"{where} has no {name!r}")
+    types = get_type_hints(kind)
+    for name, value in content.items():
+        if not _is(value, types[name]):
+            raise InputError(f"{where} says {name} = {value!r}: {_wanted(types[name])} is wanted")
     return kind(**content)
+
+
+def _is(value: Any, kind: Any) -> bool:
+    """Whether what TOML gave is of a type of the classes above."""
+    origin, parts = get_origin(kind), get_args(kind)
+    if origin is UnionType:
+        return any(_is(value, part) for part in parts)
+    if origin is list:
+        return isinstance(value, list) and all(_is(v, parts[0]) for v in value)
+    if origin is Mapping:
+        return isinstance(value, dict) and all(_is(v, parts[1]) for v in value.values())
+    if kind is Any:
+        return True
+    if isinstance(value, bool) and kind is not bool:
+        return False
+    return isinstance(value, (int, float) if kind is float else kind)
+
+
+def _wanted(kind: Any) -> str:
+    """A type in words."""
+    if get_origin(kind) is list:
+        return f"a list ({_wanted(get_args(kind)[0])} each)"
+    if get_origin(kind) is Mapping:
+        return 'a table of options by their dotted names in quotes ("pipeline.model.num_layers" = 6)'
+    if get_origin(kind) is UnionType:
+        return _wanted(next(part for part in get_args(kind) if part is not type(None)))
+    words: dict[Any, str] = {str: "text", int: "a whole number", float: "a number"}
+    return words.get(kind, "a table")
 
 
 def _overrides(suite: Suite, run: Run) -> dict[str, Value]:

@@ -2,6 +2,7 @@
 
 import math
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Sequence
@@ -55,7 +56,7 @@ class Bench:
                 for picture in pictures:
                     if not run.missing:
                         for job in [*search_jobs(suite, run, picture), *jobs_of(suite, run, picture)]:
-                            print("ns-train", *job.options, *job.dataparser)
+                            print(shlex.join(["ns-train", *job.options, *job.dataparser]))
             return 0
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.default_int_handler)

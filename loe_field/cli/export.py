@@ -3,23 +3,25 @@
 import copy
 import inspect
 import math
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 import tyro
 
+from loe_field.cli.stopping import stoppable
 from loe_field.errors import InputError
 from loe_field.export import traced
 from loe_field.export.quantize import Quantization, dequantized, quantized
 from loe_field.export.weights import encode_field
 from loe_field.files import check_output, write_whole
-from loe_field.image.load import load_model, load_target
-from loe_field.image.model import LoEImageModel
-from loe_field.image.picture import Picture
-from loe_field.image.pipeline import picture_psnr, render
 from loe_field.layers import LoEMLP
+
+if TYPE_CHECKING:
+    from loe_field.image.model import LoEImageModel
+    from loe_field.image.picture import Picture
 
 _CHECKED_POINTS = 4096
 
@@ -29,11 +31,12 @@ class Export:
     """Write a fitted picture's network as a file that other programs read.
 
     All take coordinates within [0, 1], of a pixel's centre ((column + 0.5) / width, (row + 0.5) / height), and give
-    colours on [0, 1], not clamped.
+    colours on [0, 1], not clamped; of radiance those on its curve, with a word on how to undo it.
     """
 
     load_config: Path
-    """config.yml of the run. The picture itself is needed only to measure PSNR."""
+    """config.yml of the run, or a safetensors file of an earlier export. The picture itself is needed only to measure
+    PSNR."""
     format: Literal["safetensors", "onnx", "torch-export"]
     """safetensors holds weights and architecture, laid out as docs/format.md says (levels of experts only).
 
@@ -51,18 +54,31 @@ class Export:
         if self.format == "onnx":
             traced.require_onnx()
         output = check_output(self.output)
-        model, picture = load_model(self.load_config)
+        warnings.filterwarnings("ignore", category=FutureWarning)  # the host's, of torch's older names
+        from loe_field.image.load import load_model  # the host takes seconds to import
+        from loe_field.image.picture import MU
+
+        model, picture = load_model(self.load_config.expanduser())
         if self.format == "safetensors":
             content, lines = self._safetensors(model, picture)
         else:
             content, lines = self._traced(model)
+        if picture.peak is not None:
+            curve = f"log(1 + {MU:g} v / {picture.peak:.6g}) / log(1 + {MU:g})"
+            lines.append(f"the picture is radiance: where v is the light, the values are {curve}; alpha is as it is")
         output.parent.mkdir(parents=True, exist_ok=True)
-        with write_whole(output) as path:
-            path.write_bytes(content)
+        try:
+            with write_whole(output) as path:
+                path.write_bytes(content)
+        except OSError as error:
+            raise InputError(f"{output} cannot be written: {error.strerror or error}") from None
         print("\n".join([*lines, f"{output}: {len(content):,} bytes"]))
 
-    def _safetensors(self, model: LoEImageModel, picture: Picture) -> tuple[bytes, list[str]]:
+    def _safetensors(self, model: "LoEImageModel", picture: "Picture") -> tuple[bytes, list[str]]:
         """The file's content and what there is to say of it."""
+        from loe_field.image.load import load_target
+        from loe_field.image.pipeline import picture_psnr, render
+
         field = model.field
         if not isinstance(field, LoEMLP):
             raise InputError(
@@ -74,7 +90,7 @@ class Export:
         metrics, lines = {}, []
         if self.quantize is not None:
             try:
-                target = load_target(self.load_config, picture)
+                target = load_target(self.load_config.expanduser(), picture)
             except InputError as error:
                 lines.append(f"PSNR is not measured: {str(error).removeprefix('error: ')}")
             else:
@@ -84,11 +100,18 @@ class Export:
                 lines.append(f"PSNR {before:.2f} dB before, {after:.2f} dB after rounding to {self.quantize}")
                 measured = {"psnr_before": before, "psnr": after}
                 metrics = {name: value for name, value in measured.items() if math.isfinite(value)}
-        content = encode_field(field, quantization=self.quantize, picture_size=size, metrics=metrics, tensors=tensors)
+        content = encode_field(
+            field,
+            quantization=self.quantize,
+            picture_size=size,
+            metrics=metrics,
+            tensors=tensors,
+            radiance_peak=picture.peak,
+        )
         bits = 8 * len(content) / (model.height * model.width)
         return content, [*lines, f"{bits:.3f} bits per pixel, the whole file counted"]
 
-    def _traced(self, model: LoEImageModel) -> tuple[bytes, list[str]]:
+    def _traced(self, model: "LoEImageModel") -> tuple[bytes, list[str]]:
         """The file's content, checked against the field where that can be done, and what came of it."""
         field = copy.deepcopy(model.field).to("cpu")
         points = torch.rand(_CHECKED_POINTS, 2, generator=torch.Generator().manual_seed(0))
@@ -111,7 +134,8 @@ class Export:
 
 def main() -> None:
     """The command."""
-    tyro.cli(Export, prog="loe-export", description=inspect.getdoc(Export)).main()
+    arguments = tyro.cli(Export, prog="loe-export", description=inspect.getdoc(Export))
+    stoppable(arguments.main, arguments.output)
 
 
 if __name__ == "__main__":

@@ -1,30 +1,28 @@
 """loe-render: a fit at any resolution, through any window."""
 
-import os
-import signal
-import sys
 import time
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Literal
 
 import tyro
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from loe_field.cli.stopping import stoppable
+
 
 @dataclass
 class Render:
     """Render the field of a run of ns-train loe-image into a picture file.
 
-    At scale 1 it is the run's reconstruction. Smaller, every pixel is the mean of a grid of samples. Larger, the places
-    between the picture's pixels are filled as --upscaling says. The run's picture need not be there any more.
+    At scale 1 it is the run's reconstruction. Smaller, every pixel is the mean of a grid of samples. The places between
+    the picture's pixels are filled as --upscaling says. The run's picture need not be there any more.
     """
 
     load_config: Path
-    """config.yml of the run."""
+    """config.yml of the run, or a safetensors file of loe-export."""
     output: Path
     """The file: .png, .jpg, .tif, .webp, .exr or .npy. All but WebP are written row by row, whatever their size."""
     scale: float | None = None
@@ -36,8 +34,9 @@ class Render:
     bit_depth: Literal[8, 16, 32] | None = None
     """Bits per channel; 32 is float, in EXR 16 too. None: the picture's own where the format has them, 32 for NPY."""
     upscaling: Literal["field", "spline"] | None = None
-    """Where it is enlarged: the field itself, with its jumps at the borders of cells, or the cubic spline through the
-    field's values at the picture's pixels. None: the spline, which measured better."""
+    """What is between the pixels' centres, where it is enlarged, or made smaller by no whole factor: the field itself,
+    with its jumps at the borders of cells, or the cubic spline through its values at the picture's pixels. None: the
+    spline, which measured better."""
     derivative: Literal["gradient", "laplacian"] | None = None
     """Instead of the colours. In EXR, NPY and TIFF as floats: d/dx and d/dy of the first channel, then of the next, in
     values (0 to 1) per pixel; or the Laplacian of every channel. In the others as a grey picture."""
@@ -81,26 +80,10 @@ class Render:
             console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-class _Stopped(BaseException):
-    """Ctrl-C or SIGTERM."""
-
-
-def _stop(number: int, frame: FrameType | None) -> None:
-    for each in (signal.SIGINT, signal.SIGTERM):  # a second one must not interrupt the tidying
-        signal.signal(each, signal.SIG_IGN)
-    raise _Stopped(number)
-
-
 def main() -> None:
     """The command."""
     arguments = tyro.cli(Render, prog="loe-render", description=Render.__doc__)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _stop)
-    try:
-        arguments.main()
-    except _Stopped as stopped:
-        print(f"stopped: {arguments.output} was not written", file=sys.stderr, flush=True)
-        os._exit(128 + stopped.args[0])  # at once: libpng would still complain of the picture that it did not get
+    stoppable(arguments.main, arguments.output)
 
 
 if __name__ == "__main__":

@@ -28,12 +28,14 @@ class StoredField:
         picture_size: height, width and channels of the picture that was fitted; None if none was named.
         quantization: how the weights are stored; None is fp32.
         metrics: file_bytes and whatever else was measured, by name.
+        radiance_peak: of a picture of radiance what Picture.peak is; None for other pictures.
     """
 
     network: dict[str, Any]
     picture_size: tuple[int, int, int] | None
     quantization: Quantization | None
     metrics: dict[str, float]
+    radiance_peak: float | None = None
 
 
 def encode_field(
@@ -43,6 +45,7 @@ def encode_field(
     picture_size: tuple[int, int, int] | None = None,
     metrics: dict[str, float] | None = None,
     tensors: dict[str, Tensor] | None = None,
+    radiance_peak: float | None = None,
 ) -> bytes:
     """The content of a file.
 
@@ -52,6 +55,7 @@ def encode_field(
         picture_size: height, width and channels of the picture that was fitted, noted in the file.
         metrics: what was measured, noted in the file beside its own size.
         tensors: what `quantized` gave for this field, where that is known already.
+        radiance_peak: of a picture of radiance what Picture.peak is, noted beside its size.
 
     Raises:
         InputError: a parameter is not finite, or too large for fp16.
@@ -63,7 +67,8 @@ def encode_field(
         "coordinates": "((column + 0.5) / width, (row + 0.5) / height)",
     }
     if picture_size is not None:
-        details["picture"] = dict(zip(("height", "width", "channels"), picture_size))
+        peak = {} if radiance_peak is None else {"radiance_peak": radiance_peak}
+        details["picture"] = {**dict(zip(("height", "width", "channels"), picture_size)), **peak}
     tensors = quantized(field, quantization) if tensors is None else tensors
     # The file's size is part of its text: spaces after a shorter text keep its length, so that the size stays true.
     longest = _to_json({**details, "metrics": {**(metrics or {}), **_size_metrics(10**12, picture_size)}})
@@ -143,7 +148,8 @@ def _read(path: Path) -> tuple[StoredField, dict[str, Tensor]]:
             )
         size = details.get("picture")
         picture = None if size is None else (int(size["height"]), int(size["width"]), int(size["channels"]))
-        stored = StoredField(details["network"], picture, details["quantization"], details["metrics"])
+        peak = None if size is None else size.get("radiance_peak")
+        stored = StoredField(details["network"], picture, details["quantization"], details["metrics"], peak)
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise InputError(f"{path} has metadata that cannot be understood ({error!r})") from None
     return stored, tensors

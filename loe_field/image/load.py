@@ -1,4 +1,4 @@
-"""A finished or interrupted run, read back from its folder; its picture need not be there any more."""
+"""A finished or interrupted run, or a file of loe-export, read back; the picture need not be there any more."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -9,8 +9,9 @@ import yaml
 from nerfstudio.data.scene_box import SceneBox
 
 from loe_field.errors import InputError
+from loe_field.export.weights import read_field
 from loe_field.image.model import LoEImageModel, LoEImageModelConfig
-from loe_field.image.picture import Picture, blank_picture, read_picture
+from loe_field.image.picture import CHANNEL_NAMES, Picture, blank_picture, read_picture
 from loe_field.training.checkpoints import find_checkpoint, read_checkpoint, require_same_shapes
 
 
@@ -21,16 +22,20 @@ def load_model(config: Path) -> tuple[LoEImageModel, Picture]:
     and that this machine may not have are chosen anew.
 
     Args:
-        config: config.yml of a run of loe-image or a method derived from it. Nothing in it is executed.
+        config: config.yml of a run of loe-image or a method derived from it, nothing in it is executed; or a
+            .safetensors file of loe-export.
 
     Returns:
         The model, in evaluation mode; and a picture of the kind that it was fitted to, without content (that of the
-        file itself, if the checkpoint does not say what kind it was).
+        file itself, if the checkpoint does not say what kind it was). A .safetensors file says no more than size,
+        channels and whether it is radiance: it stands for 8 bits, or EXR.
 
     Raises:
         InputError: there is no such run, it is not one of a picture, or its checkpoint is missing or damaged; or an
             option in it is unknown.
     """
+    if config.suffix.lower() == ".safetensors":
+        return _load_exported(config)
     options = _read_config(config)
     model_config = _filled(LoEImageModelConfig(), options["pipeline"]["model"], config)
     folder = config.parent / options["relative_model_dir"]
@@ -41,17 +46,48 @@ def load_model(config: Path) -> tuple[LoEImageModel, Picture]:
     picture = blank_picture(state["picture"]) if "picture" in state else _picture_of(options, checkpoint)
     if model_config.implementation in ("cpu", "triton"):
         model_config.implementation = "auto"
-    model = model_config.setup(
+    model = _built(model_config, picture)
+    weights = {name.removeprefix("module.").removeprefix("_model."): w for name, w in state["pipeline"].items()}
+    require_same_shapes(weights, model.state_dict())
+    model.load_state_dict(weights)
+    return _ready(model), picture
+
+
+def _load_exported(path: Path) -> tuple[LoEImageModel, Picture]:
+    """load_model for a .safetensors file."""
+    field, stored = read_field(path)
+    if stored.picture_size is None:
+        raise InputError(f"{path} does not say how large its picture is: give a file of loe-export")
+    if field.dim != 2 or not 1 <= field.head.out_features <= 4 or field.head.out_features != stored.picture_size[2]:
+        raise InputError(
+            f"{path} takes {field.dim} coordinates and gives {field.head.out_features} channels where its picture has "
+            f"{stored.picture_size[2]}: a picture's field is wanted"
+        )
+    kind = {"shape": stored.picture_size, "mode": CHANNEL_NAMES[field.head.out_features]}
+    kind |= (
+        {"dtype": "uint8", "format": "PNG"} if stored.radiance_peak is None else {"dtype": "float32", "format": "EXR"}
+    )
+    picture = blank_picture({**kind, "palette": None, "icc_profile": None, "peak": stored.radiance_peak})
+    model = _built(LoEImageModelConfig(), picture)
+    model.field = field
+    return _ready(model), picture
+
+
+def _built(config: LoEImageModelConfig, picture: Picture) -> LoEImageModel:
+    """A model for a picture, not trained."""
+    model = config.setup(
         scene_box=SceneBox(aabb=torch.tensor([[-0.5, -0.5, -0.5], [0.5, 0.5, 0.5]])),
         num_train_data=1,
         metadata={"height": picture.height, "width": picture.width, "channels": picture.channels},
     )
     assert isinstance(model, LoEImageModel)
-    weights = {name.removeprefix("module.").removeprefix("_model."): w for name, w in state["pipeline"].items()}
-    require_same_shapes(weights, model.state_dict())
-    model.load_state_dict(weights)
+    return model
+
+
+def _ready(model: LoEImageModel) -> LoEImageModel:
+    """For evaluation, on a GPU if there is one."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    return model.to(device).eval().requires_grad_(False), picture
+    return model.to(device).eval().requires_grad_(False)
 
 
 def load_target(config: Path, kind: Picture) -> Picture:
@@ -64,6 +100,8 @@ def load_target(config: Path, kind: Picture) -> Picture:
     Raises:
         InputError: it is gone, cannot be read, or has another shape by now.
     """
+    if config.suffix.lower() == ".safetensors":
+        raise InputError(f"{config} does not say which picture it is of")
     options = _read_config(config)
     path = _picture_path(options)
     picture = read_picture(path)

@@ -30,7 +30,7 @@ _PEAK = 99.9
 """Percentile of its values that stands for 1."""
 _EXR = b"v/1\x01"
 _SIGNATURES = (b"\x89PNG", b"\xff\xd8\xff", b"II*\0", b"MM\0*", b"BM", _EXR)
-_CHANNEL_NAMES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
+CHANNEL_NAMES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 EXR_CHANNELS = {1: ("Y",), 2: ("Y", "A"), 3: ("R", "G", "B"), 4: ("R", "G", "B", "A")}
 _MAPPED_FROM = 2**26
 """Values from which on a TIFF is mapped rather than read."""
@@ -376,7 +376,7 @@ def _deep_png(content: bytes, mode: str, icc_profile: bytes | None, orientation:
     if content[25] == 4:  # PNG's colour type "grey with alpha"
         note = f"{name} is 16-bit grey with alpha: written back as RGBA"
     values = _upright(_swap_red_and_blue(values), orientation)
-    return Picture(np.array(values), "PNG", _CHANNEL_NAMES[values.shape[2]], None, icc_profile, note)
+    return Picture(np.array(values), "PNG", CHANNEL_NAMES[values.shape[2]], None, icc_profile, note)
 
 
 def _mapped_tiff(path: Path) -> Picture | None:
@@ -394,7 +394,7 @@ def _mapped_tiff(path: Path) -> Picture | None:
                 and page.planarconfig == tifffile.PLANARCONFIG.CONTIG
                 and page.dtype in (np.uint8, np.uint16)
                 and tiff.byteorder == "<"
-                and shape[2] in _CHANNEL_NAMES
+                and shape[2] in CHANNEL_NAMES
                 and page.imagedepth == 1
                 and (orientation is None or orientation.value == 1)
             )
@@ -406,7 +406,7 @@ def _mapped_tiff(path: Path) -> Picture | None:
     except (OSError, ValueError, tifffile.TiffFileError):
         return None  # whoever decodes it says what is wrong
     check_picture_memory(*shape, values.itemsize, str(path))
-    return Picture(values, "TIFF", _CHANNEL_NAMES[shape[2]], None, profile)
+    return Picture(values, "TIFF", CHANNEL_NAMES[shape[2]], None, profile)
 
 
 def _read_float_or_deep_tiff(content: bytes, name: str) -> Picture | None:
@@ -425,7 +425,7 @@ def _read_float_or_deep_tiff(content: bytes, name: str) -> Picture | None:
         height, width, channels = page.imagelength, page.imagewidth, page.samplesperpixel
         if 0 in (height, width):
             raise InputError(f"{name} has no pixels: it is {width} x {height}")
-        if channels not in _CHANNEL_NAMES or page.imagedepth != 1:
+        if channels not in CHANNEL_NAMES or page.imagedepth != 1:
             raise InputError(
                 f"{name} has {channels} channels and depth {page.imagedepth}: 1 to 4 channels are supported"
             )
@@ -445,7 +445,7 @@ def _read_float_or_deep_tiff(content: bytes, name: str) -> Picture | None:
         icc_profile = page.iccprofile
     values = values.reshape(height, width, channels)
     values = _upright(values, 1 if orientation is None else orientation.value)
-    picture = Picture(np.array(values), "TIFF", _CHANNEL_NAMES[channels], None, icc_profile)
+    picture = Picture(np.array(values), "TIFF", CHANNEL_NAMES[channels], None, icc_profile)
     if values.dtype.kind != "f":
         return picture
     picture = dataclasses.replace(picture, values=picture.values.astype(np.float32))
@@ -484,7 +484,7 @@ def _read_exr(content: bytes, name: str) -> Picture:
         alpha = values[..., -1:] = values[..., -1:].clip(0, 1)
         np.divide(values[..., :-1], alpha, out=values[..., :-1], where=alpha > 0)
         values[..., :-1] *= alpha > 0
-    picture = Picture(values.astype(np.float16 if half else np.float32), "EXR", _CHANNEL_NAMES[len(wanted)])
+    picture = Picture(values.astype(np.float16 if half else np.float32), "EXR", CHANNEL_NAMES[len(wanted)])
     return _as_radiance(picture, name)
 
 

@@ -36,7 +36,7 @@ class Rendering:
     Attributes:
         output: the file; its suffix says the format.
         view: the window and the size.
-        upscaling: what fills the places between the picture's pixels where the view enlarges.
+        upscaling: what fills the places between the centres of the picture's pixels, where the view leaves them.
         derivative: instead of the colours.
         bit_depth: bits per channel; None for the picture's own where the format has them.
         chunk: points evaluated at once.
@@ -83,6 +83,10 @@ def render(model: LoEImageModel, picture: Picture, wanted: Rendering, advance: C
             write_rows(path, job.sheet, bands())
     except OSError as error:
         raise InputError(f"{output} cannot be written: {error.strerror or error}") from None
+    except MemoryError:
+        raise InputError(
+            f"rows of {view.width:,} pixels do not fit into memory: give a smaller --scale or --size, or a --crop"
+        ) from None
     names = "".join(job.sheet.channels) if "." not in job.sheet.channels[0] else " ".join(job.sheet.channels)
     bits = f"{8 * job.sheet.dtype.itemsize} bit{' float' if job.sheet.dtype.kind == 'f' else ''}"
     return [f"{output}: {view.width} x {view.height} pixels, {names}, {bits}{job.how}", *job.notes]
@@ -110,7 +114,7 @@ def _colours(model: LoEImageModel, picture: Picture, wanted: Rendering) -> _Job:
     function = on_grid(evaluated(colours_of(model), model.device, wanted.chunk))
     function = pictured(function, picture, view, wanted.upscaling)
     how = ""
-    if view.enlarges:
+    if view.leaves_centres:
         spline = wanted.upscaling == "spline"
         how = ", the cubic spline through the field's pixels" if spline else ", the field between its pixels too"
     if view.samples != (1, 1):

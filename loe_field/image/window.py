@@ -43,11 +43,6 @@ class View(NamedTuple):
         return (self.right - self.left) / self.width, (self.bottom - self.top) / self.height
 
     @property
-    def enlarges(self) -> bool:
-        """Whether there are places between the picture's pixels to be filled, along x or y."""
-        return min(self.steps) < 1
-
-    @property
     def is_of_own_pixels(self) -> bool:
         """Whether every pixel of the result is one of the picture's."""
         return self.steps == (1, 1) and self.left % 1 == 0 and self.top % 1 == 0
@@ -57,6 +52,15 @@ class View(NamedTuple):
         """Samples in one pixel of the result, along x and y: no fewer than the picture has pixels there."""
         x, y = (max(1, math.ceil(step - 1e-9)) for step in self.steps)
         return x, y
+
+    @property
+    def leaves_centres(self) -> bool:
+        """Whether samples lie beside the centres of the picture's pixels, where a field may have learned nothing.
+
+        They do wherever the picture is enlarged, and where it is made smaller by a factor, or from a window, that is
+        not of whole pixels.
+        """
+        return self.steps != self.samples or self.left % 1 != 0 or self.top % 1 != 0
 
 
 def view_of(
@@ -137,12 +141,12 @@ def pictured(function: OnGrid, picture: Picture, view: View, upscaling: Upscalin
         function: the field.
         picture: its kind; of the content nothing is used.
         view: the window.
-        upscaling: what fills the places between the picture's pixels where the view enlarges it.
+        upscaling: what fills the places between the centres of the picture's pixels, where the view leaves them.
 
     Returns:
         values as the field has them; of radiance the light itself, for means are those of light, not of its curve.
     """
-    if view.enlarges and upscaling == "spline":
+    if view.leaves_centres and upscaling == "spline":
         function = SplineOfPixels(function, (picture.width, picture.height), view, alpha=picture.has_alpha)
     if picture.peak is None:
         return function

@@ -2,6 +2,8 @@
 
 import csv
 import json
+import shlex
+import shutil
 import signal
 import time
 
@@ -136,11 +138,13 @@ def test_equal_seconds(small_picture, tmp_path):
 
 def test_dry_run(suite, small_picture, tmp_path):
     path, _, _ = suite
-    options = ("--data", small_picture, "--output-dir", tmp_path / "out", "--dry-run", "--seeds", 5, 6)
+    picture = shutil.copy(small_picture, tmp_path / "my picture.png")
+    options = ("--data", picture, "--output-dir", tmp_path / "out", "--dry-run", "--seeds", 5, 6)
     done = run("loe-bench", path, *options, "--max-num-iterations", 3, "--runs", "quad")
-    lines = done.stdout.splitlines()
-    assert [line.split()[:4] for line in lines] == [["ns-train", "loe-image", "--machine.seed", s] for s in ("5", "6")]
-    assert all("--max-num-iterations 3 " in line for line in lines)
+    lines = [shlex.split(line) for line in done.stdout.splitlines()]
+    assert [words[:4] for words in lines] == [["ns-train", "loe-image", "--machine.seed", s] for s in ("5", "6")]
+    assert all("--max-num-iterations 3 " in " ".join(words) for words in lines)
+    assert all(str(picture) in words for words in lines)  # a shell gets it as one word
     assert not (tmp_path / "out").exists()
 
 

@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from loe_field.bench.report import table
 from loe_field.bench.suite import jobs_of, read_suite, search_jobs
 from loe_field.errors import InputError
+from loe_field.files import last_line
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.toml"))
 
@@ -70,11 +72,33 @@ def test_jobs(tmp_path):
         ('title = "t"\n[[runs]]\nname = "a b"\n[[runs]]\nname = "A-B"', "2 runs named like 'a-b'"),
         ('title = "t"\n[[runs]]\nname = "a"\n[[figures]]\nname = "f"\ntitle = "F"\nruns = ["b"]', "figure of 'b'"),
         ('title = "t"\n[[runs]]\nname = "a"\n[search]\nvalues = [1]', "search has no 'options'"),
+        ('title = "t"\n[[runs]]\nname = 5', "run 1 says name = 5: text is wanted"),
+        ('title = "t"\nseeds = 42\n[[runs]]\nname = "a"', r"seeds = 42: a list \(a whole number each\) is wanted"),
+        ('title = "t"\nseeds = [true]\n[[runs]]\nname = "a"', "a whole number each"),
+        ('title = "t"\ndata = "x.png"\n[[runs]]\nname = "a"', r"data = 'x.png': a list \(text each\) is wanted"),
+        ('title = "t"\nfigures = 3\n[[runs]]\nname = "a"', r"figures = 3: a list \(a table each\) is wanted"),
+        ('title = "t"\noverrides.pipeline.model.num_layers = 3\n[[runs]]\nname = "a"', "dotted names in quotes"),
+        ('title = "t"\ntrain_seconds = "9"\n[[runs]]\nname = "a"', "train_seconds = '9': a number is wanted"),
+        ('title = "t"\n[[runs]]\nname = "a"\n[[figures]]\nname = "../f"\ntitle = "F"\nruns = []', "without folders"),
     ],
 )
 def test_mistakes_are_named(tmp_path, text, words):
     with pytest.raises(InputError, match=words):
         suite_of(tmp_path, text)
+
+
+def test_a_table_without_results_says_no_machine(tmp_path):
+    suite = suite_of(tmp_path, 'title = "t"\nseeds = [1, 2]\n[[runs]]\nname = "a"')
+    assert table(suite, [], []).rstrip().endswith("\n\nSeeds 1, 2.")
+
+
+def test_a_logs_last_words_are_not_the_frame_around_them():
+    box = "steps\n╭─ Unrecognized ─╮\n│ Unknown: --x   │\n│ ────────────── │\n│ see --help     │\n╰────────────────╯\n"
+    assert last_line(box.encode()) == "Unknown: --x"
+    assert last_line(box.encode() + b"error: other\n\n") == "error: other"
+    assert last_line("│ half a box │\n╰────────────╯".encode()) == "╰────────────╯"
+    assert last_line(b"10 %\r20 %\r") == "20 %"
+    assert last_line(b"") == ""
 
 
 def test_a_file_that_is_not_there(tmp_path):

@@ -3,6 +3,7 @@
 import math
 import re
 import shutil
+import signal
 import sys
 
 import numpy as np
@@ -41,6 +42,7 @@ def call(monkeypatch, capsys):
 
     def call(*arguments):
         monkeypatch.setattr(sys, "argv", ["loe-export", *map(str, arguments)])
+        monkeypatch.setattr("signal.signal", lambda *_: None)
         try:
             export.main()
         except SystemExit as error:
@@ -90,6 +92,17 @@ def test_rounding_says_what_it_costs(kind, fitted, small_picture, call, tmp_path
     assert f"{metrics['bits_per_pixel']:.3f} bits per pixel" in said
 
 
+def test_loe_render_reads_it_back(fitted, small_picture, call, tmp_path):
+    path = tmp_path / "f.safetensors"
+    call("--load-config", fitted / "config.yml", "--format", "safetensors", "--output", path, "--quantize", "int8")
+    done = run("loe-render", "--load-config", path, "--output", tmp_path / "a.png")
+    assert done.returncode == 0, done.stderr
+    error = np.asarray(Image.open(tmp_path / "a.png")).astype(float) - np.asarray(Image.open(small_picture))
+    assert read_details(path).metrics["psnr"] == pytest.approx(-10 * math.log10(np.mean(error**2) / 255**2), abs=1e-3)
+    status, said = call("--load-config", path, "--format", "torch-export", "--output", tmp_path / "f.pt2")
+    assert status == 0, said
+
+
 @pytest.mark.parametrize("network", ["fitted", "siren"])
 @pytest.mark.parametrize(("kind", "reader"), [("onnx", traced.run_onnx), ("torch-export", traced.run_program)])
 def test_models_show_the_reconstruction(kind, reader, network, call, tmp_path, request):
@@ -99,6 +112,27 @@ def test_models_show_the_reconstruction(kind, reader, network, call, tmp_path, r
     assert float(re.search(r"agrees with the field to (\S+) on 4,096 random points", said)[1]) <= 1e-4
     shown = picture_of(reader((tmp_path / "f").read_bytes(), every_pixel(60, 40))).astype(int)
     assert np.abs(shown - np.asarray(Image.open(folder / "reconstruction.png"))).max() <= 1
+
+
+def test_stopped_it_leaves_what_was_there(fitted, tmp_path, monkeypatch, capsys):
+    """The handlers that the command sets, called where the file is about to be written."""
+    handlers, output = {}, tmp_path / "f"
+    output.write_text("before")
+    arguments = ("--load-config", fitted / "config.yml", "--format", "safetensors", "--output", output)
+    monkeypatch.setattr(sys, "argv", ["loe-export", *map(str, arguments)])
+    monkeypatch.setattr("signal.signal", handlers.__setitem__)
+    monkeypatch.setattr(export, "encode_field", lambda *_, **__: handlers[signal.SIGINT](signal.SIGINT, None))
+
+    def leave(status):
+        raise SystemExit(status)
+
+    monkeypatch.setattr("os._exit", leave)
+    with pytest.raises(SystemExit) as stopped:
+        export.main()
+    assert stopped.value.code == 130
+    assert capsys.readouterr().err == f"stopped: {output} was not written\n"
+    assert output.read_text() == "before"
+    assert handlers == {signal.SIGINT: signal.SIG_IGN, signal.SIGTERM: signal.SIG_IGN}
 
 
 def test_a_run_that_was_moved_and_lost_its_picture(fitted, small_picture, call, tmp_path):

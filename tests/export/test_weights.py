@@ -12,7 +12,8 @@ from safetensors.torch import save_file
 from loe_field import LoEMLP
 from loe_field.errors import InputError
 from loe_field.export.quantize import dequantized, quantized
-from loe_field.export.weights import read_details, read_field
+from loe_field.export.weights import encode_field, read_details, read_field
+from loe_field.image.load import load_model
 
 NETWORKS = {
     "default": {"num_layers": 6, "layer_width": 16, "out_features": 3, "num_frequencies": 7},
@@ -107,6 +108,30 @@ def test_a_file_knows_its_own_size(tmp_path):
         sizes.append(path.stat().st_size)
         assert metrics == {"file_bytes": sizes[-1], "bits_per_pixel": round(8 * sizes[-1] / 200, 4)}
     assert sizes[0] > sizes[1] > sizes[2]
+
+
+def test_a_file_of_radiance_knows_its_peak(tmp_path):
+    path = tmp_path / "f.safetensors"
+    path.write_bytes(encode_field(make(), picture_size=(10, 20, 3), radiance_peak=12.5))
+    with safe_open(path, "np") as file:
+        assert json.loads(file.metadata()["loe_field"])["picture"]["radiance_peak"] == 12.5
+    model, picture = load_model(path)
+    assert (picture.peak, picture.values.shape, picture.format) == (12.5, (10, 20, 3), "EXR")
+    shown = torch.tensor([[0.0, 0.25, 1.5]])
+    light = 12.5 * (5001**shown - 1) / 5000  # docs/format.md
+    np.testing.assert_allclose(picture.from_unit(shown.numpy()), light, rtol=1e-5)
+    assert model.render().shape == (10, 20, 3)
+
+
+def test_only_fields_of_pictures_can_be_rendered(tmp_path):
+    for name, size, words in (
+        ("default", None, "does not say how large its picture is"),
+        ("default", (10, 20, 1), "gives 3 channels where its picture has 1"),
+        ("volume", (10, 20, 3), "takes 3 coordinates"),
+    ):
+        make(name).to_safetensors(tmp_path / "f.safetensors", picture_size=size)
+        with pytest.raises(InputError, match=words):
+            load_model(tmp_path / "f.safetensors")
 
 
 @pytest.mark.parametrize("name", NETWORKS)

@@ -1,12 +1,24 @@
 """Windows and sizes: which places a pixel of the result is made of."""
 
+from inspect import signature
+
 import numpy as np
 import pytest
 import torch
 
 from loe_field.errors import InputError
+from loe_field.image.picture import Picture
 from loe_field.image.spline import CubicSpline
-from loe_field.image.window import SplineOfPixels, evaluated, on_grid, premultiplied, rendered_rows, straight, view_of
+from loe_field.image.window import (
+    SplineOfPixels,
+    evaluated,
+    on_grid,
+    pictured,
+    premultiplied,
+    rendered_rows,
+    straight,
+    view_of,
+)
 
 SIZE = (40, 150)
 PIXELS = torch.from_numpy(np.random.default_rng(0).random((SIZE[1], SIZE[0], 3)).astype(np.float32))
@@ -19,7 +31,8 @@ def table(places):
 
 
 def drawn(function, view, chunk=1000, alpha=False):
-    function = function if isinstance(function, SplineOfPixels) else on_grid(function)
+    of_grid = len(signature(function).parameters) == 2
+    function = function if of_grid else on_grid(function)
     return np.concatenate(list(rendered_rows(function, view, chunk=chunk, alpha=alpha)))
 
 
@@ -71,6 +84,34 @@ def test_a_smaller_picture_is_the_mean_of_the_pixels_under_it():
     np.testing.assert_allclose(small, PIXELS.view(30, 5, 10, 4, 3).mean((1, 3)).numpy(), atol=1e-6)
     odd = view_of(SIZE, scale=0.4)
     assert odd.samples == (3, 3)
+
+
+@pytest.mark.parametrize(
+    ("options", "leaves"),
+    [
+        ({}, False),
+        ({"crop": (3, 4, 9, 10), "scale": 0.5}, False),
+        ({"size": (10, 30)}, False),
+        ({"size": (39, 150)}, True),
+        ({"scale": 0.4}, True),
+        ({"crop": (0.5, 4, 8.5, 10)}, True),
+        ({"crop": (0.5, 4, 8.5, 10), "scale": 0.5}, True),
+        ({"scale": 2}, True),
+    ],
+)
+def test_the_field_is_asked_at_the_centres_of_pixels_only(options, leaves):
+    """Between them a field of loe-image is noise: whatever the size or the window, the spline stands there."""
+
+    def untaught(places):
+        centre = (places % 1 == 0.5).all(-1, keepdim=True)
+        return torch.where(centre, table(places), torch.nan)
+
+    view = view_of(SIZE, **options)
+    assert view.leaves_centres == leaves
+    picture = Picture(PIXELS.numpy(), "TIFF", "RGB")
+    values = drawn(pictured(on_grid(untaught), picture, view, "spline"), view)
+    assert np.isfinite(values).all()
+    assert np.isnan(drawn(pictured(on_grid(untaught), picture, view, "field"), view)).any() == leaves
 
 
 def test_hidden_colours_do_not_bleed_into_a_mean():
