@@ -133,7 +133,8 @@ def fit_image(
     num_layers: int | None = None,
     layer_width: int | None = None,
     num_frequencies: int | None = None,
-    pixels_per_batch: int | None = 8192,
+    tile_size: int | None = None,
+    pixels_per_batch: int | Literal["auto"] | None = "auto",
     num_threads: int | None = None,
     radiance: bool = False,
     output_dir: str | Path | None = None,
@@ -159,7 +160,8 @@ def fit_image(
         num_layers: linear layers in all. None: the recipe's, 10 for pictures of up to 512 pixels.
         layer_width: channels of the hidden layers. None: the recipe's, 64.
         num_frequencies: octaves of positional encoding. None: the recipe's, 7.
-        pixels_per_batch: pixels of one step. None: all.
+        tile_size: experts per axis. None: the recipe's, 2, and 4 or 8 for large pictures.
+        pixels_per_batch: pixels of one step. "auto": the recipe's, 8,192 or more for large pictures. None: all.
         num_threads: threads on a CPU; a fixed number makes a fit repeatable to the last bit. None: what is fastest.
         radiance: the array holds light: floats of any height from 0 on, fitted and measured on the mu-law curve as the
             command does with EXR; alpha stays within [0, 1].
@@ -195,7 +197,12 @@ def fit_image(
     datamanager, model = recipe.pipeline.datamanager, recipe.pipeline.model
     assert isinstance(datamanager, ImageDataManagerConfig)
     assert isinstance(model, LoEImageModelConfig)
-    architecture = {"num_layers": num_layers, "layer_width": layer_width, "num_frequencies": num_frequencies}
+    architecture = {
+        "num_layers": num_layers,
+        "layer_width": layer_width,
+        "num_frequencies": num_frequencies,
+        "tile_size": tile_size,
+    }
     with ExitStack() as stack:
         root = Path(output_dir or stack.enter_context(tempfile.TemporaryDirectory(prefix="loe_field-")))
         config = replace(
@@ -210,7 +217,9 @@ def fit_image(
             machine=replace(recipe.machine, seed=seed, device_type=device or recipe.machine.device_type),
             pipeline=replace(
                 recipe.pipeline,
-                datamanager=replace(datamanager, pixels_per_batch=pixels_per_batch),
+                datamanager=datamanager
+                if pixels_per_batch == "auto"
+                else replace(datamanager, pixels_per_batch=pixels_per_batch),
                 model=replace(model, **{name: value for name, value in architecture.items() if value is not None}),
             ),
         )

@@ -44,7 +44,10 @@ loe_image_paper = MethodSpecification(
         loe_image.config,
         method_name="loe-image-paper",
         max_num_iterations=9000,
-        pipeline=ImagePipelineConfig(model=LoEImageModelConfig(num_layers=10, num_frequencies=0)),
+        pipeline=ImagePipelineConfig(
+            datamanager=ImageDataManagerConfig(pixels_per_batch=8192),
+            model=LoEImageModelConfig(num_layers=10, tile_size=2, num_frequencies=0),
+        ),
         optimizers={
             group: {"optimizer": AdamConfig(lr=1e-2, beta2=0.95), "scheduler": DecayConfig()}
             for group in ("experts", "fields")

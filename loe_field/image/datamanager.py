@@ -17,6 +17,7 @@ from torch.nn import Parameter
 from loe_field.errors import InputError
 from loe_field.image.picture import Picture, read_picture
 from loe_field.image.pixels import HoldOut, PixelBatches, as_seen
+from loe_field.image.sizes import pixels_per_batch_for
 from loe_field.image.view import SIDE, picture_camera
 
 
@@ -28,8 +29,9 @@ class ImageDataManagerConfig(DataManagerConfig):
     data: Path | None = None
     """The picture: PNG, JPEG, TIFF, BMP, WebP or EXR. A folder or a quoted pattern ("photos/*.png"): one run for
     each picture in it. Left out: scikit-image's `camera`, 512x512 grey."""
-    pixels_per_batch: int | None = 8192
-    """Pixels per step, drawn at random without replacement. None: the whole picture at every step."""
+    pixels_per_batch: int | Literal["auto"] | None = "auto"
+    """Pixels per step, drawn at random without replacement. "auto": 8,192, and 16,384 or 32,768 for large pictures (see
+    `pixels_per_batch_for`). None: the whole picture at every step."""
     off_grid: float = 0.0
     """Part of the pixels of every step, 0 to 1, that are visited at a random place in their square instead of its
     centre; the colour there is that of the cubic spline through the pixels. 0 fits the pixels and nothing between them;
@@ -107,7 +109,7 @@ class ImageDataManager(DataManager):
         local_rank: int = 0,
         **_: Any,
     ) -> None:
-        if config.pixels_per_batch is not None and config.pixels_per_batch < 1:
+        if isinstance(config.pixels_per_batch, int) and config.pixels_per_batch < 1:
             raise InputError(
                 f"pixels_per_batch is {config.pixels_per_batch}: give 1 or more, or None for the whole picture"
             )
@@ -119,6 +121,9 @@ class ImageDataManager(DataManager):
         self.picture = read_picture(self.path)
         if self.picture.note:
             CONSOLE.print(self.picture.note)
+        if config.pixels_per_batch == "auto":  # the run's config.yml then says what it was
+            height, width, channels = self.picture.values.shape
+            config.pixels_per_batch = pixels_per_batch_for(height, width, channels)
         self.train_dataset = self.eval_dataset = PictureDataset(self.picture)
         self.pixels = PixelBatches(
             self.picture,

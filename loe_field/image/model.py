@@ -1,6 +1,5 @@
 """nerfstudio's Model for one picture: a LoE field over the plane."""
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -30,11 +29,12 @@ from loe_field.baselines import (
 )
 from loe_field.errors import InputError
 from loe_field.image.pixels import as_seen, pixel_centers
+from loe_field.image.sizes import levels_for, tile_size_for
 from loe_field.image.view import BACKGROUND, FAR, WholePicture, hits
 from loe_field.layers import Activation, Initialization, LoEMLP
 from loe_field.ops import Implementation, Resolved
 from loe_field.segments import ExpertRows
-from loe_field.tiling import Blending, Pattern
+from loe_field.tiling import Blending, Pattern, make_levels
 
 
 @dataclass
@@ -50,14 +50,15 @@ class LoEImageModelConfig(ModelConfig):
     """Levels of experts, or one of the peers with its authors' initialisation and learning rate (see baselines/). The
     options below up to `implementation` are those of loe; a peer has num_layers, layer_width and its own."""
     num_layers: int | None = None
-    """Linear layers in all: num_layers - 1 position-dependent ones and the final one. None: 10, and one more for
-    every doubling of the longer side beyond 512 pixels (see `levels_for`); for a peer its authors' number."""
+    """Linear layers in all: num_layers - 1 position-dependent ones and the final one. None: 10, and more where the
+    finest cells would be larger than a pixel (see `levels_for`); for a peer its authors' number."""
     layer_width: int | None = None
     """Channels of the hidden layers. None: 64; for a peer its authors' number."""
-    tile_size: int = 2
-    """Experts per axis; 1 is a plain MLP."""
+    tile_size: int | None = None
+    """Experts per axis; 1 is a plain MLP. None: 2, and 4 or 8 for large pictures (see `tile_size_for`)."""
     pattern: Pattern = "fine_to_coarse"
-    """How the cells' size goes from layer to layer."""
+    """How the cells' size goes from layer to layer. With tiles of more than 2x2 all cells are smaller by tile_size / 2,
+    so that the largest tile still covers the picture once, and none of its experts goes without pixels."""
     levels: tuple[tuple[float, float], ...] | None = None
     """A pattern of your own: alpha and beta for each position-dependent layer (coordinates run over [0, 1))."""
     blending: Blending = "nearest"
@@ -125,13 +126,19 @@ class LoEImageModel(Model):
 
     def _loe(self) -> LoEMLP:
         config = self.config
+        if config.tile_size is None:  # the run's config.yml then says what it was
+            config.tile_size = tile_size_for(self.height, self.width, self.channels)
+        if config.num_layers is None:
+            config.num_layers = levels_for(self.height, self.width, config.tile_size) + 1
+        finer = max(1.0, config.tile_size / 2)
+        levels = make_levels(config.pattern, config.num_layers - 1)
         return LoEMLP(
             dim=2,
             out_features=self.channels,
-            num_layers=levels_for(self.height, self.width) + 1 if config.num_layers is None else config.num_layers,
+            num_layers=config.num_layers,
             layer_width=64 if config.layer_width is None else config.layer_width,
             tile_size=config.tile_size,
-            pattern=config.pattern if config.levels is None else config.levels,
+            pattern=[(finer * alpha, beta) for alpha, beta in levels] if config.levels is None else config.levels,
             blending=config.blending,
             activation=config.activation,
             omega_0=config.omega_0,
@@ -282,16 +289,3 @@ class LoEImageModel(Model):
         target = as_seen(batch["image"].to(self.device))
         error = (outputs["rgb"] - target).square().mean()
         return {"psnr": float(-10 * torch.log10(error))}, {"img": torch.cat([target, outputs["rgb"]], 1)}
-
-
-def levels_for(height: int, width: int) -> int:
-    """Levels for a picture: the paper's 9, and enough that the finest cell is no larger than a pixel.
-
-    Measured on two photographs (one seed, the default recipe; PSNR of the first / the second picture).
-    768x512, 800 steps: 9 levels 42.25 / 38.74, 10 levels 42.82 / 39.58.
-    300x200, 400 steps: 8 levels 46.78 / 43.64, 9 levels 48.45 / 44.51, 10 levels 49.54 / 45.24; every level adds 16,448
-    parameters, and small pictures stay with 9.
-    Filling the unit square, per axis, with 9 levels, against cells of whole pixels (coordinates of 1/512 a pixel):
-    42.25 / 38.74 against 42.27 / 38.82 at 768x512, and 48.45 / 44.51 against 47.28 / 43.92 at 300x200.
-    """
-    return max(9, math.ceil(math.log2(max(height, width))))

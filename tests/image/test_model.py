@@ -11,7 +11,7 @@ from skimage.metrics import peak_signal_noise_ratio
 
 from loe_field.errors import InputError
 from loe_field.image.datamanager import PictureDataset
-from loe_field.image.model import LoEImageModel, LoEImageModelConfig, levels_for
+from loe_field.image.model import LoEImageModel, LoEImageModelConfig
 from loe_field.image.picture import Picture
 from loe_field.image.pipeline import psnr, ssim
 from loe_field.image.view import BACKGROUND, FAR, SIDE
@@ -120,13 +120,6 @@ def test_parameter_groups_hold_every_parameter_of_the_field_once():
     assert sorted(held) == sorted(id(p) for p in model.field.parameters())
     assert {p.shape for p in groups["experts"]} == {(4, 8, 8)}
     assert "experts" not in make(num_layers=2)[0].get_param_groups()
-
-
-@pytest.mark.parametrize(
-    ("height", "width", "levels"), [(512, 512, 9), (1, 100, 9), (512, 768, 10), (1024, 8, 10), (8192, 8192, 13)]
-)
-def test_levels_grow_with_the_picture(height, width, levels):
-    assert levels_for(height, width) == levels
 
 
 def test_a_bad_option_is_the_users_to_mend():
