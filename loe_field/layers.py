@@ -379,6 +379,22 @@ class LoEMLP(nn.Module):
         return read_field(Path(path), implementation=implementation)[0]
 
     @property
+    def options(self) -> dict[str, Any]:
+        """What LoEMLP is to be given for this network, in plain numbers, text and lists; the levels in full."""
+        return {
+            "dim": self.dim,
+            "out_features": self.head.out_features,
+            "num_layers": len(self.layers) + 1,
+            "layer_width": self.head.in_features,
+            "tile_size": self.tile_size,
+            "pattern": [list(level) for level in self.levels],
+            "blending": self.blending,
+            "activation": self.activation,
+            "omega_0": self.omega_0,
+            "num_frequencies": self.encoding.num_frequencies,
+        }
+
+    @property
     def hidden_weights(self) -> list[nn.Parameter]:
         """The experts of all levels but the first, whose input is the encoding: what Muon is for."""
         return [layer.weight for layer in list(self.layers)[1:]]  # type: ignore[misc]

@@ -515,6 +515,18 @@ def test_a_checkpoint_of_another_shape(call, fitted, small_picture, tmp_path):
     refused(call, tmp_path / "out", "is of another shape", *arguments)
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--pipeline.model.activation", "relu"), "the checkpoint's activation is sine, and here it is relu"),
+        (("--pipeline.model.pattern", "quad_tree"), "the checkpoint's list of levels (alpha, beta) is"),
+    ],
+)
+def test_a_checkpoint_of_the_same_shape_and_another_network(call, fitted, small_picture, tmp_path, options, words):
+    arguments = ("--data", small_picture, "--load-dir", fitted[0] / "nerfstudio_models", *FAST, *options)
+    refused(call, tmp_path / "out", words, *arguments)
+
+
 def test_a_damaged_checkpoint_with_a_good_one_beside_it(call, fitted, small_picture, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(fitted[0] / "nerfstudio_models", folder)

@@ -62,7 +62,7 @@ def encode_field(
     """
     details: dict[str, Any] = {
         "format_version": FORMAT_VERSION,
-        "network": _network(field),
+        "network": field.options,
         "quantization": quantization,
         "coordinates": "((column + 0.5) / width, (row + 0.5) / height)",
     }
@@ -110,22 +110,6 @@ def read_field(path: Path, *, implementation: Implementation = "auto") -> tuple[
     except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"{path} contradicts itself: {' '.join(str(error).split())}") from None
     return field, details
-
-
-def _network(field: LoEMLP) -> dict[str, Any]:
-    """The network's options, as LoEMLP takes them; the levels in full, whatever their pattern was called."""
-    return {
-        "dim": field.dim,
-        "out_features": field.head.out_features,
-        "num_layers": len(field.layers) + 1,
-        "layer_width": field.head.in_features,
-        "tile_size": field.tile_size,
-        "pattern": [list(level) for level in field.levels],
-        "blending": field.blending,
-        "activation": field.activation,
-        "omega_0": field.omega_0,
-        "num_frequencies": field.encoding.num_frequencies,
-    }
 
 
 def _read(path: Path) -> tuple[StoredField, dict[str, Tensor]]:

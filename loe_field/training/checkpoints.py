@@ -92,6 +92,26 @@ def _try_read(path: Path) -> dict[str, Any] | str:
     return state
 
 
+_REMEDY = "Give the --pipeline.model options, and the data, that it was trained with"
+
+
+def require_same_networks(loaded: list[dict[str, Any]], wanted: list[dict[str, Any]]) -> None:
+    """Compare what a checkpoint says of its networks with those that are to go on.
+
+    Args:
+        loaded: options of each network, plain numbers, text and lists.
+        wanted: likewise.
+
+    Raises:
+        InputError: an option differs. Shapes alone would not tell another activation, or cells of another size.
+    """
+    for old, new in zip(loaded, wanted):
+        for name in new:
+            if name in old and old[name] != new[name]:
+                what = "list of levels (alpha, beta)" if name == "pattern" else name
+                raise InputError(f"the checkpoint's {what} is {old[name]}, and here it is {new[name]}. {_REMEDY}")
+
+
 def require_same_shapes(loaded: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
     """Compare a checkpoint's parameters with the network's.
 
@@ -99,18 +119,17 @@ def require_same_shapes(loaded: dict[str, Tensor], wanted: dict[str, Tensor]) ->
         InputError: names or shapes differ.
     """
     loaded = {name.removeprefix("module."): value for name, value in loaded.items()}
-    remedy = "Give the --pipeline.model options, and the data, that it was trained with"
     for name, tensor in wanted.items():
         short = name.removeprefix("_model.")
         if name not in loaded:
-            raise InputError(f"the checkpoint is of another shape: it has no {short}. {remedy}")
+            raise InputError(f"the checkpoint is of another shape: it has no {short}. {_REMEDY}")
         if loaded[name].shape != tensor.shape:
             raise InputError(
                 f"the checkpoint is of another shape: {short} is {list(loaded[name].shape)} in it and "
-                f"{list(tensor.shape)} in this network. {remedy}"
+                f"{list(tensor.shape)} in this network. {_REMEDY}"
             )
     extra = sorted(loaded.keys() - wanted.keys())
     if extra:
         raise InputError(
-            f"the checkpoint is of another shape: it also has {extra[0].removeprefix('_model.')}. {remedy}"
+            f"the checkpoint is of another shape: it also has {extra[0].removeprefix('_model.')}. {_REMEDY}"
         )

@@ -29,7 +29,8 @@ from torch.optim import Optimizer
 
 from loe_field.errors import InputError
 from loe_field.files import check_writable
-from loe_field.training.checkpoints import find_checkpoint, read_checkpoint, save_checkpoint
+from loe_field.layers import LoEMLP
+from loe_field.training.checkpoints import find_checkpoint, read_checkpoint, require_same_networks, save_checkpoint
 from loe_field.training.machine import keep_freed_memory
 from loe_field.training.optimizers import DecayConfig, MuonConfig
 from loe_field.training.progress import TrainProgress
@@ -384,6 +385,7 @@ class LoETrainer(Trainer):
             return
         state = read_checkpoint(path)
         self.pipeline.load_pipeline(state["pipeline"], state["step"])
+        require_same_networks(state.get("networks", []), self.networks())
         for name, saved in state["optimizers"].items():
             if name in optimizers.optimizers:
                 _keep_ways(saved, optimizers.optimizers[name])
@@ -415,10 +417,15 @@ class LoETrainer(Trainer):
                 "schedulers": {name: s.state_dict() for name, s in self.optimizers.schedulers.items()},
                 "scalers": self.grad_scaler.state_dict(),
                 "record": self.record.state_dict(),
+                "networks": self.networks(),
                 **self.more_state(),
             },
             only_latest=self.config.save_only_latest_checkpoint,
         )
+
+    def networks(self) -> list[dict[str, Any]]:
+        """What a checkpoint says of its networks besides their weights; the same for one that goes on with it."""
+        return [network.options for network in self.pipeline.modules() if isinstance(network, LoEMLP)]
 
     def more_state(self) -> dict[str, Any]:
         """What else a checkpoint holds: tensors, plain numbers and text. Subclasses may have something."""
