@@ -24,11 +24,11 @@ def fitted(small_picture, tmp_path_factory):
 
 
 def test_the_command(fitted, tmp_path):
-    done = run("loe-render", "--load-config", fitted / "config.yml", "--output", "a.png", cwd=tmp_path)
+    done = run("loe-render", "--load-config", fitted / "config.yml", "--output", "new/a.png", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("a.png: 60 x 40 pixels, RGB, 8 bit")
+    assert done.stdout.startswith("new/a.png: 60 x 40 pixels, RGB, 8 bit")
     assert "Warning" not in done.stderr
-    ours, theirs = (np.asarray(Image.open(p)) for p in (tmp_path / "a.png", fitted / "reconstruction.png"))
+    ours, theirs = (np.asarray(Image.open(p)) for p in (tmp_path / "new" / "a.png", fitted / "reconstruction.png"))
     np.testing.assert_array_equal(ours, theirs)
 
 

@@ -46,6 +46,7 @@ class Render:
     def main(self) -> None:
         """Render, and say what was written."""
         from loe_field.errors import InputError
+        from loe_field.files import check_output
 
         if self.derivative is not None and self.upscaling == "spline":
             raise InputError("--derivative is the field's own: leave --upscaling spline out")
@@ -55,6 +56,7 @@ class Render:
         from loe_field.image.window import view_of
 
         start = time.perf_counter()
+        check_output(self.output)
         model, picture = load_model(self.load_config.expanduser())
         view = view_of((picture.width, picture.height), scale=self.scale, size=self.size, crop=self.crop)
         wanted = Rendering(

@@ -66,8 +66,6 @@ def render(model: LoEImageModel, picture: Picture, wanted: Rendering, advance: C
         InputError: the format cannot hold it, the derivative does not exist, or the file cannot be written.
     """
     output, view = wanted.output, wanted.view
-    if not output.parent.is_dir():
-        raise InputError(f"{output.parent} is not a folder: make it first, or give --output another one")
     if wanted.chunk < 1:
         raise InputError(f"--chunk-size is {wanted.chunk}: it must be at least 1")
     job = _colours(model, picture, wanted) if wanted.derivative is None else _derivative(model, picture, wanted)
@@ -79,6 +77,7 @@ def render(model: LoEImageModel, picture: Picture, wanted: Rendering, advance: C
             advance(len(band))
 
     try:
+        output.parent.mkdir(parents=True, exist_ok=True)
         with write_whole(output) as path:
             write_rows(path, job.sheet, bands())
     except OSError as error:

@@ -263,10 +263,11 @@ def test_a_config_alone_and_an_unknown_option(runs, tmp_path):
 def test_nothing_is_written_where_it_cannot_be(runs, render, tmp_path):
     folder = runs("rgba8.png")
     assert "alpha" in render(folder, tmp_path / "a.jpg")
-    assert "not a folder" in render(folder, tmp_path / "no" / "a.png")
+    (tmp_path / "file").touch()
+    assert "cannot be written" in render(folder, tmp_path / "file" / "a.png")
     assert ".webp" in render(folder, tmp_path / "a.gif")
     assert "at least 1" in render(folder, tmp_path / "a.png", "--chunk-size", 0)
     assert "65,500" in render(runs("rgb8.png"), tmp_path / "a.jpg", "--size", 65501, 1)
     (tmp_path / "taken.png").mkdir()
-    assert "cannot be written" in render(folder, tmp_path / "taken.png")
-    assert [p.name for p in tmp_path.iterdir()] == ["taken.png"]
+    assert "is a folder" in render(folder, tmp_path / "taken.png")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "taken.png"]
