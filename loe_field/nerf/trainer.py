@@ -68,11 +68,11 @@ class NerfTrainer(LoETrainer):
             raise InputError(f"{error} (--pipeline.model.implementation)") from None
         return super().setup_optimizers()
 
-    def networks(self) -> list[dict[str, Any]]:
+    def network_options(self) -> list[dict[str, Any]]:
         """Also whether the coordinates are those of all space, contracted, or of the scene's box."""
         model = self.pipeline.model
         scene = {"scene": model.config.scene} if isinstance(model, LoENerfModel) else {}
-        return [options | scene for options in super().networks()]
+        return [options | scene for options in super().network_options()]
 
     @property
     def _computed_by(self) -> str:

@@ -385,7 +385,7 @@ class LoETrainer(Trainer):
             return
         state = read_checkpoint(path)
         self.pipeline.load_pipeline(state["pipeline"], state["step"])
-        require_same_networks(state.get("networks", []), self.networks())
+        require_same_networks(state.get("networks", []), self.network_options())
         for name, saved in state["optimizers"].items():
             if name in optimizers.optimizers:
                 _keep_ways(saved, optimizers.optimizers[name])
@@ -417,13 +417,13 @@ class LoETrainer(Trainer):
                 "schedulers": {name: s.state_dict() for name, s in self.optimizers.schedulers.items()},
                 "scalers": self.grad_scaler.state_dict(),
                 "record": self.record.state_dict(),
-                "networks": self.networks(),
+                "networks": self.network_options(),
                 **self.more_state(),
             },
             only_latest=self.config.save_only_latest_checkpoint,
         )
 
-    def networks(self) -> list[dict[str, Any]]:
+    def network_options(self) -> list[dict[str, Any]]:
         """What a checkpoint says of its networks besides their weights; the same for one that goes on with it."""
         return [network.options for network in self.pipeline.modules() if isinstance(network, LoEMLP)]
 
