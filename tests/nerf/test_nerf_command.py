@@ -56,9 +56,9 @@ def test_it_goes_on_from_a_checkpoint_that_fits_and_refuses_another(trained, sce
     assert done.returncode == 1
     assert "the checkpoint is of another shape" in done.stderr
     assert "Traceback" not in done.stderr
-    done = run("ns-train", "loe-nerf", *options, *SMALL, "--pipeline.model.scene", "box")
+    done = run("ns-train", "loe-nerf", *options, *SMALL, "--pipeline.model.scene", "unbounded")
     assert done.returncode == 1
-    assert "the checkpoint's scene is unbounded, and here it is box" in done.stderr
+    assert "the checkpoint's scene is box, and here it is unbounded" in done.stderr
 
 
 @pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="ns-render needs ffmpeg")
