@@ -38,6 +38,21 @@ def write_whole(path: Path, *, staging: Path | None = None) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+@contextmanager
+def write_output(path: Path) -> Iterator[Path]:
+    """`write_whole` for a file that the user named: makes its folder.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with write_whole(path) as temporary:
+            yield temporary
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror or error}") from None
+
+
 def last_line(content: bytes | bytearray) -> str:
     """The last line of a log's end that is not empty, stripped; of a line that was drawn over, what stands now.
 

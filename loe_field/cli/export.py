@@ -16,7 +16,7 @@ from loe_field.errors import InputError
 from loe_field.export import traced
 from loe_field.export.quantize import Quantization, dequantized, quantized
 from loe_field.export.weights import encode_field
-from loe_field.files import check_output, write_whole
+from loe_field.files import check_output, write_output
 from loe_field.layers import LoEMLP
 
 if TYPE_CHECKING:
@@ -66,12 +66,8 @@ class Export:
         if picture.peak is not None:
             curve = f"log(1 + {MU:g} v / {picture.peak:.6g}) / log(1 + {MU:g})"
             lines.append(f"the picture is radiance: where v is the light, the values are {curve}; alpha is as it is")
-        output.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with write_whole(output) as path:
-                path.write_bytes(content)
-        except OSError as error:
-            raise InputError(f"{output} cannot be written: {error.strerror or error}") from None
+        with write_output(output) as path:
+            path.write_bytes(content)
         print("\n".join([*lines, f"{output}: {len(content):,} bytes"]))
 
     def _safetensors(self, model: "LoEImageModel", picture: "Picture") -> tuple[bytes, list[str]]:

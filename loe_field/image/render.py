@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from loe_field.errors import InputError
-from loe_field.files import write_whole
+from loe_field.files import write_output
 from loe_field.image.derivatives import Derivative, derivative_of
 from loe_field.image.model import LoEImageModel
 from loe_field.image.picture import EXR_CHANNELS, MU, Picture, codes, radiance
@@ -77,11 +77,8 @@ def render(model: LoEImageModel, picture: Picture, wanted: Rendering, advance: C
             advance(len(band))
 
     try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        with write_whole(output) as path:
+        with write_output(output) as path:
             write_rows(path, job.sheet, bands())
-    except OSError as error:
-        raise InputError(f"{output} cannot be written: {error.strerror or error}") from None
     except MemoryError:
         raise InputError(
             f"rows of {view.width:,} pixels do not fit into memory: give a smaller --scale or --size, or a --crop"
