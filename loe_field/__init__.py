@@ -1,18 +1,21 @@
 """Levels-of-Experts neural fields with sine activation: one layer, in 2D and 3D, and a plugin for nerfstudio."""
 
-from importlib.metadata import PackageNotFoundError, version
-
 from loe_field.errors import InputError
+from loe_field.export.fields import load_field, save_field
 from loe_field.fit import ImageFit, fit_image
-from loe_field.layers import LoEMLP, PositionalEncoding, PositionDependentLinear
-from loe_field.ops import position_dependent_linear
-from loe_field.reference import position_dependent_linear_ref
-from loe_field.tiling import Level, blending_weights, expert_index, fine_to_coarse, gray_code, make_levels, quad_tree
-
-try:
-    __version__ = version("loe-field")
-except PackageNotFoundError:  # used straight from a source folder, not installed
-    __version__ = "0+unknown"
+from loe_field.network.layers import LoEMLP, PositionalEncoding, PositionDependentLinear
+from loe_field.network.ops import position_dependent_linear
+from loe_field.network.reference import position_dependent_linear_ref
+from loe_field.network.tiling import (
+    Level,
+    blending_weights,
+    expert_index,
+    fine_to_coarse,
+    gray_code,
+    make_levels,
+    quad_tree,
+)
+from loe_field.version import __version__
 
 __all__ = [
     "ImageFit",
@@ -27,8 +30,10 @@ __all__ = [
     "fine_to_coarse",
     "fit_image",
     "gray_code",
+    "load_field",
     "make_levels",
     "position_dependent_linear",
     "position_dependent_linear_ref",
     "quad_tree",
+    "save_field",
 ]

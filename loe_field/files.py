@@ -1,6 +1,7 @@
 """Files that are there whole or not at all."""
 
 import os
+import secrets
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,28 +12,20 @@ from loe_field.errors import InputError
 
 @contextmanager
 def write_whole(path: Path, *, staging: Path | None = None) -> Iterator[Path]:
-    """Write to a temporary file that takes the place of `path` when the block ends without an exception.
+    """Write to the temporary file yielded, which takes the place of `path` when the block ends without an exception.
 
-    The content is on disk before the name changes, so that a kill or a power cut at any moment leaves the old file or
-    the new one, never a part.
+    The content is on disk before the name changes: a kill or a power cut leaves the old file or the new, never a part.
 
     Args:
         path: where the file goes; its folder must exist.
         staging: folder of the temporary file, on the same file system; the folder of `path` by default.
-
-    Yields:
-        the temporary path to write to.
     """
-    descriptor, name = tempfile.mkstemp(dir=staging or path.parent, prefix=".", suffix=f".tmp{path.suffix}")
-    os.close(descriptor)
-    temporary = Path(name)
-    try:
+    temporary = (staging or path.parent) / f".{secrets.token_hex(8)}.tmp{path.suffix}"
+    try:  # from before the file is there: the exception of a signal may come at any moment
+        temporary.touch(exist_ok=False)
         yield temporary
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)  # mkstemp makes it private; a user's file has the user's own mode
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -54,17 +47,12 @@ def write_output(path: Path) -> Iterator[Path]:
 
 
 def last_line(content: bytes | bytearray) -> str:
-    """The last line of a log's end that is not empty, stripped; of a line that was drawn over, what stands now.
-
-    Of a box, which is how tyro says what is wrong with an option, it is the first line within.
-    """
-    lines = [line.strip() for line in content.decode("utf8", "replace").replace("\r", "\n").splitlines()]
-    lines = [line for line in lines if line]
-    if lines and lines[-1].startswith("╰"):
-        tops = [number for number, line in enumerate(lines) if line.startswith("╭")]
-        if tops:
-            return lines[tops[-1] + 1].strip("│ ")
-    return lines[-1] if lines else ""
+    """The last line of a log that is not empty, as drawn last; of a box, as tyro draws, the first within."""
+    text = content.decode("utf8", "replace").replace("\r", "\n")
+    lines = [line for line in map(str.strip, text.splitlines()) if line]
+    last = lines[-1] if lines else ""
+    tops = [number for number, line in enumerate(lines) if line.startswith("╭")]
+    return lines[tops[-1] + 1].strip("│ ") if tops and last.startswith("╰") else last
 
 
 def check_writable(folder: Path, option: str) -> None:
@@ -73,16 +61,13 @@ def check_writable(folder: Path, option: str) -> None:
     Raises:
         InputError: it can be neither made nor written; `option` is what should name another one.
     """
-    ancestor = folder
-    while not ancestor.exists():
-        ancestor = ancestor.parent
+    ancestor = next(path for path in (folder, *folder.parents) if path.exists())
     try:
         with tempfile.TemporaryDirectory(dir=ancestor, prefix=".loe_field-"):
             pass
     except OSError as error:
-        raise InputError(
-            f"{folder} cannot be written ({ancestor}: {error.strerror}): give {option} another folder"
-        ) from None
+        reason = f"{ancestor}: {error.strerror}"
+        raise InputError(f"{folder} cannot be written ({reason}): give {option} another folder") from None
 
 
 def check_output(path: Path) -> Path:

@@ -3,41 +3,46 @@
 The host of the training, nerfstudio, is imported when the first fit begins.
 """
 
+import copy
 import dataclasses
-import json
+import functools
 import shutil
-import tempfile
+import threading
 import warnings
-from contextlib import ExitStack
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
 
 from loe_field.errors import InputError
-from loe_field.layers import LoEMLP
-from loe_field.training.record import Point
+from loe_field.network.layers import LoEMLP
 
 if TYPE_CHECKING:
-    from loe_field.image.picture import Picture
+    from loe_field.image.load import PictureField
+    from loe_field.pictures.picture import Picture
+    from loe_field.training.record import Point
 
 _CHUNK = 65536
-"""Places evaluated at once; as many as the command evaluates, so that the last bits are the same."""
+"""Coordinates evaluated at once; as many as the command evaluates, so that the last bits are the same."""
+_ONE_AT_A_TIME = threading.Lock()
 
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
 Method = Literal["loe-image", "loe-image-smooth", "loe-image-paper"]
 
 
 @dataclass(frozen=True)
 class ImageFit:
-    """A field fitted to an array, and how good it is.
+    """A field fitted to an array, and its measures.
 
     Attributes:
-        field: takes places [..., 2] (x to the right, y down) in parts of the picture's width and height, [0, 1), and
-            gives values [..., channels] where 1 is white, of radiance on its curve; on the device of the fit.
-        reconstruction: what the field makes of the array: of its shape and dtype.
+        field: takes coordinates [..., 2] (x to the right, y down) in parts of the picture's width and height, [0, 1),
+            and gives values [..., channels] where 1 is white, of HDR on its curve; on the device of the fit.
+        reconstruction: the array as the field has it: of its shape and dtype.
         psnr: dB of `reconstruction` over all values on [0, 1]; infinite if not one differs.
         ssim: of `reconstruction`, mean over the channels; None if a side is shorter than 11 pixels.
         seconds: training time, evaluations not counted.
@@ -53,37 +58,37 @@ class ImageFit:
     ssim: float | None
     seconds: float
     num_steps: int
-    curve: list[Point]
+    curve: "list[Point]"
     metrics: dict[str, Any] = dataclasses.field(repr=False)
     folder: Path | None
-    _kind: "Picture" = dataclasses.field(repr=False)
+    _field: "PictureField" = dataclasses.field(repr=False)
 
     def at(self, xy: ArrayLike) -> np.ndarray:
-        """The field at any places.
+        """The field at any coordinates.
 
         Args:
             xy: [..., 2] in pixels: (0, 0) is the picture's upper left corner, (width, height) its lower right one, and
-                (0.5, 0.5) the centre of the first pixel. There is nothing to be learned from places outside.
+                (0.5, 0.5) the centre of the first pixel. Outside of the picture the field has learned nothing.
 
         Returns:
             float32 [..., channels], or [...] where the array had no channels; 1 is white and nothing is clamped, but
-            radiance, which is in the array's own numbers and not below 0.
+            HDR, which is in the array's own numbers and not below 0.
 
         Raises:
             InputError: xy is not of that shape.
         """
-        places = np.asarray(xy, dtype=np.float32)
-        if places.ndim == 0 or places.shape[-1] != 2:
-            raise InputError(f"xy has the shape {list(places.shape)}: places are [..., 2], x and y in pixels")
-        values = self._kind.from_unit(self._evaluate(torch.from_numpy(places.reshape(-1, 2))).numpy())
-        return values.reshape((*places.shape[:-1], *self.reconstruction.shape[2:]))
+        coords = np.asarray(xy, dtype=np.float32)
+        if coords.ndim == 0 or coords.shape[-1] != 2:
+            raise InputError(f"xy has the shape {list(coords.shape)}: coordinates are [..., 2], x and y in pixels")
+        values = self._field.picture.from_unit(self._evaluate(torch.from_numpy(coords.reshape(-1, 2))).numpy())
+        return values.reshape((*coords.shape[:-1], *self.reconstruction.shape[2:]))
 
     def render(self, scale: float = 1.0, *, upscaling: Literal["spline", "field"] = "spline") -> np.ndarray:
         """The whole picture at another size, in the array's dtype; 1 gives the reconstruction.
 
         Args:
             scale: how many times as wide and high, above 0. Below 1 every pixel is the mean of those under it.
-            upscaling: what fills the places between the pixels' centres, above 1 and where 1 / scale is not whole: the
+            upscaling: source of values between the pixels' centres, above 1 and where 1 / scale is not whole: the
                 cubic spline through the field's pixels, or the field itself. A field of "loe-image" has learned nothing
                 there and is noise; that of "loe-image-smooth" has.
 
@@ -93,32 +98,45 @@ class ImageFit:
         Raises:
             InputError: scale is not a number above 0, or upscaling is neither.
         """
-        from loe_field.image.picture import codes, radiance
-        from loe_field.image.window import on_grid, pictured, rendered_rows, view_of
+        from loe_field.pictures.picture import codes, hdr_values
+        from loe_field.render.window import on_grid, pictured, rendered_rows, view_of
 
         if upscaling not in ("spline", "field"):
             raise InputError(f"upscaling is {upscaling!r}: give 'spline' or 'field'")
         if not 0 < scale < np.inf:
             raise InputError(f"scale is {scale}: give a number above 0")
-        kind, dtype = self._kind, self.reconstruction.dtype
+        kind, dtype = self._field.picture, self.reconstruction.dtype
         view = view_of((kind.width, kind.height), scale=scale)
         function = pictured(on_grid(self._evaluate), kind, view, upscaling)
         bands = rendered_rows(function, view, chunk=_CHUNK, alpha=kind.has_alpha)
         values = np.concatenate(
-            [codes(band, dtype) if kind.peak is None else radiance(band, dtype, alpha=kind.has_alpha) for band in bands]
+            [
+                codes(band, dtype) if kind.peak is None else hdr_values(band, dtype, alpha=kind.has_alpha)
+                for band in bands
+            ]
         )
         return values.reshape(*values.shape[:2], *self.reconstruction.shape[2:])
 
-    def _evaluate(self, places: torch.Tensor) -> torch.Tensor:
-        """Values as fitted, float32 [N, channels] at places [N, 2] in pixels, on the CPU."""
-        from loe_field.image.window import evaluated
+    @torch.no_grad()
+    def _evaluate(self, coords: torch.Tensor) -> torch.Tensor:
+        """Values as fitted, float32 [N, channels] at coordinates [N, 2] in pixels, on the CPU."""
+        from loe_field.render.window import evaluated
 
-        device = next(self.field.parameters()).device
-        size = torch.tensor([self._kind.width, self._kind.height], dtype=torch.float32, device=device)
-        with torch.no_grad():
-            return evaluated(lambda part: self.field(part / size), device, _CHUNK)(places)
+        return evaluated(self._field, self._field.device, _CHUNK)(coords)
 
 
+def _one_at_a_time(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+    """Let calls in several threads wait: random numbers, torch's threads and the host's console are the process's."""
+
+    @functools.wraps(function)
+    def waiting(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+        with _ONE_AT_A_TIME:
+            return function(*args, **kwargs)
+
+    return waiting
+
+
+@_one_at_a_time
 def fit_image(
     array: ArrayLike,
     *,
@@ -136,24 +154,25 @@ def fit_image(
     tile_size: int | None = None,
     pixels_per_batch: int | Literal["auto"] | None = "auto",
     num_threads: int | None = None,
-    radiance: bool = False,
+    hdr: bool = False,
     output_dir: str | Path | None = None,
+    radiance: bool = False,
 ) -> ImageFit:
     """Fit a field to a picture, as `ns-train loe-image` does.
 
-    The caller's random numbers and number of threads are as before afterwards. Ctrl-C ends the fit after the step that
-    is under way, as a KeyboardInterrupt.
+    The caller's random numbers, number of threads and console are as before afterwards. Fits in several threads wait
+    for each other. Ctrl-C ends the fit after the step that is under way, as a KeyboardInterrupt.
 
     Args:
         array: [height, width] or [height, width, channels] with 1 to 4 channels, the last of 2 or 4 being alpha; uint8,
             uint16, or floats in [0, 1].
         num_steps: optimizer steps; the learning rates fall over them.
         seed: of the initial weights and the order of the pixels.
-        precision: what the hidden layers multiply while training; bf16 is for GPUs and for CPUs with AVX-512 BF16, tf32
-            for GPUs. None: tf32 on a GPU, fp32 on a CPU, which is what the command does.
+        precision: type of the hidden layers' products while training; bf16 is for GPUs and for CPUs with AVX-512 BF16,
+            tf32 for GPUs. None: tf32 on a GPU, fp32 on a CPU, the command's own choice.
         device: None: a GPU if there is one.
-        progress: show what the command shows.
-        method: the recipe: "loe-image" for the pixels, "loe-image-smooth" for the places between them too,
+        progress: show the command's progress.
+        method: the recipe: "loe-image" for the pixels, "loe-image-smooth" for the plane between them too,
             "loe-image-paper" for the paper's net (its own number of steps is 9000).
         max_train_seconds: train for so long instead of num_steps.
         target_psnr: stop as soon as an evaluation reaches this, dB.
@@ -162,105 +181,85 @@ def fit_image(
         num_frequencies: octaves of positional encoding. None: the recipe's, 7.
         tile_size: experts per axis. None: the recipe's, 2, and 4 or 8 for large pictures.
         pixels_per_batch: pixels of one step. "auto": the recipe's, 8,192 or more for large pictures. None: all.
-        num_threads: threads on a CPU; a fixed number makes a fit repeatable to the last bit. None: what is fastest.
-        radiance: the array holds light: floats of any height from 0 on, fitted and measured on the mu-law curve as the
+        num_threads: threads on a CPU; a fixed number makes a fit repeatable to the last bit. None: the fastest.
+        hdr: the array holds light: floats of any height from 0 on, fitted and measured on the mu-law curve as the
             command does with EXR; alpha stays within [0, 1].
         output_dir: leave a run's folder below this one, for `ns-eval`, `ns-viewer` and the like, with the array in it
             as picture.png, picture.tif or picture.exr. None: no file is left.
+        radiance: the older name of hdr.
 
     Raises:
         InputError: the array or an option cannot be used; it is a ValueError.
     """
-    values = _checked(array, radiance)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # nerfstudio 1.1.5 uses names that torch has changed since
-        from loe_field import methods
-        from loe_field.image.datamanager import ImageDataManagerConfig
-        from loe_field.image.model import LoEImageModelConfig
-        from loe_field.image.picture import blank_picture, read_picture
-        from loe_field.image.trainer import ImageTrainerConfig
-        from loe_field.training.in_process import in_process
-
-    recipes = {
-        "loe-image": methods.loe_image,
-        "loe-image-smooth": methods.loe_image_smooth,
-        "loe-image-paper": methods.loe_image_paper,
-    }
-    if method not in recipes:
-        raise InputError(f"method is {method!r}: there are {', '.join(recipes)}")
-    recipe = recipes[method].config
-    assert isinstance(recipe, ImageTrainerConfig)
+    values = _checked(array, hdr or radiance)
     if device not in (None, "cpu", "cuda"):
         raise InputError(f"device is {device!r}: give 'cpu' or 'cuda', or leave it out")
     if precision not in (None, "fp32", "tf32", "bf16"):
         raise InputError(f"precision is {precision!r}: give 'fp32', 'tf32' or 'bf16'")
-    datamanager, model = recipe.pipeline.datamanager, recipe.pipeline.model
-    assert isinstance(datamanager, ImageDataManagerConfig)
-    assert isinstance(model, LoEImageModelConfig)
-    architecture = {
-        "num_layers": num_layers,
-        "layer_width": layer_width,
-        "num_frequencies": num_frequencies,
-        "tile_size": tile_size,
-    }
-    with ExitStack() as stack:
-        root = Path(output_dir or stack.enter_context(tempfile.TemporaryDirectory(prefix="loe_field-")))
-        config = replace(
-            recipe,
-            output_dir=root,
-            experiment_name="array",
-            max_num_iterations=num_steps,
-            max_train_seconds=max_train_seconds,
-            target_psnr=target_psnr,
-            precision=precision,
-            num_threads=num_threads,
-            machine=replace(recipe.machine, seed=seed, device_type=device or recipe.machine.device_type),
-            pipeline=replace(
-                recipe.pipeline,
-                datamanager=datamanager
-                if pixels_per_batch == "auto"
-                else replace(datamanager, pixels_per_batch=pixels_per_batch),
-                model=replace(model, **{name: value for name, value in architecture.items() if value is not None}),
-            ),
-        )
-        if output_dir is None:
-            config = replace(config, steps_per_save=num_steps)  # the end saves in any case
-        config.set_timestamp()
-        stack.enter_context(in_process(config, show=progress))
-        trainer = config.setup(local_rank=0, world_size=1)
-        folder = trainer.base_dir
-        if output_dir is None:
-            trainer.say_where = lambda results: None  # of files that are about to go
-        trainer.config.pipeline.datamanager.data = _write(values, folder, radiance)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # nerfstudio 1.1.5 uses names that torch has changed since
+        from loe_field import methods
+        from loe_field.adapter.trainer import SignalTrainer
+        from loe_field.image.load import PictureField
+        from loe_field.pictures.picture import blank_picture
+        from loe_field.training.in_process import in_process
+    recipes = {spec.config.method_name: spec.config for spec in methods.PICTURES}
+    if method not in recipes:
+        raise InputError(f"method is {method!r}: there are {', '.join(map(str, recipes))}")
+    config: Any = replace(
+        copy.deepcopy(recipes[method]),
+        experiment_name="array",
+        output_dir=Path(output_dir or "."),
+        max_num_iterations=num_steps,
+        max_train_seconds=max_train_seconds,
+        target_psnr=target_psnr,
+        precision=precision,
+        num_threads=num_threads,
+    )
+    config.machine.seed, config.machine.device_type = seed, device or config.machine.device_type
+    if pixels_per_batch != "auto":
+        config.pipeline.datamanager.pixels_per_batch = pixels_per_batch
+    sizes = {"num_layers": num_layers, "layer_width": layer_width, "tile_size": tile_size}
+    sizes |= {"num_frequencies": num_frequencies}
+    loe = config.pipeline.model.loe
+    config.pipeline.model.loe = replace(loe, **{name: size for name, size in sizes.items() if size is not None})
+    config.set_timestamp()
+    picture = _picture(values, hdr or radiance)
+    with in_process(config, show=progress):
+        trainer = SignalTrainer(config, leaves_files=output_dir is not None)
+        datamanager: Any = trainer.config.pipeline.datamanager
+        datamanager.picture = picture
+        if output_dir is not None:
+            datamanager.data = _write(picture, trainer.base_dir)
         try:
             trainer.setup()
         except InputError:
-            shutil.rmtree(folder)
+            if output_dir is not None:
+                shutil.rmtree(trainer.base_dir)
             raise
-        trainer.train()
-        (reconstruction,) = folder.glob("reconstruction.*")
-        metrics = json.loads((folder / "metrics.json").read_text("utf8"))
-        field = trainer.pipeline.model.field.eval()
-        field.zero_grad()
-        return ImageFit(
-            field=field,
-            reconstruction=read_picture(reconstruction).values.astype(values.dtype).reshape(values.shape),
-            psnr=metrics["psnr"],
-            ssim=metrics["ssim"],
-            seconds=metrics["train_seconds"],
-            num_steps=metrics["num_steps"],
-            curve=trainer.record.curve,
-            metrics=metrics,
-            folder=None if output_dir is None else folder,
-            _kind=blank_picture(trainer.pipeline.datamanager.picture.kind),
-        )
+        reconstruction, metrics = trainer.train()
+        field = trainer.pipeline.model.field
+        assert isinstance(field, LoEMLP)
+        field.eval().zero_grad()
+    return ImageFit(
+        field=field,
+        reconstruction=reconstruction.stored.values.astype(values.dtype).reshape(values.shape),
+        psnr=metrics["psnr"],
+        ssim=metrics["ssim"],
+        seconds=metrics["train_seconds"],
+        num_steps=metrics["num_steps"],
+        curve=trainer.record.curve,
+        metrics=metrics,
+        folder=None if output_dir is None else trainer.base_dir,
+        _field=PictureField(field, blank_picture(picture.kind)),
+    )
 
 
-def _checked(array: ArrayLike, radiance: bool) -> np.ndarray:
+def _checked(array: ArrayLike, hdr: bool) -> np.ndarray:
     """The array with native numbers.
 
     Raises:
-        InputError: its shape, dtype or numbers are not those of a picture, or of radiance.
+        InputError: its shape, dtype or numbers are not those of a picture, or of HDR.
     """
     values = np.asarray(array)
     values = values.astype(values.dtype.newbyteorder("="), copy=False)
@@ -271,8 +270,8 @@ def _checked(array: ArrayLike, radiance: bool) -> np.ndarray:
         )
     if 0 in values.shape:
         raise InputError(f"the array has no pixels: its shape is {list(values.shape)}")
-    if radiance and values.dtype.kind != "f":
-        raise InputError(f"the array holds {values.dtype} numbers: radiance is floats")
+    if hdr and values.dtype.kind != "f":
+        raise InputError(f"the array holds {values.dtype} numbers: hdr=True is for floats")
     if values.dtype not in (np.uint8, np.uint16) and values.dtype.kind != "f":
         raise InputError(f"the array holds {values.dtype} numbers: give uint8, uint16, or floats in [0, 1]")
     if values.dtype.kind == "f":
@@ -285,33 +284,41 @@ def _checked(array: ArrayLike, radiance: bool) -> np.ndarray:
             )
         if values.min() < 0:
             raise InputError(f"the array holds floats down to {values.min():g}: they must not be below 0")
-        if not radiance and values.max() > 1:
+        if not hdr and values.max() > 1:
             raise InputError(
                 f"the array holds floats from {values.min():g} to {values.max():g}: scale them into 0..1 before "
-                "fitting, or say radiance=True if they are light"
+                "fitting, or say hdr=True if they are light"
             )
-        if radiance and values.ndim == 3 and values.shape[2] in (2, 4) and values[..., -1].max() > 1:
+        if hdr and values.ndim == 3 and values.shape[2] in (2, 4) and values[..., -1].max() > 1:
             raise InputError(
                 f"the array's alpha goes up to {values[..., -1].max():g}: scale it into 0..1 before fitting"
             )
-    return np.ascontiguousarray(values)
+    return np.require(values, requirements=["C", "W"])
 
 
-def _write(values: np.ndarray, folder: Path, radiance: bool) -> Path:
-    """The array as the picture that the Trainer reads, without loss: PNG for 8 bits, TIFF for more, EXR for radiance.
+def _picture(values: np.ndarray, hdr: bool) -> "Picture":
+    """The array as a picture without loss: PNG for 8 bits, TIFF for more, EXR for HDR.
 
-    Floats become those of 32 bits, in which the fit computes.
+    Floats of more than 32 bits become those of 32, in which the fit computes.
     """
-    from loe_field.files import write_whole
-    from loe_field.image.picture import Picture
+    from loe_field.pictures.picture import CHANNEL_NAMES, Picture
+    from loe_field.pictures.read import as_hdr
 
-    if values.dtype.kind == "f":
+    if values.dtype.itemsize > 4:
         values = values.astype(np.float32)
     values = np.atleast_3d(values)
-    mode = ("L", "LA", "RGB", "RGBA")[values.shape[2] - 1]
-    picture = Picture(values, "EXR" if radiance else "PNG" if values.dtype == np.uint8 else "TIFF", mode)
+    file_format = "EXR" if hdr else "PNG" if values.dtype == np.uint8 else "TIFF"
+    picture = Picture(values, file_format, CHANNEL_NAMES[values.shape[2]])
+    return as_hdr(picture, "the array") if hdr else picture
+
+
+def _write(picture: "Picture", folder: Path) -> Path:
+    """Write the picture into the run's folder."""
+    from loe_field.files import write_whole
+    from loe_field.pictures.write import encode
+
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"picture{picture.suffix}"
     with write_whole(path) as temporary:
-        temporary.write_bytes(picture.encode())
+        temporary.write_bytes(encode(picture))
     return path

@@ -19,14 +19,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from loe_field.baselines.base import Counts, Peer, Recipe
+from loe_field.baselines.base import Baseline
+from loe_field.network.protocol import Recipe
+from loe_field.network.rows import ExpertRows
 
 _SCALES_OF_FIVE = (1 / 8, 1 / 8, 1 / 4, 1 / 4, 1 / 4)
 
 
 @dataclasses.dataclass(frozen=True)
 class BaconOptions:
-    """Options of BACON."""
+    """BACON: sine filters multiplied, outputs of known bandwidth (Lindell et al., CVPR 2022)."""
 
     resolution: tuple[int, ...] | None = None
     """Pixels along each axis of the unit square (one number for all axes): the last output's band is half of it. None:
@@ -61,11 +63,7 @@ def _bands(dim: int, num_layers: int, options: BaconOptions) -> list[tuple[int, 
 
 
 class SineFilter(nn.Module):
-    """`sin(2 pi F p + phi)` with fixed whole F and trained phi.
-
-    Args:
-        band: largest frequency along each axis, >= 0.
-        layer_width: channels.
+    """`sin(2 pi F p + phi)` with fixed whole F, at most `band` along each axis, and trained phi.
 
     Attributes:
         frequencies: F [layer_width, dim], periods per unit of length, not trained.
@@ -80,76 +78,66 @@ class SineFilter(nn.Module):
         self.register_buffer("frequencies", torch.stack(columns, -1).to(torch.get_default_dtype()))
         self.phase = nn.Parameter(torch.empty(layer_width).uniform_(-math.pi, math.pi))
 
-    def forward(self, points: Tensor) -> Tensor:
+    def forward(self, coords: Tensor) -> Tensor:
         """Points [n, dim] to [n, layer_width]."""
-        return torch.sin(2 * math.pi * (points @ self.frequencies.mT) + self.phase)
+        return torch.sin(2 * math.pi * (coords @ self.frequencies.mT) + self.phase)
 
 
-class Bacon(Peer):
+class Bacon(Baseline):
     """A multiplicative filter network with band-limited outputs.
+
+    Its recipe is that of computational-imaging/bacon, experiments/config/img/bacon.ini and training.py: 5,001 steps on
+    256x256, the loss being the mean over all outputs.
 
     Attributes:
         bandwidths: highest frequency after each hidden layer, per axis, in periods per unit of length.
-
-    Raises:
-        ValueError: a size or option is out of range.
     """
 
-    options: BaconOptions
+    own_options: BaconOptions
     options_type = BaconOptions
     default_size = (5, 256)
-    recipe = Recipe(
-        source="computational-imaging/bacon, experiments/config/img/bacon.ini and training.py (256x256)",
-        lr=5e-3,
-        steps=5_001,
-        amsgrad=True,
-        loss_on="all",
-    )
+    recipe = Recipe(lr=5e-3, amsgrad=True)
 
-    @staticmethod
-    def counts(*, dim: int, out_features: int, num_layers: int, layer_width: int, options: BaconOptions) -> Counts:
-        """Size of the network; frequencies are fixed, phases are parameters.
-
-        Multiply-adds are those of `forward`, which computes the last output only; a filter's product counts one a
-        channel.
-        """
-        hidden = (num_layers - 1) * layer_width**2
-        head = layer_width * out_features
-        heads = (head + out_features) * (num_layers - 1 if options.intermediate_outputs else 1)
-        parameters = hidden + (num_layers - 1) * layer_width + num_layers * layer_width + heads
-        filters = num_layers * dim * layer_width + (num_layers - 1) * layer_width
-        return Counts(parameters, hidden + filters + head)
+    @property
+    def macs_per_point(self) -> int:
+        """Real multiply-adds for one point in `forward`, the last output alone; a filter's product is one a channel."""
+        hidden, head = (self.num_layers - 1) * self.layer_width**2, self.layer_width * self.out_features
+        return hidden + head + (self.num_layers * (self.dim + 1) - 1) * self.layer_width
 
     def _build(self) -> None:
-        bands = _bands(self.dim, self.num_layers, self.options)
+        bands = _bands(self.dim, self.num_layers, self.own_options)
         sums = itertools.accumulate(bands, lambda a, b: tuple(x + y for x, y in zip(a, b)))
         self.bandwidths = list(sums)[1:]
         self.filters = nn.ModuleList(SineFilter(band, self.layer_width) for band in bands)
         self.hidden = nn.ModuleList(
             _wide_linear(self.layer_width, self.layer_width) for _ in range(self.num_layers - 1)
         )
-        num_heads = self.num_layers - 1 if self.options.intermediate_outputs else 1
+        num_heads = self.num_layers - 1 if self.own_options.intermediate_outputs else 1
         self.heads = nn.ModuleList(_wide_linear(self.layer_width, self.out_features) for _ in range(num_heads))
 
-    def _hidden_states(self, points: Tensor) -> list[Tensor]:
-        x = self.filters[0](points)
+    def _hidden_states(self, coords: Tensor) -> list[Tensor]:
+        x = self.filters[0](coords)
         states = []
         for layer, filter_ in zip(self.hidden, list(self.filters)[1:]):
-            x = filter_(points) * layer(x)
+            x = filter_(coords) * layer(x)
             states.append(x)
         return states
 
-    def _evaluate(self, points: Tensor) -> Tensor:
-        return self.heads[-1](self._hidden_states(points)[-1])
+    def _evaluate(self, coords: Tensor) -> Tensor:
+        return self.heads[-1](self._hidden_states(coords)[-1])
 
     def outputs(self, coords: Tensor) -> list[BandOutput]:
-        """All outputs at coords [..., dim], coarsest first; the last is what `forward` returns."""
-        points = self._points(coords)
-        with torch.autocast(points.device.type, enabled=False):
-            states = self._hidden_states(points)[-len(self.heads) :]
+        """All outputs at coords [..., dim], coarsest first; the last is that of `forward`."""
+        flat = self._flat(coords)
+        with torch.autocast(flat.device.type, enabled=False):
+            states = self._hidden_states(flat)[-len(self.heads) :]
             values = [head(state) for head, state in zip(self.heads, states)]
         shape = (*coords.shape[:-1], self.out_features)
         return [BandOutput(v.view(shape), b) for v, b in zip(values, self.bandwidths[-len(values) :])]
+
+    def outputs_to_fit(self, coords: Tensor, rows: ExpertRows | None = None) -> list[Tensor]:
+        """All outputs, as the authors have it."""
+        return [output.value for output in self.outputs(coords)]
 
 
 def _wide_linear(in_features: int, out_features: int) -> nn.Linear:

@@ -14,12 +14,14 @@ import math
 import torch
 from torch import Tensor, nn
 
-from loe_field.baselines.base import Counts, Peer, Recipe, check_positive, mlp_counts
+from loe_field.baselines.base import Baseline
+from loe_field.network.checks import check_positive
+from loe_field.network.protocol import Recipe
 
 
 @dataclasses.dataclass(frozen=True)
 class GaussOptions:
-    """Options of the MLP with Gaussian activations."""
+    """An MLP with Gaussian activations (Ramasinghe and Lucey, ECCV 2022)."""
 
     sigma: float = 1 / (30 * math.sqrt(2))
     """Width of the Gaussian in units of the pre-activation, > 0; narrower fits finer detail."""
@@ -30,35 +32,20 @@ def gaussian(z: Tensor, sigma: float) -> Tensor:
     return torch.exp(-0.5 * (z / sigma).square())
 
 
-class Gauss(Peer):
+class Gauss(Baseline):
     """An MLP with Gaussian activations.
 
-    Raises:
-        ValueError: a size or option is out of range.
+    Its recipe is that of liuzhen0212/FINER, run_gauss.sh and train_image.py: 5,000 steps on RGB of 512x512.
     """
 
-    options: GaussOptions
+    own_options: GaussOptions
     options_type = GaussOptions
     default_size = (5, 256)
-    recipe = Recipe(
-        source="liuzhen0212/FINER, run_gauss.sh and train_image.py (16 photographs, 512x512 RGB)",
-        lr=5e-3,
-        steps=5_000,
-        schedule="exponential",
-        final_factor=0.1,
-    )
-
-    @staticmethod
-    def counts(*, dim: int, out_features: int, num_layers: int, layer_width: int, options: GaussOptions) -> Counts:
-        """Size of the network."""
-        return mlp_counts(dim, layer_width, out_features, num_layers)
+    recipe = Recipe(lr=5e-3, schedule="exponential", final_factor=0.1)
 
     def _build(self) -> None:
-        check_positive(sigma=self.options.sigma)
+        check_positive(sigma=self.own_options.sigma)
         self.layers = nn.ModuleList(nn.Linear(*size) for size in self._widths(self.dim))
 
-    def _evaluate(self, points: Tensor) -> Tensor:
-        x = 2 * points - 1
-        for layer in self.layers[:-1]:
-            x = gaussian(layer(x), self.options.sigma)
-        return (self.layers[-1](x) + 1) / 2
+    def _evaluate(self, coords: Tensor) -> Tensor:
+        return (self._mlp(2 * coords - 1, lambda z: gaussian(z, self.own_options.sigma)) + 1) / 2

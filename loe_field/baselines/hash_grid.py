@@ -16,12 +16,14 @@ by vertex. "torch" and "tcnn" are nerfstudio's HashEncoding, made for three coor
 import dataclasses
 import itertools
 import math
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from loe_field.baselines.base import Counts, Peer, Recipe, check_positive, mlp_counts
+from loe_field.baselines.base import Baseline
+from loe_field.network.checks import check_choice, check_positive
+from loe_field.network.protocol import Recipe
 
 Implementation = Literal["paper", "torch", "tcnn"]
 
@@ -32,7 +34,7 @@ _LARGEST_HOST_TABLE = 2**28
 
 @dataclasses.dataclass(frozen=True)
 class HashGridOptions:
-    """Options of the multiresolution hash grid."""
+    """A multiresolution hash grid with a small MLP (Mueller et al., Instant-NGP, SIGGRAPH 2022)."""
 
     num_levels: int = 16
     """Grids, >= 1."""
@@ -76,35 +78,8 @@ def table_sizes(dim: int, options: HashGridOptions) -> list[int]:
     return [min(-(-(n**3) // 8) * 8, most) for n in vertices]
 
 
-def largest_table(
-    *,
-    parameters: int,
-    dim: int = 2,
-    out_features: int = 1,
-    num_layers: int = 3,
-    layer_width: int = 64,
-    options: HashGridOptions | None = None,
-) -> HashGridOptions:
-    """Options with the largest log2_hashmap_size whose network has at most so many parameters.
-
-    Raises:
-        ValueError: no table fits.
-    """
-    options = options or HashGridOptions()
-    for log2 in range(options.log2_hashmap_size, 0, -1):
-        trial = dataclasses.replace(options, log2_hashmap_size=log2)
-        sizes = {"dim": dim, "out_features": out_features, "num_layers": num_layers, "layer_width": layer_width}
-        if HashGrid.counts(**sizes, options=trial).parameters <= parameters:
-            return trial
-    raise ValueError(f"parameters is {parameters}: even a table of 2 entries per level exceeds it; give more")
-
-
 class Grid(nn.Module):
-    """The encoding: coordinates to features of all levels.
-
-    Args:
-        dim: coordinates per point, 1 to 3.
-        options: see HashGridOptions.
+    """The paper's encoding: 1 to 3 coordinates to features of all levels.
 
     Attributes:
         table: [entries of all levels, features_per_level], coarsest level first; within a level stored vertex by vertex
@@ -126,8 +101,7 @@ class Grid(nn.Module):
         self.register_buffer("scale", torch.tensor(cells), persistent=False)
         self.register_buffer("strides", torch.tensor(strides), persistent=False)
         self.register_buffer("offset", torch.tensor([0, *itertools.accumulate(sizes)][:-1]), persistent=False)
-        corners = torch.tensor(list(itertools.product((0, 1), repeat=dim)))
-        self.register_buffer("corners", corners, persistent=False)
+        self.register_buffer("corners", torch.tensor([*itertools.product((0, 1), repeat=dim)]), persistent=False)
 
     def entries(self, vertex: Tensor) -> Tensor:
         """Rows of the table for vertices [n, levels, dim], whole numbers 0 .. resolution; int64 [n, levels]."""
@@ -138,15 +112,15 @@ class Grid(nn.Module):
             hashed = hashed ^ (fine[..., axis] * _PRIMES[axis])
         return torch.cat([dense, hashed & (self.size - 1)], -1) + self.offset
 
-    def forward(self, points: Tensor) -> Tensor:
+    def forward(self, coords: Tensor) -> Tensor:
         """Points [n, dim] in [0, 1] to features [n, levels * features_per_level], coarsest level first."""
-        scaled = points[:, None] * self.scale[:, None]
+        scaled = coords[:, None] * self.scale[:, None]
         # Beyond the border the outermost cell goes on: the last cell also serves the coordinate 1.
         cell = scaled.detach().floor().clamp(min=0).minimum((self.scale - 1)[:, None].to(scaled.dtype))
         fraction = scaled - cell
         cell = cell.to(torch.int64)
         total = None
-        for i, corner in enumerate(itertools.product((0, 1), repeat=self.dim)):
+        for i, corner in enumerate(itertools.product(*[(0, 1)] * self.dim)):
             weight = torch.ones_like(fraction[..., 0])
             for axis, step in enumerate(corner):
                 weight = weight * (fraction[..., axis] if step else 1 - fraction[..., axis])
@@ -159,12 +133,7 @@ class Grid(nn.Module):
 
 
 class HostGrid(nn.Module):
-    """nerfstudio's encoding for up to three coordinates, the missing ones 0.
-
-    Args:
-        dim: coordinates per point, 1 to 3.
-        options: see HashGridOptions; implementation "torch" or "tcnn".
-    """
+    """nerfstudio's encoding, implementation "torch" or "tcnn", for 1 to 3 coordinates, the missing ones 0."""
 
     def __init__(self, dim: int, options: HashGridOptions) -> None:
         super().__init__()
@@ -190,62 +159,50 @@ class HostGrid(nn.Module):
         )
         self.missing = 3 - dim
 
-    def forward(self, points: Tensor) -> Tensor:
+    def forward(self, coords: Tensor) -> Tensor:
         """Points [n, dim] in [0, 1] to features [n, levels * features_per_level], coarsest level first."""
-        if points.shape[0] == 0:
-            return points.new_zeros(0, self.encoding.get_out_dim())
-        return self.encoding(nn.functional.pad(points, (0, self.missing))).to(points.dtype)
+        if coords.shape[0] == 0:
+            return coords.new_zeros(0, self.encoding.get_out_dim())
+        return self.encoding(nn.functional.pad(coords, (0, self.missing))).to(coords.dtype)
 
 
-class HashGrid(Peer):
+class HashGrid(Baseline):
     """A ReLU MLP on a multiresolution hash grid.
+
+    Its recipe is that of NVlabs/instant-ngp, configs/image/base.json, for the 20,000 steps before its rate first falls.
 
     Raises:
         ValueError: a size or option is out of range, or an implementation is not installed.
     """
 
-    options: HashGridOptions
+    own_options: HashGridOptions
     options_type = HashGridOptions
     default_size = (3, 64)
-    recipe = Recipe(
-        # The authors name no number of steps; after 20,000 their learning rate starts to fall.
-        source="NVlabs/instant-ngp, configs/image/base.json, up to where its learning rate starts to fall",
-        lr=1e-2,
-        betas=(0.9, 0.99),
-        eps=1e-15,
-        weight_decay=1e-6,
-        steps=20_000,
-        batch=2**18,
-    )
+    recipe = Recipe(lr=1e-2, betas=(0.9, 0.99), eps=1e-15, weight_decay=1e-6, batch=2**18)
+    capturable = False
+    piecewise_linear = True
 
-    @staticmethod
-    def counts(*, dim: int, out_features: int, num_layers: int, layer_width: int, options: HashGridOptions) -> Counts:
-        """Size of the network: all table entries are parameters, each corner's features one multiply-add each."""
-        features = options.num_levels * options.features_per_level
-        corners = 2 ** (dim if options.implementation == "paper" else 3)
-        mlp = mlp_counts(features, layer_width, out_features, num_layers, bias=False)
-        table = sum(table_sizes(dim, options)) * options.features_per_level
-        return Counts(table + mlp.parameters, corners * features + mlp.macs)
+    @property
+    def macs_per_point(self) -> int:
+        """Real multiply-adds for one point, one for every feature of a corner included."""
+        features = self.own_options.num_levels * self.own_options.features_per_level
+        corners = 2 ** (self.dim if self.own_options.implementation == "paper" else 3)
+        return corners * features + super().macs_per_point
 
     def _build(self) -> None:
-        _check(self.options)
-        self.grid = (Grid if self.options.implementation == "paper" else HostGrid)(self.dim, self.options)
-        sizes = self._widths(self.options.num_levels * self.options.features_per_level)
+        _check(self.own_options)
+        self.grid = (Grid if self.own_options.implementation == "paper" else HostGrid)(self.dim, self.own_options)
+        sizes = self._widths(self.own_options.num_levels * self.own_options.features_per_level)
         self.layers = nn.ModuleList(nn.Linear(*size, bias=False) for size in sizes)
         for layer in self.layers:
             nn.init.xavier_uniform_(layer.weight)  # type: ignore[arg-type]
 
-    def _evaluate(self, points: Tensor) -> Tensor:
-        x = self.grid(points)
-        for layer in self.layers[:-1]:
-            x = torch.relu(layer(x))
-        return self.layers[-1](x)
+    def _evaluate(self, coords: Tensor) -> Tensor:
+        return self._mlp(self.grid(coords), torch.relu)
 
 
 def _check(options: HashGridOptions) -> None:
-    if options.implementation not in get_args(Implementation):
-        choices = ", ".join(get_args(Implementation))
-        raise ValueError(f"unknown implementation {options.implementation!r}: choose one of {choices}")
+    check_choice("implementation", options.implementation, Implementation)
     check_positive(
         num_levels=options.num_levels,
         features_per_level=options.features_per_level,

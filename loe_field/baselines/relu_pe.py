@@ -11,49 +11,34 @@ import dataclasses
 import torch
 from torch import Tensor, nn
 
-from loe_field.baselines.base import Counts, Peer, Recipe, mlp_counts
-from loe_field.layers import PositionalEncoding
+from loe_field.baselines.base import Baseline
+from loe_field.network.layers import PositionalEncoding
+from loe_field.network.protocol import Recipe
 
 
 @dataclasses.dataclass(frozen=True)
 class ReluPeOptions:
-    """Options of the ReLU MLP on positional encoding."""
+    """A ReLU MLP on octaves of sines and cosines (Mildenhall et al., NeRF, ECCV 2020)."""
 
     num_frequencies: int = 10
     """Octaves, >= 0; the finest has 2^num_frequencies / 2 periods over the picture."""
 
 
-class ReluPe(Peer):
+class ReluPe(Baseline):
     """A ReLU MLP on octaves of sines and cosines of the coordinates.
 
-    Raises:
-        ValueError: a size or option is out of range.
+    Its recipe is that of liuzhen0212/FINER, run_pemlp.sh and train_image.py: 5,000 steps on RGB of 512x512.
     """
 
-    options: ReluPeOptions
+    own_options: ReluPeOptions
     options_type = ReluPeOptions
     default_size = (5, 256)
-    recipe = Recipe(
-        source="liuzhen0212/FINER, run_pemlp.sh and train_image.py (16 photographs, 512x512 RGB)",
-        lr=1e-3,
-        steps=5_000,
-        schedule="exponential",
-        final_factor=0.1,
-    )
-
-    @staticmethod
-    def counts(*, dim: int, out_features: int, num_layers: int, layer_width: int, options: ReluPeOptions) -> Counts:
-        """Size of the network; the encoding is not counted as arithmetic."""
-        encoded = PositionalEncoding(dim, options.num_frequencies).out_features
-        return mlp_counts(encoded, layer_width, out_features, num_layers)
+    recipe = Recipe(lr=1e-3, schedule="exponential", final_factor=0.1)
+    piecewise_linear = True
 
     def _build(self) -> None:
-        self.encoding = PositionalEncoding(self.dim, self.options.num_frequencies)
-        sizes = self._widths(self.encoding.out_features)
-        self.layers = nn.ModuleList(nn.Linear(*size) for size in sizes)
+        self.encoding = PositionalEncoding(self.dim, self.own_options.num_frequencies)
+        self.layers = nn.ModuleList(nn.Linear(*size) for size in self._widths(self.encoding.out_features))
 
-    def _evaluate(self, points: Tensor) -> Tensor:
-        x = self.encoding(points)
-        for layer in self.layers[:-1]:
-            x = torch.relu(layer(x))
-        return self.layers[-1](x)
+    def _evaluate(self, coords: Tensor) -> Tensor:
+        return self._mlp(self.encoding(coords), torch.relu)

@@ -13,12 +13,14 @@ import math
 import torch
 from torch import Tensor, nn
 
-from loe_field.baselines.base import Counts, Peer, Recipe, check_positive, mlp_counts
+from loe_field.baselines.base import Baseline
+from loe_field.network.checks import check_positive
+from loe_field.network.protocol import Recipe
 
 
 @dataclasses.dataclass(frozen=True)
 class SirenOptions:
-    """Options of SIREN."""
+    """SIREN: a sine after every layer (Sitzmann et al., NeurIPS 2020)."""
 
     omega_0: float = 30.0
     """Frequency of the sine in the first layer, > 0; higher fits finer detail and more noise."""
@@ -34,39 +36,29 @@ def sine_linear(in_features: int, out_features: int, *, omega_0: float, first: b
     return linear
 
 
-class Siren(Peer):
+class Siren(Baseline):
     """An MLP with sines.
 
-    Raises:
-        ValueError: a size or option is out of range.
+    Its recipe is that of vsitzmann/siren, experiment_scripts/train_img.py: 10,000 steps on camera, 512x512.
     """
 
-    options: SirenOptions
+    own_options: SirenOptions
     options_type = SirenOptions
     default_size = (5, 256)
-    recipe = Recipe(
-        source="vsitzmann/siren, experiment_scripts/train_img.py (camera, 512x512)",
-        lr=1e-4,
-        steps=10_000,
-    )
-
-    @staticmethod
-    def counts(*, dim: int, out_features: int, num_layers: int, layer_width: int, options: SirenOptions) -> Counts:
-        """Size of the network."""
-        return mlp_counts(dim, layer_width, out_features, num_layers)
+    recipe = Recipe(lr=1e-4)
 
     def _build(self) -> None:
-        check_positive(omega_0=self.options.omega_0, hidden_omega_0=self.options.hidden_omega_0)
+        check_positive(omega_0=self.own_options.omega_0, hidden_omega_0=self.own_options.hidden_omega_0)
         self.layers = nn.ModuleList(
-            sine_linear(*size, omega_0=self.options.hidden_omega_0, first=i == 0)
+            sine_linear(*size, omega_0=self.own_options.hidden_omega_0, first=i == 0)
             for i, size in enumerate(self._widths(self.dim))
         )
 
     def _activate(self, y: Tensor, omega_0: float) -> Tensor:
         return torch.sin(omega_0 * y)
 
-    def _evaluate(self, points: Tensor) -> Tensor:
-        x = 2 * points - 1
+    def _evaluate(self, coords: Tensor) -> Tensor:
+        x = 2 * coords - 1
         for i, layer in enumerate(self.layers[:-1]):
-            x = self._activate(layer(x), self.options.omega_0 if i == 0 else self.options.hidden_omega_0)
+            x = self._activate(layer(x), self.own_options.omega_0 if i == 0 else self.own_options.hidden_omega_0)
         return (self.layers[-1](x) + 1) / 2

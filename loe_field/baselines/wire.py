@@ -1,10 +1,10 @@
 """WIRE: Saragadam et al., "Wavelet Implicit Neural Representations" (CVPR 2023).
 
-`h <- exp(i omega_0 z - |sigma_0 z|^2)` with z = W h + b, a complex Gabor wavelet. The first layer is real, the
-others complex, the result is the real part. omega_0 20 and sigma_0 30 are what the authors suggest for pictures, 4
-linear layers, and 256 / sqrt 2 = 181 channels, because a complex number is two real ones (repository vishwa91/wire,
-wire_image_denoise.py and modules/wire.py). Weights and biases, real and imaginary part each, are uniform within
-1 / sqrt(in), which is what torch's linear layer does for complex numbers.
+`h <- exp(i omega_0 z - |sigma_0 z|^2)` with z = W h + b, a complex Gabor wavelet. The first layer is real, the others
+complex, the result is the real part. The authors suggest omega_0 20 and sigma_0 30 for pictures, 4 linear layers, and
+256 / sqrt 2 = 181 channels, because a complex number is two real ones (repository vishwa91/wire, wire_image_denoise.py
+and modules/wire.py). Weights and biases, real and imaginary part each, are uniform within 1 / sqrt(in), as in torch's
+linear layer for complex numbers.
 
 Complex weights are stored as pairs of real numbers [..., 2], so that a change of dtype keeps both. The final bias has
 no imaginary part, which would never reach the result. Coordinates are stretched to [-1, 1]; targets are in [0, 1] as
@@ -17,12 +17,14 @@ import math
 import torch
 from torch import Tensor, nn
 
-from loe_field.baselines.base import Counts, Peer, Recipe, check_positive
+from loe_field.baselines.base import Baseline
+from loe_field.network.checks import check_positive
+from loe_field.network.protocol import Recipe
 
 
 @dataclasses.dataclass(frozen=True)
 class WireOptions:
-    """Options of WIRE."""
+    """WIRE: complex Gabor wavelets (Saragadam et al., CVPR 2023)."""
 
     omega_0: float = 20.0
     """Frequency of the wavelet, > 0."""
@@ -71,42 +73,29 @@ class ComplexLinear(nn.Module):
         return nn.functional.linear(x, torch.view_as_complex(self.weight)) + torch.view_as_complex(self.bias)
 
 
-class Wire(Peer):
+class Wire(Baseline):
     """An MLP over complex numbers with Gabor wavelets.
 
-    Raises:
-        ValueError: a size or option is out of range.
+    Its recipe is that of vishwa91/wire, wire_image_denoise.py: 2,000 passes, the rate within its 5e-3 to 2e-2 for WIRE.
     """
 
-    options: WireOptions
+    own_options: WireOptions
     options_type = WireOptions
     default_size = (4, 181)
-    recipe = Recipe(
-        source="vishwa91/wire, wire_image_denoise.py (its learning rate for WIRE is 5e-3 to 2e-2)",
-        lr=5e-3,
-        steps=2_000,
-        schedule="exponential",
-        final_factor=0.1,
-    )
+    recipe = Recipe(lr=5e-3, batch=2**16, schedule="exponential", final_factor=0.1)
 
-    @staticmethod
-    def counts(*, dim: int, out_features: int, num_layers: int, layer_width: int, options: WireOptions) -> Counts:
-        """Size of the network: a complex number is two parameters, a complex product four multiply-adds.
-
-        The final layer's costs two, since only the real part is computed.
-        """
-        first, hidden, last = dim * layer_width, (num_layers - 2) * layer_width**2, layer_width * out_features
-        biases = layer_width + 2 * (num_layers - 2) * layer_width + out_features
-        return Counts(first + 2 * hidden + 2 * last + biases, first + 4 * hidden + 2 * last)
+    @property
+    def macs_per_point(self) -> int:
+        """Real multiply-adds for one point: four for a complex product, two in the final layer, which is real."""
+        first, *hidden, last = (i * o for i, o in self._widths(self.dim))
+        return first + 4 * sum(hidden) + 2 * last
 
     def _build(self) -> None:
-        check_positive(omega_0=self.options.omega_0, sigma_0=self.options.sigma_0)
+        check_positive(omega_0=self.own_options.omega_0, sigma_0=self.own_options.sigma_0)
         hidden = [ComplexLinear(self.layer_width, self.layer_width) for _ in range(self.num_layers - 2)]
         last = ComplexLinear(self.layer_width, self.out_features, real=True)
         self.layers = nn.ModuleList([nn.Linear(self.dim, self.layer_width), *hidden, last])
 
-    def _evaluate(self, points: Tensor) -> Tensor:
-        x = 2 * points - 1
-        for layer in self.layers[:-1]:
-            x = gabor(layer(x), self.options.omega_0, self.options.sigma_0)
-        return self.layers[-1](x)
+    def _evaluate(self, coords: Tensor) -> Tensor:
+        omega_0, sigma_0 = self.own_options.omega_0, self.own_options.sigma_0
+        return self._mlp(2 * coords - 1, lambda z: gabor(z, omega_0, sigma_0))

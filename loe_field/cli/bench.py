@@ -1,23 +1,23 @@
 """loe-bench: run a suite of fits and report it."""
 
 import math
-import os
 import shlex
-import signal
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import TextColumn
 
-from loe_field.bench.report import write_report
-from loe_field.bench.runner import Interrupted, Outcome, finished, run_job
-from loe_field.bench.suite import Job, Run, Suite, jobs_of, read_suite, search_jobs
+from loe_field.cli.command import progress_bar, run_command
 from loe_field.errors import InputError
+from loe_field.runs.child import Children
+from loe_field.runs.jobs import Outcome, finished, run_job
+from loe_field.runs.report import write_report
+from loe_field.runs.suite import Job, Run, Suite, jobs_of, read_suite, search_jobs
 
 
 @dataclass
@@ -33,7 +33,7 @@ class Bench:
     runs: tuple[str, ...] = ()
     """Only runs with these words in their names."""
     output_dir: Path | None = None
-    """Where runs and report go. None: outputs/bench/<name of the suite>."""
+    """Folder of runs and report. None: outputs/bench/<name of the suite>."""
     data: tuple[Path, ...] = ()
     """Pictures or scenes' folders instead of the suite's."""
     seeds: tuple[int, ...] = ()
@@ -46,34 +46,28 @@ class Bench:
     """Print the commands and run nothing."""
 
     def main(self) -> int:
-        """Run everything; 1 if a run failed, 130 after Ctrl-C or SIGTERM."""
+        """Run everything; 1 if a run failed, 128 and the signal's number after Ctrl-C or SIGTERM."""
         suite = self._chosen(read_suite(self.config))
         root = (self.output_dir or Path("outputs/bench") / self.config.stem).expanduser().resolve()
         pictures: list[Path | None] = [*self._pictures(suite)] or [None]
-        console = Console()
+        pairs = [(run, picture) for run in suite.runs if not run.missing for picture in pictures]
         if self.dry_run:
-            for run in suite.runs:
-                for picture in pictures:
-                    if not run.missing:
-                        for job in [*search_jobs(suite, run, picture), *jobs_of(suite, run, picture)]:
-                            print(shlex.join(["ns-train", *job.options, *job.dataparser]))
+            for job in [job for pair in pairs for job in [*search_jobs(suite, *pair), *jobs_of(suite, *pair)]]:
+                variables = [f"{name}={shlex.quote(value)}" for name, value in job.environment.items()]
+                print(" ".join([*variables, shlex.join(["ns-train", *job.words])]))
             return 0
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.default_int_handler)
-        runs = _Runs(suite, root, console)
-        try:
+        console = Console()
+        with Children() as children:
+            runs = _Runs(suite, root, console, children)
             with runs.progress:
-                for run in suite.runs:
-                    for picture in pictures:
-                        if not run.missing:
-                            runs.run(run, picture)
-        except (Interrupted, KeyboardInterrupt):
-            console.print("stopped; the same command goes on from here")
-            return 130
-        finally:
+                for run, picture in pairs:
+                    runs.run(run, picture)
             write_report(root, suite, runs.outcomes, runs.searches)
-            console.print((root / "table.md").read_text("utf8"), markup=False, highlight=False, soft_wrap=True)
-            console.print(f"results {root}", soft_wrap=True, highlight=False)
+        console.print((root / "table.md").read_text("utf8"), markup=False, highlight=False, soft_wrap=True)
+        console.print(f"results {root}", soft_wrap=True, highlight=False)
+        if children.stopped:
+            console.print("stopped; the same command goes on from here")
+            return 128 + children.stopped
         return int(any(outcome.problem for outcome in [*runs.outcomes, *runs.searches]))
 
     def _chosen(self, suite: Suite) -> Suite:
@@ -82,21 +76,21 @@ class Bench:
         if not runs:
             names = ", ".join(run.name for run in suite.runs)
             raise InputError(f"no run is named like {' or '.join(self.runs)}: there are {names}")
-        if self.max_num_iterations is not None:
-            if self.max_num_iterations < 1:
-                raise InputError(f"--max-num-iterations is {self.max_num_iterations}: it must be at least 1")
-            steps = {"max_num_iterations": self.max_num_iterations}
-            runs = [replace(r, overrides={**r.overrides, **steps}) for r in runs]
-            if suite.search is not None:
-                search = replace(suite.search, overrides={**suite.search.overrides, **steps})
-                suite = replace(suite, search=search)
-            text = f"{suite.text.rstrip()}\n\nRun with `--max-num-iterations {self.max_num_iterations}` instead.\n"
-            suite = replace(suite, text=text, train_seconds=None)
-        if self.train_seconds is not None:
-            if self.max_num_iterations is not None:
-                raise InputError("--train-seconds and --max-num-iterations are both given: give one")
-            text = f"{suite.text.rstrip()}\n\nRun with `--train-seconds {self.train_seconds:g}` instead.\n"
-            suite = replace(suite, text=text, train_seconds=self.train_seconds)
+        steps, seconds = self.max_num_iterations, self.train_seconds
+        if steps is not None and seconds is not None:
+            raise InputError("--train-seconds and --max-num-iterations are both given: give one")
+        if steps is not None:
+            if steps < 1:
+                raise InputError(f"--max-num-iterations is {steps}: it must be at least 1")
+            runs = [replace(run, overrides={**run.overrides, "max_num_iterations": steps}) for run in runs]
+            if (search := suite.search) is not None:
+                search = replace(search, overrides={**search.overrides, "max_num_iterations": steps})
+            suite = replace(suite, search=search, train_seconds=None)
+        elif seconds is not None:
+            suite = replace(suite, train_seconds=seconds)
+        if steps is not None or seconds is not None:
+            option = f"--train-seconds {seconds:g}" if steps is None else f"--max-num-iterations {steps}"
+            suite = replace(suite, text=f"{suite.text.rstrip()}\n\nRun with `{option}` instead.\n")
         return replace(suite, runs=runs, seeds=list(self.seeds) or suite.seeds)
 
     def _pictures(self, suite: Suite) -> list[Path]:
@@ -110,40 +104,32 @@ class Bench:
 class _Runs:
     """The runs of one call, with a progress bar over them."""
 
-    def __init__(self, suite: Suite, root: Path, console: Console) -> None:
-        self.suite, self.root, self.console = suite, root, console
+    def __init__(self, suite: Suite, root: Path, console: Console, children: Children) -> None:
+        self.suite, self.root, self.console, self.children = suite, root, console, children
         self.outcomes: list[Outcome] = []
         self.searches: list[Outcome] = []
-        self.progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("{task.fields[line]}"),
-            console=console,
-            disable=not console.is_terminal,
-        )
+        self.progress = progress_bar(console, TextColumn("{task.fields[line]}"))
         self._task = self.progress.add_task("runs", total=0, line="")
 
     def run(self, run: Run, picture: Path | None) -> None:
         """The search, where there is one, and all seeds."""
-        best = None
-        searched = self._all(list(search_jobs(self.suite, run, picture)), self.searches)
-        if searched:
-            good = [outcome for outcome in searched if outcome.metrics]
-            if not good:
-                return
-            best = max(good, key=lambda o: _finite(o.metrics["psnr"])).job.search_value
-        self._all(list(jobs_of(self.suite, run, picture, best=best)), self.outcomes)
+        searched = self._all(search_jobs(self.suite, run, picture), self.searches)
+        best = max(searched, key=lambda o: (bool(o.metrics), _finite(o.metrics.get("psnr"))), default=None)
+        if best is None or best.metrics:
+            self._all(jobs_of(self.suite, run, picture, best=best and best.job.search_value), self.outcomes)
 
     def _all(self, jobs: Sequence[Job], outcomes: list[Outcome]) -> list[Outcome]:
         self.progress.update(self._task, total=(self.progress.tasks[0].total or 0) + len(jobs))
         done = []
         for job in jobs:
+            if self.children.stopped:
+                break
             self.progress.update(self._task, description=job.label, line="")
             outcome = finished(job, self.root) or run_job(
-                job, self.root, lambda line: self.progress.update(self._task, line=line[:60])
+                job, self.root, self.children, lambda line: self.progress.update(self._task, line=line[:60])
             )
+            if outcome.problem and self.children.stopped:
+                break
             result = outcome.problem or f"PSNR {outcome.metrics['psnr']:.2f} dB"
             self.console.print(f"{job.label}: {result}", soft_wrap=True, highlight=False, markup=False)
             done.append(outcome)
@@ -157,16 +143,7 @@ def _finite(psnr: Any) -> float:
     return -math.inf if psnr is None or math.isnan(psnr) else float(psnr)
 
 
-def main() -> None:
-    """The command."""
-    try:
-        code = tyro.cli(Bench, prog="loe-bench", description=Bench.__doc__).main()
-        sys.stdout.flush()
-    except BrokenPipeError:  # whoever read our output has enough of it
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 128 + signal.SIGPIPE
-    sys.exit(code)
-
+main = partial(run_command, Bench, "loe-bench")
 
 if __name__ == "__main__":
     main()

@@ -1,27 +1,25 @@
 """loe-export: a fit as a file that other programs read."""
 
 import copy
-import inspect
 import math
 import warnings
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import torch
-import tyro
 
-from loe_field.cli.stopping import stoppable
+from loe_field.cli.command import run_command
 from loe_field.errors import InputError
 from loe_field.export import traced
+from loe_field.export.fields import encode_field
 from loe_field.export.quantize import Quantization, dequantized, quantized
-from loe_field.export.weights import encode_field
 from loe_field.files import check_output, write_output
-from loe_field.layers import LoEMLP
+from loe_field.network.layers import LoEMLP
 
 if TYPE_CHECKING:
-    from loe_field.image.model import LoEImageModel
-    from loe_field.image.picture import Picture
+    from loe_field.image.load import PictureField
 
 _CHECKED_POINTS = 4096
 
@@ -31,7 +29,7 @@ class Export:
     """Write a fitted picture's network as a file that other programs read.
 
     All take coordinates within [0, 1], of a pixel's centre ((column + 0.5) / width, (row + 0.5) / height), and give
-    colours on [0, 1], not clamped; of radiance those on its curve, with a word on how to undo it.
+    colours on [0, 1], not clamped; HDR on its curve, with a word on how to undo it.
     """
 
     load_config: Path
@@ -55,84 +53,74 @@ class Export:
             traced.require_onnx()
         output = check_output(self.output)
         warnings.filterwarnings("ignore", category=FutureWarning)  # the host's, of torch's older names
-        from loe_field.image.load import load_model  # the host takes seconds to import
-        from loe_field.image.picture import MU
+        from loe_field.image.load import load_run
+        from loe_field.pictures.picture import MU
 
-        model, picture = load_model(self.load_config.expanduser())
-        if self.format == "safetensors":
-            content, lines = self._safetensors(model, picture)
-        else:
-            content, lines = self._traced(model)
+        field = load_run(self.load_config.expanduser())
+        picture = field.picture
+        content, lines = self._safetensors(field) if self.format == "safetensors" else self._traced(field)
         if picture.peak is not None:
             curve = f"log(1 + {MU:g} v / {picture.peak:.6g}) / log(1 + {MU:g})"
-            lines.append(f"the picture is radiance: where v is the light, the values are {curve}; alpha is as it is")
+            lines.append(f"the picture is HDR: where v is the light, the values are {curve}; alpha is as it is")
         with write_output(output) as path:
             path.write_bytes(content)
         print("\n".join([*lines, f"{output}: {len(content):,} bytes"]))
 
-    def _safetensors(self, model: "LoEImageModel", picture: "Picture") -> tuple[bytes, list[str]]:
-        """The file's content and what there is to say of it."""
+    def _safetensors(self, field: "PictureField") -> tuple[bytes, list[str]]:
+        """The file's content and lines for the user."""
         from loe_field.image.load import load_target
-        from loe_field.image.pipeline import picture_psnr, render
+        from loe_field.signals.picture import PictureSignal
 
-        field = model.field
-        if not isinstance(field, LoEMLP):
-            raise InputError(
-                f"the run's network is {model.config.network}: --format safetensors is for levels of experts, give "
-                "onnx or torch-export"
-            )
-        size = (model.height, model.width, model.channels)
-        tensors = quantized(field, self.quantize)
+        network, picture = field.network, field.picture
+        if not isinstance(network, LoEMLP):
+            use = "--format safetensors is for levels of experts, give onnx or torch-export"
+            raise InputError(f"the run's network is {field.name}: {use}")
+        tensors = quantized(network, self.quantize)
         metrics, lines = {}, []
         if self.quantize is not None:
             try:
                 target = load_target(self.load_config.expanduser(), picture)
             except InputError as error:
-                lines.append(f"PSNR is not measured: {str(error).removeprefix('error: ')}")
+                lines.append(f"PSNR is not measured: {error}")
             else:
-                before = picture_psnr(render(model, target).picture, target)
-                field.load_state_dict(dequantized(tensors))
-                after = picture_psnr(render(model, target).picture, target)
+                signal = PictureSignal(target, field.device, samples_per_batch=None, seed=0)
+                before = signal.reconstruct(network).psnr
+                network.load_state_dict(dequantized(tensors))
+                after = signal.reconstruct(network).psnr
                 lines.append(f"PSNR {before:.2f} dB before, {after:.2f} dB after rounding to {self.quantize}")
                 measured = {"psnr_before": before, "psnr": after}
                 metrics = {name: value for name, value in measured.items() if math.isfinite(value)}
         content = encode_field(
-            field,
+            network,
             quantization=self.quantize,
-            picture_size=size,
+            picture_size=(picture.height, picture.width, picture.channels),
             metrics=metrics,
             tensors=tensors,
             radiance_peak=picture.peak,
         )
-        bits = 8 * len(content) / (model.height * model.width)
+        bits = 8 * len(content) / (picture.height * picture.width)
         return content, [*lines, f"{bits:.3f} bits per pixel, the whole file counted"]
 
-    def _traced(self, model: "LoEImageModel") -> tuple[bytes, list[str]]:
-        """The file's content, checked against the field where that can be done, and what came of it."""
-        field = copy.deepcopy(model.field).to("cpu")
+    def _traced(self, field: "PictureField") -> tuple[bytes, list[str]]:
+        """The file's content, checked against the network where that can be done, and lines for the user."""
+        network = copy.deepcopy(field.network).to("cpu")
         points = torch.rand(_CHECKED_POINTS, 2, generator=torch.Generator().manual_seed(0))
         if self.format == "onnx":
-            content, reader = traced.encode_onnx(field), "onnxruntime"
+            content, reader = traced.encode_onnx(network), "onnxruntime"
             if not traced.has_onnxruntime():
                 return content, ["not checked: onnxruntime is not installed (pip install 'loe-field[export]')"]
             values = traced.run_onnx(content, points)
         else:
-            content, reader = traced.encode_program(traced.trace(field)), "the program"
+            content, reader = traced.encode_program(traced.trace(network)), "the program"
             values = traced.run_program(content, points)
-        difference, allowed = traced.largest_difference(field, points, values)
+        difference, allowed = traced.largest_difference(network, points, values)
         if not difference <= allowed:
-            raise InputError(
-                f"{reader} differs from the field by {difference:.1e}, more than {allowed:.1e}: nothing is written; "
-                "this is a fault of loe_field, or of the versions installed beside it"
-            )
+            fault = "nothing is written; this is a fault of loe_field, or of the versions installed beside it"
+            raise InputError(f"{reader} differs from the field by {difference:.1e}, more than {allowed:.1e}: {fault}")
         return content, [f"{reader} agrees with the field to {difference:.1e} on {len(points):,} random points"]
 
 
-def main() -> None:
-    """The command."""
-    arguments = tyro.cli(Export, prog="loe-export", description=inspect.getdoc(Export))
-    stoppable(arguments.main, arguments.output)
-
+main = partial(run_command, Export, "loe-export")
 
 if __name__ == "__main__":
     main()

@@ -3,21 +3,23 @@
 import time
 import warnings
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
-import tyro
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import TimeRemainingColumn
 
-from loe_field.cli.stopping import stoppable
+from loe_field.cli.command import progress_bar, run_command
+from loe_field.errors import InputError
+from loe_field.files import check_output
 
 
 @dataclass
 class Render:
     """Render the field of a run of ns-train loe-image into a picture file.
 
-    At scale 1 it is the run's reconstruction. Smaller, every pixel is the mean of a grid of samples. The places between
+    At scale 1 it is the run's reconstruction. Smaller, every pixel is the mean of a grid of samples. The gaps between
     the picture's pixels are filled as --upscaling says. The run's picture need not be there any more.
     """
 
@@ -34,7 +36,7 @@ class Render:
     bit_depth: Literal[8, 16, 32] | None = None
     """Bits per channel; 32 is float, in EXR 16 too. None: the picture's own where the format has them, 32 for NPY."""
     upscaling: Literal["field", "spline"] | None = None
-    """What is between the pixels' centres, where it is enlarged, or made smaller by no whole factor: the field itself,
+    """Values between the pixels' centres, for larger pictures and those smaller by no whole factor: the field itself,
     with its jumps at the borders of cells, or the cubic spline through its values at the picture's pixels. None: the
     spline, which measured better."""
     derivative: Literal["gradient", "laplacian"] | None = None
@@ -45,48 +47,31 @@ class Render:
 
     def main(self) -> None:
         """Render, and say what was written."""
-        from loe_field.errors import InputError
-        from loe_field.files import check_output
-
         if self.derivative is not None and self.upscaling == "spline":
             raise InputError("--derivative is the field's own: leave --upscaling spline out")
         warnings.filterwarnings("ignore", category=FutureWarning)  # the host's, of torch's older names
-        from loe_field.image.load import load_model  # the host takes seconds to import
-        from loe_field.image.render import Rendering, render
-        from loe_field.image.window import view_of
+        from loe_field.image.load import load_run  # the host takes seconds to import
+        from loe_field.render.render import RenderJob, write_rendering
+        from loe_field.render.window import view_of
 
         start = time.perf_counter()
         check_output(self.output)
-        model, picture = load_model(self.load_config.expanduser())
+        field = load_run(self.load_config.expanduser())
+        picture = field.picture
         view = view_of((picture.width, picture.height), scale=self.scale, size=self.size, crop=self.crop)
-        wanted = Rendering(
+        job = RenderJob(
             self.output.expanduser(), view, self.upscaling or "spline", self.derivative, self.bit_depth, self.chunk_size
         )
         console = Console()
-        progress = Progress(
-            TextColumn("rendering"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TextColumn("rows"),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            console=console,
-            transient=True,
-            disable=not console.is_terminal,
-        )
-        with progress:
-            task = progress.add_task("", total=view.height)
-            lines = render(model, picture, wanted, lambda rows: progress.advance(task, rows))
+        with progress_bar(console, TimeRemainingColumn(), transient=True) as progress:
+            task = progress.add_task("rendering rows", total=view.height)
+            lines = write_rendering(field, field.network, picture, job, lambda rows: progress.advance(task, rows))
         lines[0] += f", {time.perf_counter() - start:.1f} s"
         for line in lines:
             console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-def main() -> None:
-    """The command."""
-    arguments = tyro.cli(Render, prog="loe-render", description=Render.__doc__)
-    stoppable(arguments.main, arguments.output)
-
+main = partial(run_command, Render, "loe-render")
 
 if __name__ == "__main__":
     main()

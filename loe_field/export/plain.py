@@ -1,13 +1,17 @@
-"""Networks as plain tensor operations, so that they can be traced and run where this package is not."""
+"""Networks as plain tensor operations, so that they can be traced and run where this package is not.
+
+They share the network's parameters.
+"""
+
+import functools
 
 import torch
 from torch import Tensor, nn
 
-from loe_field.baselines import Wire
-from loe_field.baselines.base import Peer
-from loe_field.baselines.wire import ComplexLinear
-from loe_field.grouped import activate
-from loe_field.layers import LoEMLP
+from loe_field.baselines.base import Baseline
+from loe_field.baselines.wire import ComplexLinear, Wire
+from loe_field.network.layers import LoEMLP
+from loe_field.network.shape import activate
 
 
 class PlainLoE(nn.Module):
@@ -15,9 +19,6 @@ class PlainLoE(nn.Module):
 
     That is tile_size ** dim times the arithmetic and the activations of a point; choosing a matrix for every point
     instead would move layer_width times as many numbers.
-
-    Args:
-        field: the network; its parameters are shared, not copied.
     """
 
     alpha: Tensor
@@ -45,7 +46,7 @@ class PlainLoE(nn.Module):
         return self.head(x)
 
     def _shares(self, scaled: Tensor) -> Tensor:
-        """What every expert adds at scaled coordinates [N, dim]: [N, tile_size ** dim], the last axis fastest."""
+        """The share of every expert at scaled coordinates [N, dim]: [N, tile_size ** dim], the last axis fastest."""
         cell = scaled.floor()
         expert = torch.arange(self.tile_size, device=scaled.device)
         shares = None
@@ -61,33 +62,25 @@ class PlainLoE(nn.Module):
         return shares
 
 
-class PlainPeer(nn.Module):
-    """A peer without its entry checks and its word on autocast.
+class PlainBaseline(nn.Module):
+    """A baseline without its checks of the input and of autocast."""
 
-    Args:
-        peer: the network; its parameters are shared, not copied.
-    """
-
-    def __init__(self, peer: Peer) -> None:
+    def __init__(self, field: Baseline) -> None:
         super().__init__()
-        self.peer = peer
+        self.field = field
 
     def forward(self, coordinates: Tensor) -> Tensor:
         """Coordinates [N, dim] to values [N, out_features]."""
-        return self.peer._evaluate(coordinates)
+        return self.field._evaluate(coordinates)
 
 
 class PlainWire(nn.Module):
-    """WIRE with real and imaginary part side by side, for ONNX has no complex numbers; see baselines/wire.py.
+    """WIRE with real and imaginary part side by side, because ONNX has no complex numbers (see baselines/wire.py)."""
 
-    Args:
-        peer: the network; its parameters are shared, not copied.
-    """
-
-    def __init__(self, peer: Wire) -> None:
+    def __init__(self, field: Wire) -> None:
         super().__init__()
-        self.layers = peer.layers
-        self.omega_0, self.sigma_0 = peer.options.omega_0, peer.options.sigma_0
+        self.layers = field.layers
+        self.omega_0, self.sigma_0 = field.own_options.omega_0, field.own_options.sigma_0
 
     def forward(self, coordinates: Tensor) -> Tensor:
         """Coordinates [N, dim] to values [N, out_features]."""
@@ -110,8 +103,12 @@ def _complex_linear(layer: ComplexLinear, real: Tensor, imaginary: Tensor) -> tu
     )
 
 
-def plain(field: LoEMLP | Peer) -> nn.Module:
-    """The network in plain tensor operations, [N, dim] to [N, out_features], for evaluation."""
-    if isinstance(field, LoEMLP):
-        return PlainLoE(field).eval()
-    return (PlainWire(field) if isinstance(field, Wire) else PlainPeer(field)).eval()
+@functools.singledispatch
+def plain(field: nn.Module) -> nn.Module:
+    """A LoEMLP or a baseline in plain tensor operations: coordinates [N, dim] to values [N, out_features]."""
+    raise TypeError(f"{type(field).__name__} has no plain form")
+
+
+plain.register(LoEMLP, PlainLoE)
+plain.register(Baseline, PlainBaseline)
+plain.register(Wire, PlainWire)

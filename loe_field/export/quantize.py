@@ -1,10 +1,10 @@
-"""Weights in 8 or 16 bits: what rounding does to a field, and how the rest of a row makes up for it.
+"""Weights in 8 or 16 bits, with the rounding of a number made up for by the rest of its row.
 
 In int8 the experts of all levels but the first are whole numbers -127 .. 127 times one scale per expert and output row;
-first level, biases, scales and head are fp16. Rounding goes column by column, and what it does to the layer's output is
+first level, biases, scales and head are fp16. Rounding goes column by column, and its effect on the layer's output is
 taken back, as far as the inputs are correlated, by the columns still to come (Frantar et al., "GPTQ: Accurate
 Post-Training Quantization for Generative Pre-trained Transformers", ICLR 2023). The inputs are those of the rounded
-network at random points, so that later levels also answer for what earlier ones did.
+network at random points, so that later levels also answer for the errors of earlier ones.
 
 Measured on camera (PSNR of the file, dB; two runs of loe-image, 139,393 parameters):
 
@@ -26,8 +26,8 @@ import torch
 from torch import Tensor
 
 from loe_field.errors import InputError
-from loe_field.layers import LoEMLP
-from loe_field.tiling import blending_weights, expert_index
+from loe_field.network.layers import LoEMLP
+from loe_field.network.tiling import blending_weights, expert_index
 
 Quantization = Literal["fp16", "int8"]
 
@@ -66,7 +66,7 @@ def quantized(field: LoEMLP, quantization: Quantization | None) -> dict[str, Ten
 
 
 def dequantized(stored: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What `quantized` gave, as float32 parameters."""
+    """The parameters of `quantized` in float32."""
     parameters = {}
     for name, value in stored.items():
         if not name.endswith(".scale"):
@@ -77,19 +77,19 @@ def dequantized(stored: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def _int8_levels(field: LoEMLP, half: dict[str, Tensor]) -> dict[int, tuple[Tensor, Tensor]]:
+def _int8_levels(field: LoEMLP, stored: dict[str, Tensor]) -> dict[int, tuple[Tensor, Tensor]]:
     """Whole numbers int8 [experts, out, in] and scales float16 [experts, out] of every level but the first."""
     rounded = copy.deepcopy(field).to("cpu", torch.float32)
     exact = [layer.weight.clone() for layer in rounded.layers]  # type: ignore[operator, union-attr]
-    rounded.load_state_dict({name: value.to(torch.float32) for name, value in half.items()})
-    points = torch.rand(_POINTS, field.dim, generator=torch.Generator().manual_seed(0))
-    x = rounded.encoding(points)
+    rounded.load_state_dict({name: value.to(torch.float32) for name, value in stored.items()})
+    coords = torch.rand(_POINTS, field.dim, generator=torch.Generator().manual_seed(0))
+    x = rounded.encoding(coords)
     levels = {}
     for i, layer in enumerate(rounded.layers):
         if i > 0:
             scale = (exact[i].abs().amax(-1) / LARGEST).clamp(min=_SMALLEST_SCALE).to(torch.float16)
             steps = torch.empty_like(exact[i])
-            for experts, inputs in _served(rounded, i, x, points):
+            for experts, inputs in _served(rounded, i, x, coords):
                 # Side by side the matrices that add up at a point: [out, inputs of all of them].
                 widths = scale[experts].to(torch.float32)[..., None].expand_as(exact[i][experts])
                 matrix, widths = (each.transpose(0, 1).flatten(1) for each in (exact[i][experts], widths))
@@ -97,18 +97,18 @@ def _int8_levels(field: LoEMLP, half: dict[str, Tensor]) -> dict[int, tuple[Tens
                 steps[experts] = whole.unflatten(1, (len(experts), -1)).transpose(0, 1)
             layer.weight.copy_(steps * scale.to(torch.float32)[..., None])  # type: ignore[operator, union-attr]
             levels[i] = steps.to(torch.int8), scale
-        x = rounded._activate(layer(x, points))
+        x = rounded._activate(layer(x, coords))
     return levels
 
 
-def _served(field: LoEMLP, i: int, x: Tensor, points: Tensor) -> list[tuple[list[int], Tensor]]:
+def _served(field: LoEMLP, i: int, x: Tensor, coords: Tensor) -> list[tuple[list[int], Tensor]]:
     """Experts whose outputs add up, and the inputs [n, len(experts) * in] that they get: x times the expert's share."""
     count = len(field.layers[i].weight)  # type: ignore[arg-type]
     if field.blending == "nearest":
-        index = expert_index(points, [field.levels[i]], field.tile_size)[0]
+        index = expert_index(coords, [field.levels[i]], field.tile_size)[0]
         return [([expert], x[index == expert]) for expert in range(count)]
-    index, share = blending_weights(points, field.levels[i], field.tile_size)
-    shares = share.new_zeros(len(points), count).scatter_add(1, index, share)
+    index, share = blending_weights(coords, field.levels[i], field.tile_size)
+    shares = share.new_zeros(len(coords), count).scatter_add(1, index, share)
     return [(list(range(count)), (shares[..., None] * x[:, None]).flatten(1))]
 
 

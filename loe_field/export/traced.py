@@ -14,10 +14,9 @@ import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 
-from loe_field.baselines.base import Peer
 from loe_field.errors import InputError
 from loe_field.export.plain import plain
-from loe_field.layers import LoEMLP
+from loe_field.network.protocol import Network
 
 OPSET = 18
 """Version of ONNX's operators: the lowest that torch writes without converting."""
@@ -43,17 +42,19 @@ def has_onnxruntime() -> bool:
     return importlib.util.find_spec("onnxruntime") is not None
 
 
-def trace(field: LoEMLP | Peer) -> ExportedProgram:
+def trace(field: Network) -> ExportedProgram:
     """The network as a program: coordinates float32 [N, dim] to values [N, out_features], N free, on the CPU.
 
     Raises:
         InputError: the network is computed by something that torch cannot trace.
     """
-    module = plain(copy.deepcopy(field).to("cpu", torch.float32)).requires_grad_(False)
-    points = torch.rand(8, field.dim)
+    module = plain(copy.deepcopy(field).to("cpu", torch.float32)).eval().requires_grad_(False)
+    coords = torch.rand(8, field.dim)
     try:
         with _quiet():
-            program = torch.export.export(module, (points,), dynamic_shapes={INPUT: {0: torch.export.Dim(POINTS)}})
+            program = torch.export.export(
+                module, (coords,), dynamic_shapes={INPUT: {0: torch.export.Dim(POINTS, max=2**62)}}
+            )
     except Exception as error:  # torch raises whatever the operation leads to
         raise InputError(f"this network cannot be traced ({_first_line(error)}): --format torch-export and onnx "
                          "take networks of torch's own operations") from None  # fmt: skip
@@ -70,7 +71,7 @@ def encode_program(program: ExportedProgram) -> bytes:
     return content.getvalue()
 
 
-def encode_onnx(field: LoEMLP | Peer) -> bytes:
+def encode_onnx(field: Network) -> bytes:
     """The content of an .onnx file, weights included.
 
     Raises:
@@ -87,29 +88,29 @@ def encode_onnx(field: LoEMLP | Peer) -> bytes:
     return _tidy(made.model_proto)
 
 
-def run_program(content: bytes, points: Tensor) -> Tensor:
-    """What a .pt2 file's content gives for points [N, dim]."""
-    return torch.export.load(io.BytesIO(content)).module()(points)
+def run_program(content: bytes, coords: Tensor) -> Tensor:
+    """The values of a .pt2 file's content for coords [N, dim]."""
+    return torch.export.load(io.BytesIO(content)).module()(coords)
 
 
-def run_onnx(content: bytes, points: Tensor) -> Tensor:
-    """What onnxruntime gives for points [N, dim], on the CPU."""
+def run_onnx(content: bytes, coords: Tensor) -> Tensor:
+    """The values of onnxruntime for coords [N, dim], on the CPU."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
-    return torch.from_numpy(np.asarray(session.run([OUTPUT], {INPUT: points.numpy()})[0]))
+    return torch.from_numpy(np.asarray(session.run([OUTPUT], {INPUT: coords.numpy()})[0]))
 
 
-def largest_difference(field: LoEMLP | Peer, points: Tensor, values: Tensor) -> tuple[float, float]:
-    """How far values are from the field's own at points [N, dim], and what is allowed.
+def largest_difference(field: Network, coords: Tensor, values: Tensor) -> tuple[float, float]:
+    """The largest difference of values from the field's own at coords [N, dim], and the largest that is allowed.
 
-    Allowed is 1e-5, or twice what the field's own fp32 is off by from fp64 where that is more: high frequencies turn
+    1e-5 is allowed, or twice the error of the field's own fp32 against fp64 where that is more: high frequencies turn
     the last bit of a phase into more than that.
     """
     field = copy.deepcopy(field).to("cpu", torch.float32)
     with torch.no_grad():
-        own = field(points)
-        rounding = (field.to(torch.float64)(points.to(torch.float64)) - own).abs().max().item()
+        own = field(coords)
+        rounding = (field.to(torch.float64)(coords.to(torch.float64)) - own).abs().max().item()
     return (values - own).abs().max().item(), max(TOLERANCE, 2 * rounding)
 
 

@@ -1,21 +1,52 @@
-"""A finished or interrupted run, or a file of loe-export, read back; the picture need not be there any more."""
+"""A run, finished or interrupted, or a file of loe-export, read back; its picture may be gone."""
 
-from dataclasses import replace
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
 import yaml
-from nerfstudio.data.scene_box import SceneBox
+from torch import Tensor
 
+from loe_field.adapter.network import LoEConfig, build_network
+from loe_field.baselines import options_type
 from loe_field.errors import InputError
-from loe_field.export.weights import read_field
-from loe_field.image.model import LoEImageModel, LoEImageModelConfig
-from loe_field.image.picture import CHANNEL_NAMES, Picture, blank_picture, read_picture
+from loe_field.export.fields import read_field
+from loe_field.network.protocol import Network
+from loe_field.pictures.picture import CHANNEL_NAMES, Picture, blank_picture
+from loe_field.pictures.read import read_picture
+from loe_field.signals.picture import default_picture
 from loe_field.training.checkpoints import find_checkpoint, read_checkpoint, require_same_shapes
 
+T = TypeVar("T")
 
-def load_model(config: Path) -> tuple[LoEImageModel, Picture]:
+
+@dataclass(frozen=True)
+class PictureField:
+    """The field of a picture.
+
+    Attributes:
+        network: takes coordinates in [0, 1) along both sides.
+        picture: of the fitted picture's kind, without content.
+        name: "loe", or the baseline's.
+    """
+
+    network: Network
+    picture: Picture
+    name: str = "loe"
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the network's parameters."""
+        return next(self.network.parameters()).device
+
+    def __call__(self, coords: Tensor) -> Tensor:
+        """Values as fitted, [N, channels], not clamped, at coordinates [N, 2] in pixels."""
+        return self.network(coords / coords.new_tensor([self.picture.width, self.picture.height]))
+
+
+def load_run(config: Path) -> PictureField:
     """The field of a run as its latest checkpoint has it, on a GPU if there is one.
 
     The checkpoint lies beside the config, wherever the folder has been moved to. Kernels that the run was told to use
@@ -26,9 +57,8 @@ def load_model(config: Path) -> tuple[LoEImageModel, Picture]:
             .safetensors file of loe-export.
 
     Returns:
-        The model, in evaluation mode; and a picture of the kind that it was fitted to, without content (that of the
-        file itself, if the checkpoint does not say what kind it was). A .safetensors file says no more than size,
-        channels and whether it is radiance: it stands for 8 bits, or EXR.
+        The field, for evaluation. A .safetensors file says no more of the picture than size, channels and whether it
+        is HDR: it stands for 8 bits, or EXR.
 
     Raises:
         InputError: there is no such run, it is not one of a picture, or its checkpoint is missing or damaged; or an
@@ -37,73 +67,62 @@ def load_model(config: Path) -> tuple[LoEImageModel, Picture]:
     if config.suffix.lower() == ".safetensors":
         return _load_exported(config)
     options = _read_config(config)
-    model_config = _filled(LoEImageModelConfig(), options["pipeline"]["model"], config)
+    model = options["pipeline"]["model"]
     folder = config.parent / options["relative_model_dir"]
     if not folder.is_dir():
         raise InputError(f"{folder} is not there: --load-config wants the config.yml in its run's folder")
     checkpoint = find_checkpoint(folder)
     state = read_checkpoint(checkpoint)
-    picture = blank_picture(state["picture"]) if "picture" in state else _picture_of(options, checkpoint)
-    if model_config.implementation in ("cpu", "triton"):
-        model_config.implementation = "auto"
-    model = _built(model_config, picture)
-    weights = {name.removeprefix("module.").removeprefix("_model."): w for name, w in state["pipeline"].items()}
-    require_same_shapes(weights, model.state_dict())
-    model.load_state_dict(weights)
-    return _ready(model), picture
+    if "picture" not in state:
+        raise InputError(f"{checkpoint} does not say which kind its picture was: it was written by another version")
+    picture = blank_picture(state["picture"])
+    loe = _filled(LoEConfig, model["loe"], config)
+    if loe.implementation in ("cpu", "triton"):
+        loe.implementation = "auto"
+    baseline = model["baseline"] and _filled(options_type(model["network"]), model["baseline"], config)
+    size = (picture.width, picture.height)
+    network = build_network(model["network"], loe, baseline, resolution=size, channels=picture.channels)
+    prefix = "_model.field."
+    weights = {name.removeprefix("module."): w for name, w in state["pipeline"].items()}
+    weights = {name.removeprefix(prefix): w for name, w in weights.items() if name.startswith(prefix)}
+    assert isinstance(network, torch.nn.Module)
+    require_same_shapes(weights, network.state_dict())
+    network.load_state_dict(weights)
+    return _ready(PictureField(network, picture, model["network"]))
 
 
-def _load_exported(path: Path) -> tuple[LoEImageModel, Picture]:
-    """load_model for a .safetensors file."""
+def _load_exported(path: Path) -> PictureField:
+    """load_run for a .safetensors file."""
     field, stored = read_field(path)
     if stored.picture_size is None:
         raise InputError(f"{path} does not say how large its picture is: give a file of loe-export")
-    if field.dim != 2 or not 1 <= field.head.out_features <= 4 or field.head.out_features != stored.picture_size[2]:
+    channels = field.out_features
+    if field.dim != 2 or not 1 <= channels <= 4 or channels != stored.picture_size[2]:
         raise InputError(
-            f"{path} takes {field.dim} coordinates and gives {field.head.out_features} channels where its picture has "
+            f"{path} takes {field.dim} coordinates and gives {channels} channels where its picture has "
             f"{stored.picture_size[2]}: a picture's field is wanted"
         )
-    kind = {"shape": stored.picture_size, "mode": CHANNEL_NAMES[field.head.out_features]}
-    kind |= (
-        {"dtype": "uint8", "format": "PNG"} if stored.radiance_peak is None else {"dtype": "float32", "format": "EXR"}
-    )
-    picture = blank_picture({**kind, "palette": None, "icc_profile": None, "peak": stored.radiance_peak})
-    model = _built(LoEImageModelConfig(), picture)
-    model.field = field
-    return _ready(model), picture
+    peak = stored.radiance_peak
+    dtype, file_format = ("uint8", "PNG") if peak is None else ("float32", "EXR")
+    values = np.broadcast_to(np.zeros((), dtype), stored.picture_size)
+    return _ready(PictureField(field, Picture(values, file_format, CHANNEL_NAMES[channels], peak=peak)))
 
 
-def _built(config: LoEImageModelConfig, picture: Picture) -> LoEImageModel:
-    """A model for a picture, not trained."""
-    model = config.setup(
-        scene_box=SceneBox(aabb=torch.tensor([[-0.5, -0.5, -0.5], [0.5, 0.5, 0.5]])),
-        num_train_data=1,
-        metadata={"height": picture.height, "width": picture.width, "channels": picture.channels},
-    )
-    assert isinstance(model, LoEImageModel)
-    return model
-
-
-def _ready(model: LoEImageModel) -> LoEImageModel:
+def _ready(field: PictureField) -> PictureField:
     """For evaluation, on a GPU if there is one."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    return model.to(device).eval().requires_grad_(False)
+    field.network.to("cuda" if torch.cuda.is_available() else "cpu").eval().requires_grad_(False)
+    return field
 
 
 def load_target(config: Path, kind: Picture) -> Picture:
-    """The picture that a run was fitted to.
-
-    Args:
-        config: config.yml of the run.
-        kind: what load_model says of it.
+    """The picture that a run, given by its config.yml, was fitted to; `kind` is that of its field.
 
     Raises:
         InputError: it is gone, cannot be read, or has another shape by now.
     """
     if config.suffix.lower() == ".safetensors":
         raise InputError(f"{config} does not say which picture it is of")
-    options = _read_config(config)
-    path = _picture_path(options)
+    path = _read_config(config)["pipeline"]["datamanager"]["data"] or default_picture()
     picture = read_picture(path)
     if picture.values.shape != kind.values.shape:
         was, now = (f"{p.width} x {p.height} pixels of {p.channels} channels" for p in (kind, picture))
@@ -144,40 +163,23 @@ def _read_config(path: Path) -> dict[str, Any]:
             f"{path} cannot be read ({str(error).splitlines()[0]}): give the config.yml of a run"
         ) from None
     name = config.get("") if isinstance(config, dict) else None
-    if name != "loe_field.image.trainer.ImageTrainerConfig":
+    try:
+        of_picture = config["pipeline"]["datamanager"][""] == "loe_field.image.config.ImageDataManagerConfig"
+        model = config["pipeline"]["model"]
+    except (KeyError, TypeError):
+        of_picture, model = False, {}
+    if not of_picture:
         what = f"of a run of {config['method_name']}" if name and "method_name" in config else "no config of a run"
         raise InputError(f"{path} is {what}: --load-config wants the config.yml of a run of ns-train loe-image")
+    if not {"network", "loe", "baseline"} <= model.keys():
+        raise InputError(f"{path} was written by another version: its model has no options of this one's")
     return config
 
 
-def _filled(config: Any, state: dict[str, Any], path: Path) -> Any:
-    """A config with its state in it, and its parts with theirs."""
-    values = {name: value for name, value in state.items() if name not in ("", "_target")}
-    for name, value in values.items():
-        if not hasattr(config, name):
-            raise InputError(
-                f"{path} was written by another version: {type(config).__name__} has no {name} in this one"
-            )
-        if isinstance(value, dict) and "" in value:
-            values[name] = _filled(getattr(config, name), value, path)
-    return replace(config, **values)
-
-
-def _picture_of(config: dict[str, Any], checkpoint: Path) -> Picture:
-    """The run's picture, for checkpoints that do not say what kind it was."""
-    path = _picture_path(config)
-    if not path.is_file():
-        raise InputError(
-            f"{checkpoint} was written by an older version and does not say how large its picture was, and "
-            f"{path} is gone: put the picture back"
-        )
-    return read_picture(path)
-
-
-def _picture_path(config: dict[str, Any]) -> Path:
-    path = config["pipeline"]["datamanager"]["data"]
-    if path is None:
-        from loe_field.image.datamanager import default_picture
-
-        return default_picture()
-    return path
+def _filled(kind: type[T], state: dict[str, Any], path: Path) -> T:
+    """A config of a class with the state that a file holds."""
+    values = {name: value for name, value in state.items() if name != ""}
+    known = {field.name for field in fields(kind)}  # type: ignore[arg-type]
+    for name in values.keys() - known:
+        raise InputError(f"{path} was written by another version: {kind.__name__} has no {name} in this one")
+    return kind(**values)

@@ -1,14 +1,19 @@
-"""The picture as a thing in space: where it stands, which of its places a ray meets, where one first looks from."""
+"""The picture as a thing in space: its plane, the rays that meet it, and the first look at it."""
 
 import math
 from dataclasses import replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 from nerfstudio.cameras.cameras import Cameras
+from nerfstudio.data.scene_box import OrientedBox, SceneBox
+from nerfstudio.model_components.renderers import RGBRenderer
 from nerfstudio.viewer.viewer_elements import ViewerButton, ViewerControl
 from torch import Tensor
+
+from loe_field.signals.picture import PictureSignal
+from loe_field.signals.signal import Field
 
 if TYPE_CHECKING:
     from nerfstudio.viewer.viewer import Viewer
@@ -29,11 +34,26 @@ _BEHIND = 0.009
 picture."""
 
 
-class Hits(NamedTuple):
-    """Where rays meet the plane of the picture."""
+def as_seen(colours: Tensor) -> Tensor:
+    """Colours as a screen shows them: grey repeated, alpha over black.
 
-    places: Tensor
-    """[N, 2] in pixels, (0, 0) being the upper left corner; of rays that do not meet the picture anything, NaN too."""
+    Args:
+        colours: [..., channels], 1 to 4 of them; clamped to [0, 1].
+
+    Returns:
+        [..., 3].
+    """
+    colours = colours.clamp(0, 1)
+    channels = colours.shape[-1]
+    rgb = colours[..., :3] if channels >= 3 else colours[..., :1].expand(*colours.shape[:-1], 3)
+    return rgb * colours[..., -1:] if channels in (2, 4) else rgb
+
+
+class Hits(NamedTuple):
+    """Rays on the plane of the picture."""
+
+    coords: Tensor
+    """[N, 2] in pixels, (0, 0) being the upper left corner; any number, NaN too, for rays that miss the picture."""
     distance: Tensor
     """[N] along the ray, in units of its direction."""
     on_picture: Tensor
@@ -56,11 +76,11 @@ def hits(origins: Tensor, directions: Tensor, width: int, height: int) -> Hits:
     distance = -origins[:, 1] / directions[:, 1]  # infinite or NaN for rays within the plane's direction
     met = origins + distance[:, None] * directions
     size = met.new_tensor([width, height])
-    places = size / 2 - met[:, [0, 2]] * (longer / SIDE)
-    centre = places.floor() + 0.5
-    places = torch.where((places - centre).abs() < 2**-20 * longer, centre, places)
-    on_picture = (distance > 0) & (places >= 0).all(-1) & (places < size).all(-1)
-    return Hits(places, distance, on_picture)
+    coords = size / 2 - met[:, [0, 2]] * (longer / SIDE)
+    centre = coords.floor() + 0.5
+    coords = torch.where((coords - centre).abs() < 2**-20 * longer, centre, coords)
+    on_picture = (distance > 0) & (coords >= 0).all(-1) & (coords < size).all(-1)
+    return Hits(coords, distance, on_picture)
 
 
 def picture_camera(width: int, height: int) -> Cameras:
@@ -84,6 +104,61 @@ def distance_to_see(width: int, height: int, *, fov: float, aspect: float) -> fl
     """
     tall, wide = height, width / aspect
     return _MARGIN * max(tall, wide) / max(width, height) * SIDE / (2 * math.tan(fov / 2))
+
+
+class PictureView:
+    """A picture in space, see SignalView.
+
+    Args:
+        signal: the picture.
+    """
+
+    def __init__(self, signal: PictureSignal) -> None:
+        self._signal = signal
+        width, height = signal.picture.width, signal.picture.height
+        self.scene_box = SceneBox(aabb=torch.tensor([[-SIDE / 2] * 3, [SIDE / 2] * 3]))
+        self.cameras = picture_camera(width, height)
+        whole_picture = WholePicture(width, height)
+        self.controls: dict[str, Any] = {"whole_picture": whole_picture, "whole_picture_button": whole_picture.button}
+
+    @property
+    def image(self) -> Tensor:
+        """The picture as a screen shows it, float32 [height, width, 3] in [0, 1]."""
+        return as_seen(torch.from_numpy(self._signal.targets))
+
+    def outputs(self, camera: Cameras, field: Field, *, obb_box: OrientedBox | None, chunk: int) -> dict[str, Tensor]:
+        """A field as a camera sees it on the picture's plane.
+
+        Returns:
+            rgb [H, W, 3] in [0, 1]: the field where a ray meets the picture (grey repeated, alpha over black).
+            target [H, W, 3]: the pixel that it meets. error [H, W, 1] in [0, 1]: how far they are from each other, the
+            largest over the three. depth [H, W, 1] along the ray. accumulation [H, W, 1]: 1. Beside the picture, and
+            outside obb_box, these are a neutral colour, that colour, 0, FAR and 0.
+        """
+        picture = self._signal.picture
+        rays = camera.generate_rays(camera_indices=0, keep_shape=True, obb_box=obb_box)
+        coords, distance, inside = hits(
+            rays.origins.flatten(0, 1), rays.directions.flatten(0, 1), picture.width, picture.height
+        )
+        if rays.nears is not None and rays.fars is not None:
+            inside = inside & (distance >= rays.nears.flatten()) & (distance <= rays.fars.flatten())
+        background = RGBRenderer.get_background_color(
+            distance.new_tensor(BACKGROUND), shape=(len(distance), 3), device=distance.device
+        )
+        rgb, target = background.clone(), background.clone()
+        size = coords.new_tensor([picture.width, picture.height])
+        for rows in inside.nonzero().squeeze(1).split(chunk):
+            rgb[rows] = as_seen(field(coords[rows] / size).float())
+            x, y = coords[rows].long().unbind(-1)
+            target[rows] = as_seen(self._signal.values((y * picture.width + x).to(self._signal.device))).to(rgb.device)
+        outputs = {
+            "rgb": rgb,
+            "target": target,
+            "error": (rgb - target).abs().amax(-1, keepdim=True),
+            "depth": torch.where(inside, distance, FAR)[:, None],
+            "accumulation": inside[:, None].to(rgb.dtype),
+        }
+        return {name: value.unflatten(0, rays.origins.shape[:2]) for name, value in outputs.items()}
 
 
 class WholePicture(ViewerControl):

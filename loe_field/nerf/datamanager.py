@@ -1,6 +1,5 @@
 """nerfstudio's DataManager for posed pictures, with everything on the device."""
 
-import json
 import struct
 import warnings
 from dataclasses import dataclass, field
@@ -12,7 +11,6 @@ import torch
 from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.configs.dataparser_configs import AnnotatedDataParserUnion
 from nerfstudio.data.datamanagers.base_datamanager import VanillaDataManager, VanillaDataManagerConfig
-from nerfstudio.data.dataparsers.base_dataparser import DataparserOutputs
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
 from nerfstudio.data.datasets.base_dataset import InputDataset
 from nerfstudio.data.utils.dataloaders import FixedIndicesEvalDataloader, RandIndicesEvalDataloader
@@ -23,6 +21,10 @@ from loe_field.errors import InputError
 from loe_field.nerf.pictures import PosedPictures
 from loe_field.nerf.rays import RayTable
 from loe_field.nerf.scene import check_scene, usable
+from loe_field.training.config import require_at_least
+
+_BROKEN = (ArithmeticError, AssertionError, KeyError, OSError, RuntimeError, TypeError, ValueError, struct.error)
+"""Errors of the host's readers at files that they cannot take."""
 
 
 @dataclass
@@ -37,24 +39,15 @@ class SceneDataManagerConfig(VanillaDataManagerConfig):
 
 
 class SceneDataManager(VanillaDataManager[InputDataset]):
-    """The host's data manager, whose training rays come from a RayTable.
-
-    Attributes:
-        held_out: whether the evaluation set has views that are not trained on.
-
-    Raises:
-        InputError: the scene cannot be trained on.
-    """
+    """The host's data manager, whose training rays come from a RayTable."""
 
     config: SceneDataManagerConfig
-    train_pixel_sampler: RayTable | None = None  # type: ignore[assignment]
+    held_out: bool
+    """Whether the evaluation set has views that are not trained on."""
+    train_pixel_sampler: RayTable  # type: ignore[assignment]
 
     def __init__(self, config: SceneDataManagerConfig, *args: Any, **kwargs: Any) -> None:
-        if config.train_num_rays_per_batch < 1:
-            raise InputError(
-                f"--pipeline.datamanager.train-num-rays-per-batch is {config.train_num_rays_per_batch}: it must be at "
-                "least 1"
-            )
+        require_at_least(1, config, "train_num_rays_per_batch", prefix="pipeline.datamanager.")
         if config.data is not None:
             config.dataparser.data = config.data
         elif config.dataparser.data != Path():
@@ -64,61 +57,43 @@ class SceneDataManager(VanillaDataManager[InputDataset]):
         warnings.filterwarnings("ignore", message="Using a non-tuple sequence", category=UserWarning)
         try:
             super().__init__(config, *args, **kwargs)
-        except (
-            ArithmeticError,
-            AssertionError,
-            KeyError,
-            OSError,
-            RuntimeError,
-            TypeError,
-            ValueError,
-            json.JSONDecodeError,
-            struct.error,
-        ) as error:
-            if isinstance(error, InputError):
-                raise
+        except InputError:
+            raise
+        except _BROKEN as error:
             reason = f"{type(error).__name__}: {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
             raise InputError(f"{config.dataparser.data} cannot be read as a scene: {reason or repr(error)}") from error
 
     def create_train_dataset(self) -> InputDataset:
         """The training views whose pictures are there."""
         outputs = usable(self.train_dataparser_outputs, "training")
-        if len(outputs.image_filenames) < 2 and self.test_mode != "inference":
-            raise InputError(
-                f"{len(outputs.image_filenames)} training views have their pictures: at least two are needed"
-            )
+        count = len(outputs.image_filenames)
+        if count < 2 and self.test_mode != "inference":
+            raise InputError(f"{count} training views have their pictures: at least two are needed")
         self.train_dataparser_outputs = outputs
         return PosedPictures(outputs, scale_factor=self.config.camera_res_scale_factor)
 
     def create_eval_dataset(self) -> InputDataset:
         """The held-out views whose pictures are there, or the training views if there are none."""
-        outputs = self._held_out_views()
-        trained_on = set(self.train_dataparser_outputs.image_filenames)
-        self.held_out = outputs is not None and not trained_on.issuperset(outputs.image_filenames)
-        if outputs is None:
+        outputs = self.dataparser.get_dataparser_outputs(split=self.test_split)
+        if len(outputs.image_filenames):
+            outputs = usable(outputs, "held-out", whole=True)
+        if not len(outputs.image_filenames):
             CONSOLE.print(
-                "no view is held out: what is measured are the training views (the dataparser's --eval-mode and "
+                "no view is held out: the training views are measured (the dataparser's --eval-mode and "
                 "--train-split-fraction choose)",
                 soft_wrap=True,
             )
             outputs = self.train_dataparser_outputs
+        self.held_out = not set(self.train_dataparser_outputs.image_filenames).issuperset(outputs.image_filenames)
         return PosedPictures(outputs, scale_factor=self.config.camera_res_scale_factor)
-
-    def _held_out_views(self) -> DataparserOutputs | None:
-        outputs = self.dataparser.get_dataparser_outputs(split=self.test_split)
-        if len(outputs.image_filenames):
-            outputs = usable(outputs, "held-out", whole=True)
-        return outputs if len(outputs.image_filenames) else None
 
     def setup_train(self) -> None:
         """Put all pixels and directions on the device."""
-        seed = (torch.initial_seed() + self.local_rank) % 2**31
-        self.train_pixel_sampler = RayTable(
-            self.train_dataset, self.device, num_rays_per_batch=self.config.train_num_rays_per_batch, seed=seed
-        )
+        rays, seed = self.config.train_num_rays_per_batch, (torch.initial_seed() + self.local_rank) % 2**31
+        self.train_pixel_sampler = RayTable(self.train_dataset, self.device, num_rays_per_batch=rays, seed=seed)
 
     def setup_eval(self) -> None:
-        """Views one by one, for the host's evaluations; rays of them only when somebody asks."""
+        """Views one by one, for the host's evaluations; rays of them only when asked for."""
         self.fixed_indices_eval_dataloader = FixedIndicesEvalDataloader(self.eval_dataset, device=self.device)
         self.eval_dataloader = RandIndicesEvalDataloader(self.eval_dataset, device=self.device)
 
@@ -130,13 +105,15 @@ class SceneDataManager(VanillaDataManager[InputDataset]):
     def next_eval(self, step: int) -> tuple[RayBundle, dict[str, Tensor]]:
         """As next_train, of the held-out views."""
         self.eval_count += 1
-        return self._eval_rays.batch(step)
+        return self._eval_rays.rays(self._eval_rays.draw(step, self.eval_count))
 
     def next_train(self, step: int) -> tuple[RayBundle, dict[str, Tensor]]:
-        """Rays [N], and {"image": colours [N, channels], "indices": camera, row and column [N, 3]}."""
-        assert self.train_pixel_sampler is not None
+        """Rays [N], and {"image": colours [N, channels], "indices": camera, row and column [N, 3]}.
+
+        Other rays at every call: the host's exporters ask for one step again and again.
+        """
         self.train_count += 1
-        return self.train_pixel_sampler.batch(step)
+        return self.train_pixel_sampler.rays(self.train_pixel_sampler.draw(step, self.train_count))
 
     def get_param_groups(self) -> dict[str, list[Any]]:
         """Nothing here is learned."""

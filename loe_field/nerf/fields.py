@@ -14,7 +14,7 @@ from nerfstudio.field_components.spatial_distortions import SpatialDistortion
 from nerfstudio.fields.base_field import Field, get_normalized_directions
 from torch import Tensor, nn
 
-from loe_field.layers import LoEMLP
+from loe_field.network.protocol import Network
 
 
 class Contraction(SpatialDistortion):
@@ -30,38 +30,20 @@ class Contraction(SpatialDistortion):
         return positions * ((2 - 1 / size) / size)
 
 
-class NetworkEncoding(Encoding):
-    """A network as an encoding: any field of the host can take it in place of a hash grid.
+class LoEEncoding(Encoding):
+    """A network as an encoding of coordinates in [0, 1]: any field of the host can take it in place of a hash grid."""
 
-    Args:
-        network: from points [..., in_dim] in [0, 1] to [..., out_dim].
-        in_dim: coordinates per point.
-        out_dim: numbers per point.
-    """
-
-    def __init__(self, network: nn.Module, *, in_dim: int, out_dim: int) -> None:
-        super().__init__(in_dim)
+    def __init__(self, network: Network) -> None:
+        super().__init__(network.dim)
         self.network = network
-        self._out_dim = out_dim
 
     def get_out_dim(self) -> int:
         """Numbers per point."""
-        return self._out_dim
+        return self.network.out_features
 
     def forward(self, in_tensor: Tensor) -> Tensor:
-        """Points [..., in_dim] in [0, 1] to [..., out_dim]."""
+        """Points [..., dim] in [0, 1] to [..., out_features]."""
         return self.network(in_tensor)
-
-
-class LoEEncoding(NetworkEncoding):
-    """Levels of experts as an encoding.
-
-    Args:
-        network: from coordinates in [0, 1] to the numbers of the encoding.
-    """
-
-    def __init__(self, network: LoEMLP) -> None:
-        super().__init__(network, in_dim=network.dim, out_dim=network.head.out_features)
 
 
 class LoEDensityField(Field):
@@ -76,7 +58,7 @@ class LoEDensityField(Field):
     aabb: Tensor
 
     def __init__(
-        self, aabb: Tensor, encoding: NetworkEncoding, *, spatial_distortion: SpatialDistortion | None = None
+        self, aabb: Tensor, encoding: LoEEncoding, *, spatial_distortion: SpatialDistortion | None = None
     ) -> None:
         super().__init__()
         self.register_buffer("aabb", aabb)
@@ -103,9 +85,7 @@ class LoEDensityField(Field):
 
 
 class LoEField(LoEDensityField):
-    """Density and colour.
-
-    The experts give density and features; a small MLP makes a colour of the features and the direction.
+    """Density and features by the experts; a small MLP makes a colour of the features and the direction.
 
     Args:
         aabb: the scene's box [2, 3].
@@ -119,7 +99,7 @@ class LoEField(LoEDensityField):
     def __init__(
         self,
         aabb: Tensor,
-        encoding: NetworkEncoding,
+        encoding: LoEEncoding,
         *,
         num_images: int,
         appearance_dim: int = 0,
@@ -146,15 +126,10 @@ class LoEField(LoEDensityField):
         assert density_embedding is not None
         directions = get_normalized_directions(ray_samples.frustums.directions)
         shape = directions.shape[:-1]
-        parts = [
-            self.direction_encoding(directions.reshape(-1, 3)),
-            density_embedding.reshape(-1, density_embedding.shape[-1]),
-        ]
-        if self.appearance is not None:
-            if self.training:
-                assert ray_samples.camera_indices is not None
-                parts.append(self.appearance(ray_samples.camera_indices.reshape(-1)))
-            else:
-                mean = self.appearance.mean(dim=0)
-                parts.append(mean.expand(len(parts[0]), -1))
+        parts = [self.direction_encoding(directions.reshape(-1, 3)), density_embedding.flatten(0, -2)]
+        if self.appearance is not None and self.training:
+            assert ray_samples.camera_indices is not None
+            parts.append(self.appearance(ray_samples.camera_indices.reshape(-1)))
+        elif self.appearance is not None:
+            parts.append(self.appearance.mean(dim=0).expand(len(parts[0]), -1))
         return {FieldHeadNames.RGB: self.color(torch.cat(parts, -1)).float().view(*shape, 3)}

@@ -1,12 +1,13 @@
 """nerfstudio's Model: rays, samples along them, and what a camera sees."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
+import tyro
 from nerfstudio.cameras.camera_optimizers import CameraOptimizer, CameraOptimizerConfig
 from nerfstudio.cameras.rays import RayBundle, RaySamples
 from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackAttributes, TrainingCallbackLocation
@@ -17,21 +18,22 @@ from nerfstudio.model_components.renderers import AccumulationRenderer, DepthRen
 from nerfstudio.model_components.scene_colliders import AABBBoxCollider, NearFarCollider
 from nerfstudio.models.base_model import Model, ModelConfig
 from nerfstudio.utils import colormaps
+from nerfstudio.utils.colors import COLORS_DICT
 from nerfstudio.utils.rich_utils import CONSOLE
 from torch import Tensor, nn
 from torch.nn import Parameter
-from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
-from loe_field.baselines import HashGridOptions, build
+from loe_field.adapter.network import LoEConfig
+from loe_field.baselines import build
+from loe_field.baselines.choice import SCENE_GRID, HashGridChoice
 from loe_field.errors import InputError
-from loe_field.layers import Activation, LoEMLP
-from loe_field.nerf.fields import Contraction, LoEDensityField, LoEEncoding, LoEField, NetworkEncoding
-from loe_field.ops import Implementation
-from loe_field.tiling import Blending, Pattern
+from loe_field.nerf.fields import Contraction, LoEDensityField, LoEEncoding, LoEField
+from loe_field.network.protocol import Network
+from loe_field.pictures.metrics import psnr, ssim
+from loe_field.training.config import require_at_least
 
 ALEXNET = "alexnet-owt-7be5be79.pth"
 """The file that torchvision keeps AlexNet's weights in."""
-_SSIM_WINDOW = 11
 
 
 @dataclass
@@ -42,30 +44,18 @@ class LoENerfModelConfig(ModelConfig):
     eval_num_rays_per_chunk: int = 4096
     """Rays rendered at once in an evaluation."""
     network: Literal["loe", "hash-grid"] = "loe"
-    """What stands for the scene: levels of experts, or the hash grid of Instant-NGP with its small MLP, as a peer."""
-    hash_grid: HashGridOptions = field(
-        default_factory=lambda: HashGridOptions(log2_hashmap_size=15, max_resolution=512)
+    """Network of the scene: levels of experts, or as a baseline the hash grid of Instant-NGP with its small MLP. Its
+    name at the end of the command opens its options: hash-grid --log2-hashmap-size 14."""
+    # tile_size 4 beside 2, on a scene of 45 views: 25.97 and 25.60 dB after 120 s, 29.89 and 29.13 after 600 s on one
+    # core, at 7 % fewer rays per second.
+    loe: Annotated[LoEConfig, tyro.conf.arg(name="")] = field(
+        default_factory=lambda: LoEConfig(
+            num_layers=6, layer_width=64, tile_size=4, pattern="quad_tree", num_frequencies=6
+        )
     )
-    """The hash grid, where it is the network."""
-    num_layers: int = 6
-    """Linear layers of the field: num_layers - 1 levels and the final one."""
-    layer_width: int = 64
-    """Channels of the field."""
-    tile_size: int = 4
-    """Experts per axis; 1 is a plain MLP. 4 beside 2, on a scene of 45 views: 25.97 and 25.60 dB after 120 s, 29.89 and
-    29.13 after 600 s on one core, at 7 % fewer rays per second."""
-    pattern: Pattern = "quad_tree"
-    """How the cells' size goes from layer to layer."""
-    levels: tuple[tuple[float, float], ...] | None = None
-    """A pattern of your own: alpha and beta for each level (the contracted scene is the unit cube)."""
-    blending: Blending = "nearest"
-    """One expert per point, or a blend of the eight around it."""
-    activation: Activation = "sine"
-    """Activation between the levels."""
-    num_frequencies: int = 6
-    """Octaves of positional encoding."""
-    implementation: Implementation = "auto"
-    """How the position-dependent layers are computed."""
+    """Levels of experts; the proposal networks have all but num_layers, layer_width and levels from them."""
+    baseline: HashGridChoice = None
+    """The hash grid, for its options."""
     host_implementation: Literal["torch", "tcnn"] = "torch"
     """How the host's own parts are computed: direction encoding and colour MLP."""
     num_features: int = 15
@@ -76,9 +66,9 @@ class LoENerfModelConfig(ModelConfig):
     """All of space, contracted, or the scene's box alone. "auto": the box where pictures have alpha, so that there is
     nothing behind the object."""
     near_plane: float = 0.05
-    """Where rays begin, in unbounded scenes."""
+    """Beginning of the rays, in unbounded scenes."""
     far_plane: float = 1000.0
-    """Where they end."""
+    """Their end."""
     num_proposal_samples: tuple[int, ...] = (64,)
     """Samples along a ray for each proposal network."""
     num_samples: int = 32
@@ -97,6 +87,10 @@ class LoENerfModelConfig(ModelConfig):
     camera_optimizer: CameraOptimizerConfig = field(default_factory=lambda: CameraOptimizerConfig(mode="off"))
     """Corrections of the poses while training."""
 
+    def __post_init__(self) -> None:
+        if self.baseline is not None:
+            self.network = "hash-grid"
+
 
 class LoENerfModel(Model):
     """A LoE radiance field, sampled by LoE proposal networks (Barron et al., Mip-NeRF 360, 2022)."""
@@ -104,11 +98,7 @@ class LoENerfModel(Model):
     config: LoENerfModelConfig
 
     def populate_modules(self) -> None:
-        """Build fields, samplers and renderers.
-
-        Raises:
-            InputError: an option is out of range.
-        """
+        """Build fields, samplers and renderers; an InputError if an option is out of range."""
         super().populate_modules()
         config = self.config
         _check_options(config)
@@ -116,29 +106,28 @@ class LoENerfModel(Model):
         unbounded = config.scene == "unbounded"
         contraction = Contraction() if unbounded else None
         try:
-            pattern = config.pattern if config.levels is None else config.levels
             if config.network == "loe":
-                encoding = self._encoding(1 + config.num_features, config.num_layers, config.layer_width, pattern)
+                network = config.loe.build(3, 1 + config.num_features)
             else:
-                grid = build("hash-grid", dim=3, out_features=1 + config.num_features, options=config.hash_grid)
-                encoding = NetworkEncoding(grid, in_dim=3, out_dim=1 + config.num_features)
-            proposals = [
-                self._encoding(1, config.proposal_layers, config.proposal_width, config.pattern)
-                for _ in config.num_proposal_samples
-            ]
+                grid = config.baseline or SCENE_GRID
+                network = build("hash-grid", dim=3, out_features=1 + config.num_features, options=grid)
+            proposal = replace(
+                config.loe, num_layers=config.proposal_layers, layer_width=config.proposal_width, levels=None
+            )
+            proposals = [proposal.build(3, 1) for _ in config.num_proposal_samples]
         except ValueError as error:
             raise InputError(f"{error} (an option of --pipeline.model)") from None
         aabb = self.scene_box.aabb
         self.field = LoEField(
             aabb,
-            encoding,
+            LoEEncoding(network),
             num_images=self.num_train_data,
             appearance_dim=config.appearance_dim,
             spatial_distortion=contraction,
             implementation=config.host_implementation,
         )
         self.proposal_networks = nn.ModuleList(
-            LoEDensityField(aabb, e, spatial_distortion=contraction) for e in proposals
+            LoEDensityField(aabb, LoEEncoding(p), spatial_distortion=contraction) for p in proposals
         )
         self.camera_optimizer: CameraOptimizer = config.camera_optimizer.setup(
             num_cameras=self.num_train_data, device="cpu"
@@ -151,13 +140,13 @@ class LoENerfModel(Model):
             initial_sampler=None if unbounded else UniformSampler(single_jitter=True),
             update_sched=lambda step: 1,
         )
-        self._anneal = 1.0
+        self.anneal: Tensor
+        self.register_buffer("anneal", torch.ones(()), persistent=False)  # a CUDA graph reads it there
         if unbounded:
             self.collider = NearFarCollider(near_plane=config.near_plane, far_plane=config.far_plane)
         else:
             self.collider = AABBBoxCollider(self.scene_box, near_plane=config.near_plane)
-        settled: Any = config.background_color
-        self.renderer_rgb = RGBRenderer(background_color=settled)
+        self.renderer_rgb = _rgb_renderer(config.background_color)
         self.renderer_accumulation = AccumulationRenderer()
         self.renderer_depth = DepthRenderer(method="median")
         self.renderer_expected_depth = DepthRenderer(method="expected")
@@ -168,90 +157,77 @@ class LoENerfModel(Model):
         if config.scene == "auto":
             config.scene = "unbounded" if background is None else "box"
         if config.background_color == "auto":
-            plain = {(1.0, 1.0, 1.0): "white", (0.0, 0.0, 0.0): "black"}
-            if isinstance(background, list):
-                config.background_color = plain.get(tuple(background), "last_sample")  # type: ignore[assignment]
-            else:
-                config.background_color = "last_sample" if background is None else "random"
-
-    def _encoding(
-        self, out_dim: int, num_layers: int, layer_width: int, pattern: Pattern | Sequence[tuple[float, float]]
-    ) -> LoEEncoding:
-        config = self.config
-        network = LoEMLP(
-            dim=3,
-            out_features=out_dim,
-            num_layers=num_layers,
-            layer_width=layer_width,
-            tile_size=config.tile_size,
-            pattern=pattern,
-            blending=config.blending,
-            activation=config.activation,
-            num_frequencies=config.num_frequencies,
-            implementation=config.implementation,
-        )
-        return LoEEncoding(network)
+            plain: dict[tuple[float, ...], str] = {(1.0, 1.0, 1.0): "white", (0.0, 0.0, 0.0): "black"}
+            colour = "random" if background == "transparent" else plain.get(tuple(background or ()), "last_sample")
+            config.background_color = colour  # type: ignore[assignment]
 
     @property
-    def networks(self) -> list[LoEMLP]:
-        """The networks with levels of experts: the field's, unless it is a hash grid, and those that propose."""
+    def networks(self) -> list[Network]:
+        """The field's network, and those of the proposal networks."""
         fields: list[LoEDensityField] = [self.field, *self.proposal_networks]  # type: ignore[list-item]
-        return [f.encoding.network for f in fields if isinstance(f.encoding.network, LoEMLP)]
+        return [f.encoding.network for f in fields]
+
+    @property
+    def capturable(self) -> bool:
+        """Whether a step on a GPU waits for nothing."""
+        return self.config.host_implementation == "torch" and all(network.capturable for network in self.networks)
 
     def get_param_groups(self) -> dict[str, list[Parameter]]:
         """The hidden stacks of matrices as "experts", all else of the fields as "fields", poses as "camera_opt"."""
-        experts: list[Parameter] = [w for network in self.networks for w in network.hidden_weights]
+        experts = [p for network in self.networks for p in network.param_groups().get("experts", [])]
         chosen = {id(p) for p in experts}
         rest = [p for part in (self.field, self.proposal_networks) for p in part.parameters() if id(p) not in chosen]
         groups = {"experts": experts, "fields": rest}
         self.camera_optimizer.get_param_groups(param_groups=groups)
         return groups
 
+    @staticmethod
+    def trains_proposals(step: int) -> bool:
+        """Whether the proposal networks are trained in a step: in the first eleven, then in every second one."""
+        return step <= 10 or step % 2 == 0
+
     def get_training_callbacks(
         self, training_callback_attributes: TrainingCallbackAttributes
     ) -> list[TrainingCallback]:
-        """The sampler counts steps, and trusts the proposal networks little by little (Mip-NeRF 360, Eq. 18)."""
+        """The proposal networks are trained as the step has it, and trusted little by little (Mip-NeRF 360, Eq. 18)."""
 
-        def anneal(step: int) -> None:
+        def before(step: int) -> None:
             done = min(1.0, step / 1000)
-            self._anneal = 10 * done / (9 * done + 1)
+            self.anneal.fill_(10 * done / (9 * done + 1))
+            sampler = self.proposal_sampler  # its own count would change with every evaluation
+            sampler._step, sampler._steps_since_update = 10, 2 if self.trains_proposals(step) else 0
 
-        where = TrainingCallbackLocation
-        return [
-            TrainingCallback([where.BEFORE_TRAIN_ITERATION], anneal, update_every_num_iters=1),
-            TrainingCallback([where.AFTER_TRAIN_ITERATION], self.proposal_sampler.step_cb, update_every_num_iters=1),
-        ]
+        return [TrainingCallback([TrainingCallbackLocation.BEFORE_TRAIN_ITERATION], before)]
 
     def get_outputs(self, ray_bundle: RayBundle) -> dict[str, Any]:  # type: ignore[override]
-        """Rgb [N, 3], accumulation, depth (median) and expected_depth [N, 1]; while training also the samples."""
+        """Rgb [N, 3] and accumulation [N, 1]; in training the samples, else depth (median), expected_depth [N, 1]."""
         if self.training:
             self.camera_optimizer.apply_to_raybundle(ray_bundle)
-        # In full when measured, whatever the step: as whoever loads the checkpoint will see it.
-        self.proposal_sampler.set_anneal(self._anneal if self.training else 1.0)
+        # In full when measured, at any step: a checkpoint does not hold it.
+        anneal: Any = self.anneal if self.training else 1.0
+        self.proposal_sampler.set_anneal(anneal)
         density_fns = [network.density_fn for network in self.proposal_networks]
         samples: RaySamples
         samples, weights_list, samples_list = self.proposal_sampler(ray_bundle, density_fns=density_fns)
         outputs = self.field(samples)
         weights = samples.get_weights(outputs[FieldHeadNames.DENSITY])
-        rendered: dict[str, Any] = {
-            "rgb": self.renderer_rgb(rgb=outputs[FieldHeadNames.RGB], weights=weights),
-            "accumulation": self.renderer_accumulation(weights=weights),
-        }
-        with torch.no_grad():
-            rendered["depth"] = self.renderer_depth(weights=weights, ray_samples=samples)
-            rendered["expected_depth"] = self.renderer_expected_depth(weights=weights, ray_samples=samples)
+        rgb = self.renderer_rgb(rgb=outputs[FieldHeadNames.RGB], weights=weights)
+        rendered: dict[str, Any] = {"rgb": rgb, "accumulation": self.renderer_accumulation(weights=weights)}
         if self.training:
-            rendered |= {"weights_list": [*weights_list, weights], "ray_samples_list": [*samples_list, samples]}
+            return rendered | {"weights_list": [*weights_list, weights], "ray_samples_list": [*samples_list, samples]}
+        for name, renderer in (("depth", self.renderer_depth), ("expected_depth", self.renderer_expected_depth)):
+            rendered[name] = renderer(weights=weights, ray_samples=samples)
         return rendered
 
     def get_loss_dict(
         self, outputs: dict[str, Any], batch: dict[str, Tensor], metrics_dict: dict[str, Tensor] | None = None
     ) -> dict[str, Tensor]:
         """Mean squared error of the colours, and the samplers' losses."""
+        image = batch["image"].to(self.device)
+        if self.config.background_color == "last_sample" and image.shape[-1] == 4:
+            image = image[..., :3] * image[..., 3:]  # the host does the same with a black that lies on the CPU
         predicted, target = self.renderer_rgb.blend_background_for_loss_computation(
-            pred_image=outputs["rgb"],
-            pred_accumulation=outputs["accumulation"],
-            gt_image=batch["image"].to(self.device),
+            pred_image=outputs["rgb"], pred_accumulation=outputs["accumulation"], gt_image=image
         )
         losses = {"rgb_loss": (predicted - target).square().mean()}
         if self.training:
@@ -262,10 +238,13 @@ class LoENerfModel(Model):
         return losses
 
     def get_metrics_dict(self, outputs: dict[str, Any], batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The poses' corrections; the PSNR is measured on held-out views."""
-        metrics: dict[str, Tensor] = {}
-        self.camera_optimizer.get_metrics_dict(metrics)
-        return metrics
+        """Sizes of the poses' corrections, in the scene's length and in degrees; the host's own wait for the device."""
+        if self.config.camera_optimizer.mode == "off":
+            return {}
+        shift, turn = (part.norm(dim=-1) for part in self.camera_optimizer.pose_adjustment.detach().split(3, -1))
+        sizes = {"translation": shift, "rotation": torch.rad2deg(turn)}
+        measures = {"max": Tensor.max, "mean": Tensor.mean}
+        return {f"camera_opt_{n}_{m}": measure(size) for n, size in sizes.items() for m, measure in measures.items()}
 
     @cached_property
     def _lpips(self) -> Callable[[Tensor, Tensor], Tensor] | None:
@@ -288,12 +267,12 @@ class LoENerfModel(Model):
         """
         target = self.renderer_rgb.blend_background(batch["image"].to(self.device))
         rgb = outputs["rgb"].clamp(0, 1)
-        wanted, seen = (x.movedim(-1, 0)[None] for x in (target, rgb))
-        metrics = {"psnr": float(peak_signal_noise_ratio(seen, wanted, data_range=1.0))}
-        if min(wanted.shape[2:]) >= _SSIM_WINDOW:
-            metrics["ssim"] = float(structural_similarity_index_measure(seen, wanted, data_range=1.0))  # type: ignore[arg-type]
+        seen, wanted = (x.float().cpu().numpy() for x in (rgb, target))
+        metrics = {"psnr": psnr(seen, wanted)}
+        if (structure := ssim(seen, wanted, mirrored=True)) is not None:
+            metrics["ssim"] = structure
         if self._lpips is not None:
-            metrics["lpips"] = float(self._lpips(seen, wanted))
+            metrics["lpips"] = float(self._lpips(*(x.movedim(-1, 0)[None] for x in (rgb, target))))
         images = {
             "img": torch.cat([target, rgb], 1),
             "accumulation": colormaps.apply_colormap(outputs["accumulation"]),
@@ -302,14 +281,25 @@ class LoENerfModel(Model):
         return metrics, images
 
 
+def _rgb_renderer(background_color: Any) -> RGBRenderer:
+    """The host's renderer, with a plain background that moves to the device: it would copy it at every step."""
+    renderer = RGBRenderer(background_color)
+    if background_color in COLORS_DICT:
+        del renderer.background_color
+        renderer.register_buffer("background_color", COLORS_DICT[background_color].clone(), persistent=False)
+    return renderer
+
+
 def _check_options(config: LoENerfModelConfig) -> None:
     """Refuse counts that are too small, and a far plane that is not behind the near one."""
+    for name in ("num_layers", "layer_width", "tile_size"):
+        if getattr(config.loe, name) is None:
+            raise InputError(f"--pipeline.model.{name.replace('_', '-')} is None: a scene needs a number")
     counts = ("eval_num_rays_per_chunk", "num_features", "num_samples")
-    least = [(name, getattr(config, name), 1) for name in counts] + [("appearance_dim", config.appearance_dim, 0)]
-    least += [("num_proposal_samples", min(config.num_proposal_samples, default=0), 1)]
-    for name, value, lowest in least:
-        if value < lowest:
-            raise InputError(f"--pipeline.model.{name.replace('_', '-')} is {value}: it must be at least {lowest}")
+    require_at_least(1, config, *counts, prefix="pipeline.model.")
+    require_at_least(0, config, "appearance_dim", prefix="pipeline.model.")
+    if (fewest := min(config.num_proposal_samples, default=0)) < 1:
+        raise InputError(f"--pipeline.model.num-proposal-samples is {fewest}: it must be at least 1")
     if not 0 <= config.near_plane < config.far_plane:
         raise InputError(
             f"--pipeline.model.near-plane is {config.near_plane:g} and far-plane {config.far_plane:g}: rays begin at 0 "

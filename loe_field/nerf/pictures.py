@@ -11,7 +11,7 @@ from PIL import Image
 from loe_field.errors import InputError
 
 UNREADABLE = (OSError, SyntaxError, ValueError, EOFError)
-"""What Pillow raises at pictures that are damaged or none (UnidentifiedImageError is an OSError)."""
+"""Pillow's errors at files that are damaged or no pictures (UnidentifiedImageError is an OSError)."""
 
 
 class PosedPictures(InputDataset):
@@ -25,11 +25,7 @@ class PosedPictures(InputDataset):
         self.cameras.cx = x + 1e-3 * on_axis
 
     def get_numpy_image(self, image_idx: int) -> np.ndarray:
-        """A picture, uint8 [height, width, 3 or 4].
-
-        Raises:
-            InputError: it is damaged, or of a kind that has no 8 bits.
-        """
+        """A picture, uint8 [height, width, 3 or 4]; an InputError if it is damaged or cannot be had in 8 bits."""
         path = self.image_filenames[image_idx]
         try:
             with Image.open(path) as file:
@@ -43,11 +39,7 @@ class PosedPictures(InputDataset):
 
 
 def in_8_bits(picture: Image.Image) -> Image.Image:
-    """The picture as RGB, or as RGBA where it has alpha or a transparent colour.
-
-    Raises:
-        ValueError: it holds floats, or more than 16 bits.
-    """
+    """The picture as RGB, or RGBA where anything in it may be transparent; a ValueError at floats or over 16 bits."""
     if picture.mode in ("RGB", "RGBA") and "transparency" not in picture.info:
         picture.load()
         return picture
@@ -62,7 +54,7 @@ def in_8_bits(picture: Image.Image) -> Image.Image:
 
 
 def sees_through(path: Path) -> bool:
-    """Is any of the picture's pixels transparent? False also where it cannot be read."""
+    """Whether any pixel of the picture is transparent; False also where it cannot be read."""
     try:
         with Image.open(path) as picture:
             return picture.has_transparency_data and bool((np.asarray(in_8_bits(picture))[..., 3] < 255).any())

@@ -1,6 +1,7 @@
 """nerfstudio's pipeline of a scene."""
 
 import math
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -8,9 +9,11 @@ from typing import Any
 from nerfstudio.data.datamanagers.base_datamanager import DataManagerConfig
 from nerfstudio.models.base_model import ModelConfig
 from nerfstudio.pipelines.base_pipeline import VanillaPipelineConfig
+from torch import Tensor
 
-from loe_field.nerf.datamanager import SceneDataManagerConfig
-from loe_field.nerf.model import LoENerfModelConfig
+from loe_field.nerf.datamanager import SceneDataManager, SceneDataManagerConfig
+from loe_field.nerf.model import LoENerfModel, LoENerfModelConfig
+from loe_field.network.protocol import Network
 from loe_field.training.pipeline import LoEPipeline
 
 
@@ -26,7 +29,39 @@ class NerfPipelineConfig(VanillaPipelineConfig):
 
 
 class NerfPipeline(LoEPipeline):
-    """The host's pipeline."""
+    """A scene, and a radiance field of this package's or the host's."""
+
+    datamanager: SceneDataManager
+
+    @property
+    def networks(self) -> list[Network]:
+        """Those of this package; none in the host's own fields."""
+        return self.model.networks if isinstance(self.model, LoENerfModel) else []
+
+    def network_options(self) -> list[dict[str, Any]]:
+        """Also whether the coordinates are those of all space, contracted, or of the scene's box."""
+        scene = {"scene": getattr(self.model.config, "scene", None)}
+        return [options | scene for options in super().network_options()]
+
+    @property
+    def capturable(self) -> bool:
+        """Whether a step on a GPU waits for nothing; the host's own fields do not say."""
+        return isinstance(self.model, LoENerfModel) and self.model.capturable
+
+    def variant(self, step: int) -> Hashable:
+        """Whether the proposal networks are trained."""
+        return isinstance(self.model, LoENerfModel) and self.model.trains_proposals(step)
+
+    def draw(self, step: int) -> tuple[Tensor, ...]:
+        """Pixels of the scene, [N]."""
+        return (self.datamanager.train_pixel_sampler.draw(step),)
+
+    def losses(self, *drawn: Tensor) -> dict[str, Tensor]:
+        """The model's losses over the rays through these pixels."""
+        rays, batch = self.datamanager.train_pixel_sampler.rays(*drawn)
+        outputs = self._model(rays)
+        self.metrics = self.model.get_metrics_dict(outputs, batch)
+        return self.model.get_loss_dict(outputs, batch, self.metrics)
 
     def get_average_eval_image_metrics(
         self, step: int | None = None, output_path: Path | None = None, get_std: bool = False

@@ -11,47 +11,38 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from loe_field.errors import InputError
-from loe_field.training.machine import seeded_generator
+from loe_field.signals.seeds import seeded_generator
 
 
 class RayTable:
     """Pixels and the directions in which the cameras see them, made once.
 
     Lens distortion is undone for each lens and size of picture once, not for every batch: cameras that differ only in
-    their poses share one table of directions.
-
-    Args:
-        dataset: the posed pictures; RGB or RGBA, of any sizes. Masked pixels give no rays.
-        device: where everything is kept.
-        num_rays_per_batch: rays of a batch; may be changed at any time.
-        seed: of the batches.
-
-    Attributes:
-        num_pixels: pixels that give rays.
-
-    Raises:
-        InputError: a picture is damaged, or no pixel is left by the masks.
+    their poses share one table of directions. Pictures may be RGB or RGBA and of any sizes; masked pixels give no rays.
+    A damaged picture, or masks that leave no pixel, are an InputError.
     """
+
+    num_pixels: int
+    """Pixels that give rays."""
+    num_rays_per_batch: int
+    """Rays of a batch; may be changed at any time."""
 
     def __init__(
         self, dataset: InputDataset, device: torch.device | str, *, num_rays_per_batch: int, seed: int
     ) -> None:
         self.num_rays_per_batch = num_rays_per_batch
-        self._last_step, self._repeats = -1, 0
         cameras = dataset.cameras
         self._device = torch.device(device)
         self._seed = seed
         self._poses = cameras.camera_to_worlds.to(self._device)
-        lens = _lens_numbers(cameras)
+        lens = lens_numbers(cameras)
         _, first, which = np.unique(lens.numpy(), axis=0, return_index=True, return_inverse=True)
         tables = [_directions(cameras, int(i)) for i in first]
-        starts = np.cumsum([0, *(len(t) for t, _, _ in tables)])
-        self._directions = torch.cat([t for t, _, _ in tables]).to(self._device)
-        self._areas = torch.cat([a for _, a, _ in tables]).to(self._device)
-        offsets = torch.cat([o for _, _, o in tables])
+        starts = np.cumsum([0, *(len(table) for table, _, _ in tables)])
+        directions, areas, offsets = (torch.cat(parts) for parts in zip(*tables))
+        self._directions, self._areas = directions.to(self._device), areas.to(self._device)
         self._offsets = offsets.to(self._device) if offsets.any() else None
 
-        widths = cameras.width.flatten()
         colours, places = [], []
         for i in range(len(dataset)):
             try:
@@ -68,25 +59,20 @@ class RayTable:
         self._starts = torch.tensor([0, *itertools.accumulate(len(c) for c in colours)], device=self._device)
         self._colours = torch.cat(colours).to(self._device)
         self._places = torch.cat(places).to(self._device) if places else None
-        self._widths = widths.to(self._device)
+        self._widths = cameras.width.flatten().to(self._device)
         self._table_starts = torch.from_numpy(starts[which.ravel()]).to(self._device)
         self.num_pixels = len(self._colours)
         if not self.num_pixels:
             raise InputError("the masks leave no pixel of any picture: nothing to train on")
 
-    def batch(self, step: int) -> tuple[RayBundle, dict[str, Tensor]]:
-        """The rays of a step, drawn at random with replacement by seed and step.
-
-        Asked for one step several times in succession, as the host's exporters do, it goes on to other rays.
-
-        Returns:
-            the rays [N], and {"image": colours in [0, 1] [N, 3 or 4], "indices": camera, row, column [N, 3]}.
-        """
-        self._repeats = self._repeats + 1 if step == self._last_step else 0
-        self._last_step = step
-        generator = seeded_generator(self._device, self._seed, step, self._repeats)
+    def draw(self, step: int, repeat: int = 0) -> Tensor:
+        """Pixels of a step, [N] in [0, num_pixels), at random with replacement by seed, step and repeat."""
+        generator = seeded_generator(self._device, self._seed, step, repeat)
         size = (self.num_rays_per_batch,)
-        chosen = torch.randint(self.num_pixels, size, generator=generator, device=self._device)
+        return torch.randint(self.num_pixels, size, generator=generator, device=self._device)
+
+    def rays(self, chosen: Tensor) -> tuple[RayBundle, dict[str, Tensor]]:
+        """Rays through pixels, [N], and {"image": colours [N, 3 or 4] in [0, 1], "indices": camera, row, column}."""
         camera = torch.bucketize(chosen, self._starts, right=True) - 1
         place = chosen - self._starts[camera] if self._places is None else self._places[chosen].long()
         entry = self._table_starts[camera] + place
@@ -106,7 +92,7 @@ class RayTable:
         return rays, {"image": self._colours[chosen].float() / 255, "indices": indices}
 
 
-def _lens_numbers(cameras: Cameras) -> Tensor:
+def lens_numbers(cameras: Cameras) -> Tensor:
     """All that a camera's directions depend on, [cameras, numbers]."""
     parts = [cameras.fx, cameras.fy, cameras.cx, cameras.cy, cameras.width, cameras.height, cameras.camera_type]
     if cameras.distortion_params is not None:

@@ -1,9 +1,10 @@
-"""Is the scene that somebody gave one that can be trained on? Said before anything is written."""
+"""Checks of a given scene, before anything is written."""
 
 import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from PIL import Image
 
 from loe_field.errors import InputError
 from loe_field.nerf.pictures import UNREADABLE, sees_through
+from loe_field.nerf.rays import lens_numbers
 
 _OTHER_FORMATS = {
     "transforms_train.json": "blender-data",
@@ -24,7 +26,7 @@ _OTHER_FORMATS = {
     "cameras.npz": "dnerf-data or sdfstudio-data",
     "meta_data.json": "sdfstudio-data",
 }
-"""What else lies in a scene's folder, and the host's word for its format."""
+"""Files of other formats, and the host's word for each."""
 
 
 def check_scene(config: DataParserConfig) -> None:
@@ -32,10 +34,6 @@ def check_scene(config: DataParserConfig) -> None:
 
     Where the first picture is missing, by whose size the host chooses a downscale factor, the factor is chosen here by
     the first that is there.
-
-    Raises:
-        InputError: there is no such scene, its transforms.json is not one, it has fewer than two views, or a pose is
-            not finite.
     """
     data = config.data
     if data == Path():
@@ -97,9 +95,8 @@ def _choose_downscale_factor(config: NerfstudioDataParserConfig, paths: Sequence
     factor = 1
     with Image.open(there) as picture:
         longest = max(picture.size)
-    while longest / factor > MAX_AUTO_RESOLUTION:
-        if not (there.parent.parent / f"images_{2 * factor}" / there.name).is_file():
-            break
+    folder = there.parent.parent
+    while longest / factor > MAX_AUTO_RESOLUTION and (folder / f"images_{2 * factor}" / there.name).is_file():
         factor *= 2
     config.downscale_factor = factor
 
@@ -108,15 +105,8 @@ def usable(outputs: DataparserOutputs, split: str, *, whole: bool = False) -> Da
     """The views of a split whose pictures are there and can be opened; says how many are left out.
 
     Their metadata also has "background", for the model: the colour [3] in [0, 1] that the dataparser has behind
-    the object, "transparent" if a pixel of them is and they are put on nothing, else None.
-
-    Args:
-        outputs: the views.
-        split: what they are for, for the message.
-        whole: read the pictures to their ends, not only their heads.
-
-    Raises:
-        InputError: a pose or a lens cannot be, or the size of a picture or of its mask is not its camera's.
+    the object, "transparent" if a pixel of them is and they are put on nothing, else None. Pictures are read to their
+    ends if whole, else only their heads.
     """
     cameras, kept, lost, transparent = outputs.cameras, [], [], False
     if not cameras.shape:
@@ -149,23 +139,23 @@ def usable(outputs: DataparserOutputs, split: str, *, whole: bool = False) -> Da
     outputs = replace(outputs, metadata={**outputs.metadata, "background": background})
     if not lost:
         return outputs
+    count = len(outputs.image_filenames)
     CONSOLE.print(
-        f"{len(lost)} of {len(outputs.image_filenames)} pictures of the {split} views are missing or cannot be opened "
-        f"and left out, the first is {lost[0]}",
+        f"{len(lost)} of {count} pictures of the {split} views are missing or cannot be opened and left out, the first "
+        f"is {lost[0]}",
         soft_wrap=True,
     )
-    count = len(outputs.image_filenames)
-    chosen = torch.tensor(kept, dtype=torch.long)
-    metadata = {
-        name: [value[i] for i in kept] if isinstance(value, list) and len(value) == count else value
-        for name, value in outputs.metadata.items()
-    }
+
+    def left(value: Any) -> Any:
+        """A list with an entry for each view, without those of the lost ones; anything else as it is."""
+        return [value[i] for i in kept] if isinstance(value, list) and len(value) == count else value
+
     return replace(
         outputs,
-        image_filenames=[outputs.image_filenames[i] for i in kept],
-        cameras=cameras[chosen],
-        mask_filenames=None if outputs.mask_filenames is None else [outputs.mask_filenames[i] for i in kept],
-        metadata=metadata,
+        image_filenames=left(list(outputs.image_filenames)),
+        cameras=cameras[torch.tensor(kept, dtype=torch.long)],
+        mask_filenames=left(outputs.mask_filenames),
+        metadata={name: left(value) for name, value in outputs.metadata.items()},
     )
 
 
@@ -176,11 +166,9 @@ def _check_cameras(cameras: Cameras, paths: Sequence[Path]) -> None:
     sizes = torch.linalg.svdvals(cameras.camera_to_worlds[:, :, :3])
     flat = sizes[:, 2] <= 1e-3 * sizes[:, 0]
     if flat.any():
-        first = int(flat.nonzero()[0])
-        raise InputError(f"the pose of {paths[first]} is singular, not a rotation: mend or remove its frame")
-    lens = torch.cat([cameras.fx, cameras.fy, cameras.cx, cameras.cy], 1)
-    if cameras.distortion_params is not None:
-        lens = torch.cat([lens, cameras.distortion_params], 1)
+        path = paths[int(flat.nonzero()[0])]
+        raise InputError(f"the pose of {path} is singular, not a rotation: mend or remove its frame")
+    lens = lens_numbers(cameras)
     wrong = ~torch.isfinite(lens).all(1) | (lens[:, :2] == 0).any(1)
     if wrong.any():
         first = int(wrong.nonzero()[0])

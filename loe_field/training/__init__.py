@@ -1,1 +1,1 @@
-"""What every method of this package trains with: the Trainer, checkpoints, optimizers' configs, the run's record."""
+"""Training of every method: the Trainer, its step, checkpoints, optimizers' configs, the run's record."""

@@ -14,12 +14,12 @@ _NAME = re.compile(r"step-(\d+)\.ckpt")
 
 
 def checkpoint_steps(folder: Path) -> list[int]:
-    """The steps of which a folder holds checkpoints, ascending."""
+    """Steps of the checkpoints in a folder, ascending."""
     return sorted(int(match[1]) for path in folder.iterdir() if (match := _NAME.fullmatch(path.name)))
 
 
 def checkpoint_path(folder: Path, step: int) -> Path:
-    """Where the checkpoint of a step lies; the host's naming."""
+    """The path of a step's checkpoint, named as the host does."""
     return folder / f"step-{step:09d}.ckpt"
 
 
@@ -33,18 +33,13 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any], *, only_late
     with write_whole(path, staging=folder.parent) as temporary:
         torch.save(state, temporary)
     if only_latest:
-        for other in checkpoint_steps(folder):
-            if other != step:
-                checkpoint_path(folder, other).unlink()
+        for other in set(checkpoint_steps(folder)) - {step}:
+            checkpoint_path(folder, other).unlink()
     return path
 
 
 def find_checkpoint(folder: Path, step: int | None = None) -> Path:
-    """The checkpoint of a step, or the latest.
-
-    Raises:
-        InputError: there is no such folder or checkpoint.
-    """
+    """The checkpoint of a step, or the latest; an InputError if there is no such folder or checkpoint."""
     if not folder.is_dir():
         raise InputError(f"{folder} is not a folder: --load-dir wants the nerfstudio_models folder of a run")
     steps = checkpoint_steps(folder)
@@ -58,11 +53,7 @@ def find_checkpoint(folder: Path, step: int | None = None) -> Path:
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Load a checkpoint of this package.
-
-    Raises:
-        InputError: it does not exist, is damaged (naming an older good one beside it), or is no checkpoint.
-    """
+    """Load a checkpoint of this package; the InputError about a damaged one names an older good one beside it."""
     if not path.is_file():
         raise InputError(f"{path} does not exist: --load-checkpoint wants a step-*.ckpt file")
     state = _try_read(path)
@@ -92,44 +83,29 @@ def _try_read(path: Path) -> dict[str, Any] | str:
     return state
 
 
-_REMEDY = "Give the --pipeline.model options, and the data, that it was trained with"
+def _misfit(difference: str) -> InputError:
+    remedy = "Give the --pipeline.model options, and the data, that it was trained with"
+    return InputError(f"the checkpoint{difference}. {remedy}")
 
 
 def require_same_networks(loaded: list[dict[str, Any]], wanted: list[dict[str, Any]]) -> None:
-    """Compare what a checkpoint says of its networks with those that are to go on.
-
-    Args:
-        loaded: options of each network, plain numbers, text and lists.
-        wanted: likewise.
-
-    Raises:
-        InputError: an option differs. Shapes alone would not tell another activation, or cells of another size.
-    """
+    """Refuse networks with other options: shapes would not tell another activation, or cells of another size."""
     for old, new in zip(loaded, wanted):
         for name in new:
             if name in old and old[name] != new[name]:
                 what = "list of levels (alpha, beta)" if name == "pattern" else name
-                raise InputError(f"the checkpoint's {what} is {old[name]}, and here it is {new[name]}. {_REMEDY}")
+                raise _misfit(f"'s {what} is {old[name]}, and here it is {new[name]}")
 
 
 def require_same_shapes(loaded: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
-    """Compare a checkpoint's parameters with the network's.
-
-    Raises:
-        InputError: names or shapes differ.
-    """
-    loaded = {name.removeprefix("module."): value for name, value in loaded.items()}
-    for name, tensor in wanted.items():
+    """Refuse parameters whose names or shapes differ from the network's."""
+    found = {name.removeprefix("module."): value for name, value in loaded.items()}
+    for name in (*wanted, *sorted(found.keys() - wanted.keys())):
         short = name.removeprefix("_model.")
-        if name not in loaded:
-            raise InputError(f"the checkpoint is of another shape: it has no {short}. {_REMEDY}")
-        if loaded[name].shape != tensor.shape:
-            raise InputError(
-                f"the checkpoint is of another shape: {short} is {list(loaded[name].shape)} in it and "
-                f"{list(tensor.shape)} in this network. {_REMEDY}"
-            )
-    extra = sorted(loaded.keys() - wanted.keys())
-    if extra:
-        raise InputError(
-            f"the checkpoint is of another shape: it also has {extra[0].removeprefix('_model.')}. {_REMEDY}"
-        )
+        if name not in found:
+            raise _misfit(f" is of another shape: it has no {short}")
+        if name not in wanted:
+            raise _misfit(f" is of another shape: it also has {short}")
+        there, here = list(found[name].shape), list(wanted[name].shape)
+        if there != here:
+            raise _misfit(f" is of another shape: {short} is {there} in it and {here} in this network")

@@ -1,4 +1,4 @@
-"""A Trainer inside somebody's own Python process: everything around it is afterwards as it was before."""
+"""A Trainer inside a caller's own Python process, which is afterwards as it was before."""
 
 import random
 import signal
@@ -10,33 +10,23 @@ import numpy as np
 import torch
 from nerfstudio.utils.rich_utils import CONSOLE
 
-from loe_field.training.trainer import LoETrainerConfig
+from loe_field.training.config import LoETrainerConfig
 
 
 @contextmanager
 def in_process(config: LoETrainerConfig, *, show: bool) -> Iterator[None]:
     """Seed as ns-train does, for as long as this lasts; gradients are on, whatever the caller has them.
 
-    The caller's random numbers, number of threads and console come back. glibc keeps freed memory from then on (see
-    loe_field/training/machine.py), which has no way back.
-
-    Args:
-        config: what is about to be set up and trained.
-        show: let the console speak.
-
-    Raises:
-        KeyboardInterrupt: Ctrl-C came; the Trainer has ended in its own way.
+    The caller's random numbers, number of threads and console (which speaks if show) come back. glibc keeps freed
+    memory from then on (see loe_field/training/machine.py), which has no way back. Ctrl-C is a KeyboardInterrupt once
+    the Trainer has ended in its own way.
     """
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
-    states, threads, quiet = (random.getstate(), np.random.get_state()), torch.get_num_threads(), CONSOLE.quiet
+    plain, numpys, threads, quiet = random.getstate(), np.random.get_state(), torch.get_num_threads(), CONSOLE.quiet
     CONSOLE.quiet = quiet or not show
     try:
-        with (
-            torch.random.fork_rng(devices),
-            torch.inference_mode(False),
-            torch.enable_grad(),
-            warnings.catch_warnings(),
-        ):
+        torchs = torch.random.fork_rng(devices)
+        with torchs, torch.inference_mode(False), torch.enable_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # the host's, about names that torch has changed since
             random.seed(config.machine.seed)
             np.random.seed(config.machine.seed)
@@ -47,7 +37,7 @@ def in_process(config: LoETrainerConfig, *, show: bool) -> Iterator[None]:
             raise KeyboardInterrupt from None
         raise
     finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
+        random.setstate(plain)
+        np.random.set_state(numpys)
         torch.set_num_threads(threads)
         CONSOLE.quiet = quiet

@@ -1,11 +1,10 @@
-"""The machine: what it is called, random numbers on its devices, and its allocator, told to keep what it has."""
+"""The machine: its name, and its allocator, told to keep freed memory."""
 
 import ctypes
 import platform
 import sys
 from pathlib import Path
 
-import numpy as np
 import torch
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
@@ -24,13 +23,6 @@ def device_name(device: torch.device | str) -> str:
     except (OSError, StopIteration):
         pass
     return f"{name or platform.machine()}, {torch.get_num_threads()} threads"
-
-
-def seeded_generator(device: torch.device, *numbers: int) -> torch.Generator:
-    """A generator on a device that only these numbers, whole and not negative, decide."""
-    # Mixed into 32 bits, of which torch's CPU generator would otherwise take only the lower ones.
-    mixed = int(np.random.SeedSequence(numbers).generate_state(1)[0])
-    return torch.Generator(device).manual_seed(mixed)
 
 
 def keep_freed_memory() -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.optim import Adam, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from loe_field.optim import Decay, Muon, decay
+from loe_field.network.optim import Decay, Muon, decay
 
 
 @dataclass
@@ -30,7 +30,7 @@ class MuonConfig(OptimizerConfig):
     num_iterations: int = 5
     """Newton-Schulz iterations."""
     precision: Literal["fp32", "bf16"] | None = None
-    """What their products multiply; sums, momentum and weights stay fp32. bf16 is for CPUs with AVX-512 BF16 and means
+    """Type of their products; sums, momentum and weights stay fp32. bf16 is for CPUs with AVX-512 BF16 and means
     fp32 elsewhere. None: bf16 if --precision is, else fp32."""
 
     def setup(self, params: Iterable[Tensor]) -> Optimizer:
@@ -65,16 +65,9 @@ class AdamConfig(OptimizerConfig):
         """The optimizer over params; on a GPU one kernel, which keeps its step count there and fits a CUDA graph."""
         params = list(params)
         full = self.filled(lr=1e-2, eps=1e-8, beta1=0.9, beta2=0.99, amsgrad=False)
-        on_gpu = all(p.is_cuda for p in params)
-        return Adam(
-            params,
-            lr=full.lr,  # type: ignore[arg-type]
-            eps=full.eps,  # type: ignore[arg-type]
-            betas=(full.beta1, full.beta2),  # type: ignore[arg-type]
-            amsgrad=bool(full.amsgrad),
-            weight_decay=full.weight_decay,
-            **({"fused": True, "capturable": True} if on_gpu else {}),
-        )
+        values: dict[str, Any] = {name: getattr(full, name) for name in ("lr", "eps", "amsgrad", "weight_decay")}
+        on_gpu = {"fused": True, "capturable": True} if all(p.is_cuda for p in params) else {}
+        return Adam(params, betas=(full.beta1, full.beta2), **values, **on_gpu)  # type: ignore[arg-type]
 
 
 @dataclass
@@ -99,11 +92,7 @@ class DecayScheduler(Scheduler):
 
     def get_scheduler(self, optimizer: Optimizer, lr_init: float) -> LRScheduler:
         """The schedule over an optimizer's groups; max_steps must be known by now (the Trainer fills it in)."""
-        assert self.config.max_steps is not None
-        return decay(
-            optimizer,
-            self.config.max_steps,
-            kind=self.config.kind or "linear",
-            warmup_steps=self.config.warmup_steps,
-            final_factor=self.config.final_factor or 0.0,
-        )
+        config = self.config
+        assert config.max_steps is not None
+        kind, factor = config.kind or "linear", config.final_factor or 0.0
+        return decay(optimizer, config.max_steps, kind=kind, warmup_steps=config.warmup_steps, final_factor=factor)

@@ -1,9 +1,9 @@
-"""What the console shows while a run goes on: one live line in a terminal, one plain line an evaluation in a log."""
+"""The console during a run: one live line in a terminal, one plain line an evaluation in a log."""
 
 from nerfstudio.utils.rich_utils import CONSOLE
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
-from loe_field.training.record import Point
+from loe_field.training.record import RunRecord
 
 
 def duration(seconds: float) -> str:
@@ -14,29 +14,24 @@ def duration(seconds: float) -> str:
 
 
 class TrainProgress:
-    """Steps, speed, time left and PSNR of a run.
+    """Steps, speed, time left and PSNR of a run that goes on from start_step.
 
-    Args:
-        start_step: steps taken before.
-        num_steps: steps in all, resumed ones included; None where seconds count.
-        num_seconds: length of the run in seconds where they count, resumed ones included.
-        seconds_before: seconds taken before.
-        per_step: pixels or rays per step.
-        unit: what these are.
+    It ends at num_seconds, or if that is None at num_steps, resumed ones included. A step takes per_step units: pixels,
+    rays.
     """
 
     def __init__(
         self,
+        record: RunRecord,
         start_step: int,
-        num_steps: int | None,
+        num_steps: int,
+        num_seconds: float | None,
         *,
-        num_seconds: float | None = None,
-        seconds_before: float = 0.0,
         per_step: int,
         unit: str,
     ) -> None:
-        self._start, self._steps, self._per_step, self._unit = start_step, num_steps, per_step, unit
-        self._num_seconds, self._seconds_before = num_seconds, seconds_before
+        self._record, self._start, self._steps, self._num_seconds = record, start_step, num_steps, num_seconds
+        self._per_step, self._unit = per_step, unit
         self._live = Progress(
             TextColumn("training"),
             BarColumn(bar_width=24),
@@ -47,7 +42,7 @@ class TrainProgress:
             disable=not CONSOLE.is_terminal,
         )
         self._task = self._live.add_task("", total=1.0, status="")
-        self._live.update(self._task, completed=self._part(start_step, 0.0))
+        self._live.update(self._task, completed=self._part(start_step))
 
     def __enter__(self) -> "TrainProgress":
         self._live.start()
@@ -56,38 +51,32 @@ class TrainProgress:
     def __exit__(self, *_: object) -> None:
         self._live.stop()
 
-    def _part(self, step: int, seconds: float) -> float:
+    def _part(self, step: int) -> float:
         """How much of the run is done, 0 to 1."""
-        if self._num_seconds is not None:
-            return min(1.0, (self._seconds_before + seconds) / self._num_seconds)
-        assert self._steps is not None
-        return step / self._steps
+        return step / self._steps if self._num_seconds is None else min(1.0, self._record.seconds / self._num_seconds)
 
     def _count(self, step: int) -> str:
-        return f"{step}" if self._steps is None else f"{step:>{len(str(self._steps))}}/{self._steps}"
+        return f"{step:>{len(str(self._steps))}}/{self._steps}" if self._num_seconds is None else f"{step}"
 
-    def _pace(self, step: int, seconds: float) -> str:
-        done = step - self._start
+    def _pace(self, step: int) -> str:
+        done, seconds = step - self._start, self._record.seconds_here
         if done <= 0 or seconds <= 0:
             return ""
         rate = done / seconds
-        if self._num_seconds is not None:
-            left = self._num_seconds - self._seconds_before - seconds
-        else:
-            assert self._steps is not None
-            left = (self._steps - step) / rate
+        left = (self._steps - step) / rate if self._num_seconds is None else self._num_seconds - self._record.seconds
         return f"{rate * self._per_step / 1e3:,.0f}k {self._unit}/s  ETA {duration(max(left, 0))}"
 
-    def update(self, step: int, seconds: float, psnr: float | None) -> None:
-        """Move the live line: steps taken, seconds of this run, PSNR of the last evaluation."""
-        shown = "" if psnr is None else f"PSNR {psnr:.2f} dB  "
-        status = f"step {self._count(step)}  {shown}{self._pace(step, seconds)}"
-        self._live.update(self._task, completed=self._part(step, seconds), status=status)
+    def update(self, step: int) -> None:
+        """Move the live line to so many steps."""
+        psnr = f"PSNR {self._record.curve[-1].psnr:.2f} dB  " if self._record.curve else ""
+        status = f"step {self._count(step)}  {psnr}{self._pace(step)}"
+        self._live.update(self._task, completed=self._part(step), status=status)
 
-    def evaluated(self, point: Point, best: float, seconds: float) -> None:
-        """Print a line that stays: one evaluation."""
+    def evaluated(self) -> None:
+        """Print a line that stays: the last evaluation."""
+        step, seconds, psnr = self._record.curve[-1]
         CONSOLE.print(
-            f"step {self._count(point.step)} ({100 * self._part(point.step, seconds):3.0f} %)  "
-            f"PSNR {point.psnr:.2f} dB (best {best:.2f})  {duration(point.seconds)}  {self._pace(point.step, seconds)}",
+            f"step {self._count(step)} ({100 * self._part(step):3.0f} %)  PSNR {psnr:.2f} dB "
+            f"(best {self._record.psnr_best:.2f})  {duration(seconds)}  {self._pace(step)}",
             highlight=False,
         )

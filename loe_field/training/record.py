@@ -1,7 +1,5 @@
 """The story of a run: its curve, its best, its time; kept in checkpoints, so that a resumed run goes on with it."""
 
-import csv
-import io
 import math
 import time
 from collections.abc import Iterator
@@ -23,7 +21,7 @@ class Point(NamedTuple):
 
 @dataclass
 class RunRecord:
-    """What a run did so far."""
+    """The story of a run so far."""
 
     curve: list[Point] = field(default_factory=list)
     """Every evaluation, in order."""
@@ -76,11 +74,8 @@ class RunRecord:
 
     def to_csv(self) -> str:
         """The curve as a table: step, seconds, psnr."""
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(Point._fields)
-        writer.writerows((p.step, f"{p.seconds:.3f}", f"{p.psnr:.4f}") for p in self.curve)
-        return text.getvalue()
+        rows = (f"{p.step},{p.seconds:.3f},{p.psnr:.4f}\n" for p in self.curve)
+        return ",".join(Point._fields) + "\n" + "".join(rows)
 
     def state_dict(self) -> dict[str, Any]:
         """Plain numbers only, for torch.load(weights_only=True)."""

@@ -1,4 +1,4 @@
-"""What every run leaves in its folder: metrics.json, curve.csv and curve.png."""
+"""Results of every run: metrics.json, curve.csv and curve.png."""
 
 import json
 import math
@@ -11,23 +11,16 @@ import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-import loe_field
 from loe_field.files import write_whole
 from loe_field.training.machine import device_name
 from loe_field.training.record import RunRecord
+from loe_field.version import __version__
 
 
 def write_results(folder: Path, record: RunRecord, metrics: dict[str, Any]) -> dict[str, Path]:
-    """Write curve.csv, curve.png and metrics.json, each whole or not at all.
+    """Write curve.csv, curve.png and metrics.json into a run's folder, each whole or not at all; returns them by name.
 
-    Args:
-        folder: the run's folder; it must exist.
-        record: the run's curve.
-        metrics: the content of metrics.json; an infinite number is written as 1e999, which is JSON and reads back as
-            infinity.
-
-    Returns:
-        what was written, by name.
+    An infinite number is written as 1e999, which is JSON and reads back as infinity.
     """
     paths = {"curve": folder / "curve.png", "table": folder / "curve.csv", "metrics": folder / "metrics.json"}
     with write_whole(paths["table"]) as path:
@@ -40,16 +33,10 @@ def write_results(folder: Path, record: RunRecord, metrics: dict[str, Any]) -> d
 
 
 def environment(device: torch.device | str) -> dict[str, Any]:
-    """Where a run was made: {"device": its name, "versions": of what it ran on}."""
-    packages = ("torch", "nerfstudio", "numpy")
-    return {
-        "device": f"{torch.device(device).type}: {device_name(device)}",
-        "versions": {
-            "loe_field": loe_field.__version__,
-            "python": platform.python_version(),
-            **{package: version(package) for package in packages},
-        },
-    }
+    """The machine of a run: {"device": its name, "versions": of the packages}."""
+    versions = {"loe_field": __version__, "python": platform.python_version()}
+    versions |= {package: version(package) for package in ("torch", "nerfstudio", "numpy")}
+    return {"device": f"{torch.device(device).type}: {device_name(device)}", "versions": versions}
 
 
 def _to_json(metrics: dict[str, Any]) -> str:
@@ -64,10 +51,8 @@ def _curve_figure(record: RunRecord) -> Figure:
     figure = Figure(figsize=(9, 3.4), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     points = [point for point in record.curve if math.isfinite(point.psnr)]
-    for place, (name, label) in enumerate((("step", "steps"), ("seconds", "seconds")), 1):
-        axes = figure.add_subplot(1, 2, place)
+    for axes, name, label in zip(figure.subplots(1, 2), ("step", "seconds"), ("steps", "seconds")):
         axes.plot([getattr(p, name) for p in points], [p.psnr for p in points], marker=".", markersize=4)
-        axes.set_xlabel(label)
-        axes.set_ylabel("PSNR, dB")
+        axes.set(xlabel=label, ylabel="PSNR, dB")
         axes.grid(alpha=0.3)
     return figure

@@ -16,9 +16,6 @@ class ThreadTuner:
     Torch's threads wait for each other after every operation. Where another process holds a core they wait for its time
     slice, hundreds of times a step: on two cores with one of them busy, a step of 8,192 pixels took 200 ms with two
     threads and 60 ms with one (40 and 60 ms with both cores free). The probes are steps of the run itself.
-
-    Args:
-        most: the largest number of threads, >= 1.
     """
 
     def __init__(self, most: int) -> None:

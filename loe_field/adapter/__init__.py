@@ -1,0 +1,1 @@
+"""nerfstudio's four classes, for any signal: data manager, model, pipeline and trainer."""

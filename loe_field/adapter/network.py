@@ -1,0 +1,131 @@
+"""The network of a fit as options: levels of experts, or a baseline."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from loe_field.baselines import BaconOptions, HashGridOptions, Options, build, name_of
+from loe_field.network.implementation import Implementation
+from loe_field.network.layers import Activation, Initialization, LoEMLP
+from loe_field.network.protocol import Network
+from loe_field.network.tiling import Blending, Pattern, make_levels
+from loe_field.signals.sizes import levels_for, tile_size_for
+
+
+@dataclass
+class LoEConfig:
+    """Levels of experts."""
+
+    num_layers: int | None = None
+    """Linear layers in all: num_layers - 1 position-dependent ones and the final one. None: 10, and more where the
+    finest cells would be larger than a sample's; a baseline's own number."""
+    layer_width: int | None = None
+    """Channels of the hidden layers. None: 64; a baseline's own number."""
+    tile_size: int | None = None
+    """Experts per axis; 1 is a plain MLP. None: 2, and 4 or 8 for large pictures."""
+    pattern: Pattern = "fine_to_coarse"
+    """Size of the cells from layer to layer. With tiles of more than 2x2 all cells of a picture are smaller by
+    tile_size / 2, so that the largest tile covers the picture once and every expert has pixels."""
+    levels: tuple[tuple[float, float], ...] | None = None
+    """A pattern of your own: alpha and beta for each position-dependent layer (coordinates run over [0, 1))."""
+    blending: Blending = "nearest"
+    """One expert per point, or a cyclic linear blend of the 2^dim around it (2^dim times the arithmetic)."""
+    activation: Activation = "sine"
+    """sine is sin(omega_0 y); leaky_relu has slope 0.2."""
+    omega_0: float = 1.0
+    """Frequency of the sine."""
+    initialization: Initialization = "default"
+    """torch's linear layer, or SIREN's scheme for this omega_0."""
+    num_frequencies: int = 7
+    """Octaves of positional encoding of the coordinates; 0 gives the network raw coordinates."""
+    implementation: Implementation = "auto"
+    """Kernels, plain PyTorch, or the readable reference."""
+
+    def sized(self, resolution: Sequence[int], channels: int) -> "LoEConfig":
+        """A copy with numbers for tile_size, num_layers and layer_width where they are None.
+
+        Args:
+            resolution: samples along each coordinate.
+            channels: numbers per sample.
+        """
+        tile_size = tile_size_for(resolution, channels) if self.tile_size is None else self.tile_size
+        layers = levels_for(resolution, tile_size) + 1 if self.num_layers is None else self.num_layers
+        width = 64 if self.layer_width is None else self.layer_width
+        return replace(self, tile_size=tile_size, num_layers=layers, layer_width=width)
+
+    def build(self, dim: int, out_features: int, *, refinement: float = 1.0) -> LoEMLP:
+        """The network.
+
+        Args:
+            dim: coordinates per point, 1 to 4.
+            out_features: width of the result.
+            refinement: factor on every alpha of a named pattern.
+
+        Raises:
+            ValueError: a size is out of range, or two options contradict each other.
+        """
+        assert self.num_layers is not None
+        assert self.layer_width is not None
+        assert self.tile_size is not None
+        levels = make_levels(self.pattern, self.num_layers - 1)
+        return LoEMLP(
+            dim=dim,
+            out_features=out_features,
+            num_layers=self.num_layers,
+            layer_width=self.layer_width,
+            tile_size=self.tile_size,
+            pattern=[(refinement * a, b) for a, b in levels] if self.levels is None else self.levels,
+            blending=self.blending,
+            activation=self.activation,
+            omega_0=self.omega_0,
+            initialization=self.initialization,
+            num_frequencies=self.num_frequencies,
+            implementation=self.implementation,
+        )
+
+
+def settled_network(name: Any, baseline: Options | None) -> Any:
+    """The network that --pipeline.model.network and a baseline's name at the end of the command ask for together.
+
+    Raises:
+        ValueError: they name different baselines.
+    """
+    if baseline is None or name == name_of(baseline):
+        return name
+    if name != "loe":
+        raise ValueError(f"--pipeline.model.network is {name} and the command ends with {name_of(baseline)}: give one")
+    return name_of(baseline)
+
+
+def build_network(
+    name: str, loe: LoEConfig, options: Options | None, *, resolution: Sequence[int], channels: int
+) -> Network:
+    """The network for a signal.
+
+    Args:
+        name: "loe" or a baseline's.
+        loe: levels of experts, with numbers for all sizes; a baseline takes num_layers, layer_width and implementation.
+        options: the baseline's own; None: its authors'.
+        resolution: samples along each coordinate.
+        channels: numbers per sample.
+
+    Raises:
+        ValueError: an option is out of range.
+    """
+    if name == "loe":
+        assert loe.tile_size is not None
+        # The largest tile covers the signal once: with smaller cells, none of its experts goes without samples.
+        return loe.build(len(resolution), channels, refinement=max(1.0, loe.tile_size / 2))
+    if loe.implementation not in ("auto", "torch"):
+        raise ValueError(f"implementation is {loe.implementation!r}: {name} is computed by torch")
+    if name == "bacon":
+        options = options or BaconOptions()
+        assert isinstance(options, BaconOptions)
+        options = replace(options, resolution=options.resolution or tuple(resolution))
+    if name == "hash-grid":
+        options = options or HashGridOptions()
+        assert isinstance(options, HashGridOptions)
+        finest = options.max_resolution or max(options.min_resolution, max(resolution) // 2)
+        options = replace(options, max_resolution=finest)
+    sizes = {"num_layers": loe.num_layers, "layer_width": loe.layer_width}
+    return build(name, dim=len(resolution), out_features=channels, **sizes, options=options)  # type: ignore[arg-type]

@@ -1,0 +1,141 @@
+"""The Trainer of a signal: its network's recipe, cheap evaluation, and a report at the end."""
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from nerfstudio.engine.optimizers import Optimizers
+from nerfstudio.pipelines.base_pipeline import VanillaPipelineConfig
+from nerfstudio.utils.rich_utils import CONSOLE
+
+from loe_field.adapter.model import SignalModelConfig
+from loe_field.adapter.pipeline import SignalPipeline, SignalPipelineConfig
+from loe_field.baselines import recipe
+from loe_field.errors import InputError
+from loe_field.signals.signal import Reconstruction
+from loe_field.training.config import LoETrainerConfig
+from loe_field.training.loop import LoETrainer
+from loe_field.training.optimizers import AdamConfig, DecayConfig
+from loe_field.training.results import write_results
+
+
+@dataclass
+class SignalTrainerConfig(LoETrainerConfig):
+    """How to fit a signal."""
+
+    _target: type = field(default_factory=lambda: SignalTrainer)
+    pipeline: VanillaPipelineConfig = field(default_factory=SignalPipelineConfig)
+    """The signal and the field."""
+    steps_per_eval_all_images: int | None = None
+    """Steps between evaluations of the whole signal; the run ends with one in any case. None: about 24 in a run, or as
+    many fewer as keep them below a tenth of the time where the signal is large."""
+
+
+class SignalFit(NamedTuple):
+    """The result of a run."""
+
+    reconstruction: Reconstruction
+    metrics: dict[str, Any]
+    """The content of metrics.json."""
+
+
+class SignalTrainer(LoETrainer):
+    """Fits a field to one signal."""
+
+    config: SignalTrainerConfig
+    pipeline: SignalPipeline  # type: ignore[assignment]
+
+    @property
+    def unit(self) -> str:  # type: ignore[override]
+        """The word for the samples."""
+        return self.pipeline.signal.unit
+
+    @property
+    def steps_per_evaluation(self) -> int:
+        """Steps between evaluations; one costs a forward pass over all samples, a step three of them over a batch."""
+        if self.config.steps_per_eval_all_images is not None:
+            return self.config.steps_per_eval_all_images
+        return max(6 * self.pipeline.signal.batches_per_pass, self.config.max_num_iterations // 24, 1)
+
+    def setup(self, test_mode: Literal["test", "val", "inference"] = "val") -> None:
+        """Build everything, and say what computes it."""
+        self._follow_the_authors()
+        super().setup(test_mode)
+        CONSOLE.print(f"{self.pipeline.model.field.num_parameters:,} parameters{self.computed_by}", soft_wrap=True)
+
+    def _follow_the_authors(self) -> None:
+        """Give a baseline its authors' optimizer, schedule and batch where the config has none."""
+        model, datamanager = self.config.pipeline.model, self.config.pipeline.datamanager
+        assert isinstance(model, SignalModelConfig)
+        if model.network == "loe":
+            return
+        authors = recipe(model.network)
+        optimizer, scheduler = (self.config.optimizers["fields"][name] for name in ("optimizer", "scheduler"))
+        if isinstance(optimizer, AdamConfig):
+            beta1, beta2 = authors.betas
+            optimizer = optimizer.filled(
+                lr=authors.lr, eps=authors.eps, beta1=beta1, beta2=beta2, amsgrad=authors.amsgrad
+            )
+        if isinstance(scheduler, DecayConfig) and scheduler.kind is None:
+            factor = authors.final_factor if scheduler.final_factor is None else scheduler.final_factor
+            scheduler = replace(scheduler, kind=authors.schedule, final_factor=factor)
+        self.config.optimizers = {"fields": {"optimizer": optimizer, "scheduler": scheduler}}
+        if authors.weight_decay and isinstance(optimizer, AdamConfig):
+            decayed = replace(optimizer, weight_decay=authors.weight_decay)
+            self.config.optimizers["decayed"] = {"optimizer": decayed, "scheduler": scheduler}
+        if getattr(datamanager, "pixels_per_batch", None) == "auto":
+            datamanager.pixels_per_batch = authors.batch  # type: ignore[attr-defined]
+
+    def setup_optimizers(self) -> Optimizers:
+        """The optimizers, for a precision that the network has."""
+        if self.precision == "bf16" and self.pipeline.model.field.recipe is not None:
+            raise InputError("--precision bf16 is for levels of experts: baselines are trained in fp32, leave it out")
+        return super().setup_optimizers()
+
+    def evaluate(self) -> float:
+        """PSNR in dB over the whole signal."""
+        self._reconstruction = self.pipeline.reconstruct()
+        return self._reconstruction.psnr
+
+    def more_state(self) -> dict[str, Any]:
+        """The signal's kind: the field can be evaluated without the signal."""
+        return {"picture": self.pipeline.signal.kind}
+
+    def result(self) -> SignalFit:
+        """The last reconstruction and all figures."""
+        return SignalFit(self._reconstruction, self._metrics(self._reconstruction.figures()))
+
+    def write_results(self, result: SignalFit) -> dict[str, Path]:
+        """Write reconstruction, figures and curve; print the figures."""
+        metrics = result.metrics
+        paths = result.reconstruction.write(self.base_dir) | write_results(self.base_dir, self.record, metrics)
+        exact = " (not one value differs)" if metrics["psnr"] == float("inf") else ""
+        ssim = "" if metrics.get("ssim") is None else f", SSIM {metrics['ssim']:.4f}"
+        CONSOLE.print(
+            f"PSNR {metrics['psnr']:.2f} dB{exact}{ssim} after {self.step + 1} steps and "
+            f"{metrics['train_seconds']:.0f} s, {metrics['num_parameters']:,} parameters "
+            f"({metrics['parameters_per_target']:.3f} per target)",
+            soft_wrap=True,
+        )
+        return paths
+
+    def _metrics(self, figures: dict[str, Any]) -> dict[str, Any]:
+        """The content of metrics.json."""
+        datamanager, network = self.pipeline.datamanager, self.pipeline.model.field
+        signal = datamanager.signal
+        targets = signal.num_targets
+        return {
+            "method": self.config.method_name,
+            "data": str(datamanager.get_datapath()),
+            **signal.description,
+            **figures,
+            "psnr_best": max(figures["psnr"], self.record.psnr_best),
+            "num_parameters": network.num_parameters,
+            "num_targets": targets,
+            "parameters_per_target": network.num_parameters / targets,
+            f"macs_per_{signal.unit.removesuffix('s')}": network.macs_per_point,
+            f"{signal.unit}_per_batch": signal.samples_per_batch,
+            "network": self.pipeline.model.config.network,
+            "implementation": network.resolved_implementation,
+            **self.run_figures(),
+        }

@@ -1,0 +1,1 @@
+"""The layer, its kernels and its optimizer: torch alone."""

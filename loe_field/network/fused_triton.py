@@ -1,0 +1,182 @@
+"""Levels through the Triton kernels of `kernels`, for autograd, and the network that they make up.
+
+Triton is imported where a kernel is launched, not with this module.
+"""
+
+import os
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from loe_field.network.grouped import grouped_linear, permute_rows
+from loe_field.network.rows import ExpertRows, RowGroups, expert_rows
+from loe_field.network.shape import Arithmetic, NetworkShape, Precision, activate
+from loe_field.network.tiling import expert_index
+
+_SIXTEEN_BITS: dict[torch.dtype, Precision] = {torch.bfloat16: "bf16", torch.float16: "fp16"}
+
+
+def _check_device(tensor: Tensor) -> None:
+    """Refuse a device without kernels, with the remedy."""
+    if tensor.device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+        raise RuntimeError(
+            f"the Triton kernels got tensors on {tensor.device}: they need a CUDA GPU. Move the network and its points "
+            'there, choose implementation="torch", or set TRITON_INTERPRET=1 before Python starts to run them slowly '
+            "for a test"
+        )
+
+
+def _differentiable(
+    x: Tensor, weight: Tensor, bias: Tensor | None, order: Tensor | None, starts: Tensor | None, how: Arithmetic
+) -> Tensor:
+    """The level in torch operations, in the weight's dtype, for derivatives of second and higher order."""
+    with torch.autocast(x.device.type, enabled=False):
+        x = x.to(weight.dtype)
+        if order is None or starts is None:
+            y = torch.nn.functional.linear(x, weight[0], bias)
+        else:
+            perm = order.long()
+            inverse = torch.empty_like(perm).scatter_(0, perm, torch.arange(len(perm), device=perm.device))
+            splits = starts.diff().tolist()
+            y = grouped_linear(permute_rows(x, RowGroups(perm, None, inverse, None, splits)), weight, bias, splits)
+            y = permute_rows(y, RowGroups(inverse, None, perm, None, splits))
+        return activate(y, how.activation, how.omega_0).to(how.dtype)
+
+
+class _ExpertLinear(torch.autograd.Function):
+    """One level; saves its inputs alone, since the backward kernel computes the pre-activation again."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        order: Tensor | None,
+        starts: Tensor | None,
+        how: Arithmetic,
+    ) -> Tensor:
+        from loe_field.network.kernels.level import level_forward
+
+        ctx.save_for_backward(x, weight, bias, order, starts)
+        ctx.how = how
+        return level_forward(x, weight, bias, order, starts, how)
+
+    @staticmethod
+    def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        x, weight, bias, order, starts = ctx.saved_tensors
+        need = ctx.needs_input_grad[:3]
+        if torch.is_grad_enabled():
+            # Views, so that a gradient counts the ways through this level only, should one input depend on another.
+            inputs = [None if t is None else t.view_as(t) for t in (x, weight, bias)]
+            y = _differentiable(*inputs, order, starts, ctx.how)  # type: ignore[arg-type]
+            wanted = [t for t, needed in zip(inputs, need) if needed and t is not None]
+            found = iter(torch.autograd.grad(y, wanted, grad_y, create_graph=True))
+            grads = [next(found) if needed and t is not None else None for t, needed in zip(inputs, need)]
+        else:
+            from loe_field.network.kernels.level import level_backward
+
+            grads = level_backward(grad_y, x, weight, bias, order, starts, ctx.how, need)
+        return (*grads, None, None, None)
+
+
+def expert_linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    order: Tensor | None,
+    starts: Tensor | None,
+    *,
+    activation: str = "none",
+    omega_0: float = 1.0,
+    precision: Precision,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """act(omega_0 * (W_e x + b)) for every row with its own expert; differentiable any number of times.
+
+    The first derivative runs in a kernel too. With create_graph=True it is computed by torch in the weight's dtype
+    instead, which waits for the device once and takes several times as long.
+
+    Args:
+        x: features [N, in_features], fp32, bf16 or fp16.
+        weight: experts [experts, out_features, in_features], fp32, bf16 or fp16.
+        bias: [out_features], shared by the experts, or None.
+        order: int32 [N], the row numbers grouped by expert (`rows.expert_rows`, one level); None with one expert.
+        starts: int32 [experts + 1], where each expert's rows begin in `order`; None with one expert.
+        activation: "sine", "leaky_relu" (slope 0.2), "relu" or "none"; only sine has the factor omega_0.
+        omega_0: frequency of the sine.
+        precision: operands of the products: "ieee", "tf32" or "tf32x3" (fp32), "bf16" or "fp16". Sums and phases are
+            fp32.
+        dtype: of the result; None: that of x.
+
+    Returns:
+        [N, out_features].
+
+    Raises:
+        RuntimeError: the tensors are not on a CUDA GPU, and Triton does not interpret.
+        ValueError: a dtype is none of those, or several experts come without their rows.
+    """
+    _check_device(x)
+    for name, tensor in (("x", x), ("weight", weight)):
+        if tensor.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+            raise ValueError(
+                f'{name} is {tensor.dtype}: the kernels take float32, bfloat16 and float16; implementation="torch" '
+                "takes the others"
+            )
+    if len(weight) > 1 and (order is None or starts is None):
+        raise ValueError(f"weight holds {len(weight)} experts: give order and starts of rows.expert_rows")
+    how = Arithmetic(activation, omega_0, precision, dtype or x.dtype)
+    with torch.cuda.device_of(x):
+        return _ExpertLinear.apply(x, weight, bias, order, starts, how)  # type: ignore[return-value]
+
+
+def hidden_precision(device: torch.device, dtype: torch.dtype) -> tuple[torch.dtype, Precision]:
+    """The dtype of rows between levels and the operands of products, as torch's own switches want them.
+
+    Autocast's dtype comes first, then that of 16-bit rows; fp32 ones are multiplied in "tf32" or "ieee" as
+    torch.backends.cuda.matmul.allow_tf32 says.
+
+    Raises:
+        ValueError: autocast or the rows have a dtype without kernels.
+    """
+    if torch.is_autocast_enabled(device.type):
+        dtype = torch.get_autocast_dtype(device.type)
+    if dtype == torch.float32:
+        return dtype, "tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee"
+    if dtype not in _SIXTEEN_BITS:
+        raise ValueError(f'the kernels have no {dtype}: choose implementation="torch"')
+    return dtype, _SIXTEEN_BITS[dtype]
+
+
+def evaluate(
+    coords: Tensor, weights: list[Tensor], biases: list[Tensor], shape: NetworkShape, *, rows: ExpertRows | None = None
+) -> Tensor:
+    """`grouped.evaluate` in fp32 on a GPU.
+
+    Under autocast the hidden levels multiply in autocast's dtype and hand it on; the first level, whose input tells
+    neighbouring points apart, and the head multiply in split TF32, which is fp32 to its last bits. Without autocast
+    hidden levels follow torch.backends.cuda.matmul.allow_tf32. `rows` is `rows.expert_rows` of coords, where it is
+    known already.
+    """
+    _check_device(coords)
+    from loe_field.network.kernels.encoding import encode
+
+    if rows is None and shape.experts > 1:
+        rows = expert_rows(expert_index(coords, shape.levels, shape.tile_size), shape.experts)
+    dtype, hidden = hidden_precision(coords.device, torch.float32)
+    x = encode(coords, shape.num_frequencies)
+    for i in range(len(shape.levels)):
+        order, starts = (None, None) if rows is None else (rows.order[i], rows.starts[i])
+        x = expert_linear(
+            x,
+            weights[i],
+            biases[i],
+            order,
+            starts,
+            activation=shape.activation,
+            omega_0=shape.omega_0,
+            precision=hidden if i else "tf32x3",
+            dtype=dtype,
+        )
+    return expert_linear(x, weights[-1][None], biases[-1], None, None, precision="tf32x3", dtype=torch.float32)

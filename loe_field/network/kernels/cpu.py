@@ -1,0 +1,279 @@
+"""Compiles cpu.c for this processor at first use, keeps the result, and calls it with tensors.
+
+The library lies in `$XDG_CACHE_HOME/loe_field` (`~/.cache/loe_field`), under a name made of its source, the compiler
+and the processor. OpenMP's functions are left open when it is linked: those of torch's own OpenMP, already loaded, fill
+them in, so that both share one pool of threads instead of fighting over the cores.
+"""
+
+import ctypes
+import functools
+import hashlib
+import itertools
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from loe_field.network.shape import NetworkShape
+
+_SOURCE = Path(__file__).with_name("cpu.c")
+_FLAGS = ("-O3", "-std=gnu11", "-fPIC", "-fno-math-errno", "-fno-trapping-math")
+# How OpenMP is had: from torch, from the compiler, not at all.
+_OPENMP = ((("-fopenmp",), ()), (("-fopenmp",), ("-fopenmp",)), ((), ()))
+_COMPILE_SECONDS = 120
+_WIDTH_PAD = 16
+"""Widths are padded to this many floats: PAD in cpu.c."""
+_ACTIVATIONS = {"sine": lambda omega_0: (1, omega_0), "leaky_relu": lambda _: (2, 0.2), "relu": lambda _: (2, 0.0)}
+"""Finish of cpu.c and its parameter."""
+MAX_EXPERTS = 65535
+"""Expert numbers are kept in 16 bits."""
+LARGEST_MATRIX = 128
+"""Rows and columns of the largest matrix that Muon's kernels take: all that they work on, 320 kB of each thread, then
+stays in a core's L2 cache. Larger products are better cut into parts, as BLAS does it."""
+
+
+class Unavailable(RuntimeError):
+    """The kernels cannot be had on this machine; the text says why and what to do."""
+
+
+class _Network(ctypes.Structure):
+    """`Network` of cpu.c."""
+
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("points", "dim", "tile_size", "experts", "levels")),
+        *((name, ctypes.c_int64) for name in ("in_features", "width", "out_features")),
+        *((name, ctypes.c_int64) for name in ("half", "threads", "activation")),
+        ("parameter", ctypes.c_double),
+        *((name, ctypes.c_void_p) for name in ("alpha", "beta", "weight", "bias")),
+    )
+
+
+class _Muon(ctypes.Structure):
+    """`Muon` of cpu.c."""
+
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("stacks", "rows", "columns", "iterations", "half", "threads")),
+        *((name, ctypes.c_double) for name in ("momentum", "beta2", "eps", "step")),
+        *((name, ctypes.c_void_p) for name in ("ends", "grad", "weight", "momenta", "row_scale")),
+    )
+
+
+@functools.cache
+def library() -> ctypes.CDLL:
+    """The compiled kernels.
+
+    Raises:
+        Unavailable: no C compiler, or it fails.
+    """
+    compiler = _compiler()
+    flags = (*_FLAGS, "-mcpu=native" if platform.machine() in ("arm64", "aarch64") else "-march=native")
+    name = hashlib.sha256(
+        "\0".join([_SOURCE.read_text(), *compiler, _run([*compiler, "--version"]), *flags, _processor()]).encode()
+    ).hexdigest()[:16]
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "loe_field"
+    problem = ""
+    for number, (compile_flags, link_flags) in enumerate(_OPENMP):
+        path = folder / f"cpu-{name}-{number}.so"
+        try:
+            if not path.exists():
+                _build(path, compiler, [*flags, *compile_flags], link_flags)
+            loaded = ctypes.CDLL(str(path))
+        except (OSError, Unavailable) as error:  # this kind of OpenMP is not to be had
+            problem = str(error)
+            continue
+        for function in (loaded.loe_forward_workspace, loaded.loe_backward_workspace, loaded.loe_muon_workspace):
+            function.restype = ctypes.c_int64
+        return loaded
+    raise Unavailable(f"the CPU kernels could not be compiled with {compiler[0]}: {problem}")
+
+
+def available() -> bool:
+    """Whether the kernels can be had here; compiles them at the first call (about 1 s)."""
+    return why_unavailable() is None
+
+
+@functools.cache
+def why_unavailable() -> str | None:
+    """None if the kernels can be had here, else the reason in one line."""
+    try:
+        library()
+    except Unavailable as error:
+        return str(error)
+    return None
+
+
+@functools.cache
+def has_bf16() -> bool:
+    """Whether this processor multiplies bf16 numbers (AVX-512 BF16) and the kernels use it."""
+    return available() and bool(library().loe_has_half())
+
+
+def _compiler() -> list[str]:
+    wanted = os.environ.get("CC")
+    for words in [shlex.split(wanted)] if wanted else [["cc"], ["gcc"], ["clang"]]:
+        if words and shutil.which(words[0]):
+            return words
+    raise Unavailable(
+        f"CC is {wanted!r}, which is not there" if wanted else "no C compiler: install gcc or clang, or set CC"
+    )
+
+
+def _processor() -> str:
+    """The meaning of "native": the processor's name and features (home folders are shared between machines)."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() + platform.machine()
+    return "\n".join(
+        sorted({line for line in lines if line.startswith(("model name", "flags", "Features", "CPU part"))})
+    )
+
+
+def _run(command: Sequence[str]) -> str:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_COMPILE_SECONDS, check=False)
+    except (OSError, subprocess.SubprocessError) as error:
+        raise Unavailable(f"{command[0]}: {error}") from None
+    if done.returncode != 0:
+        raise Unavailable(f"{shlex.join(command)}: {done.stderr.strip()[-500:]}")
+    return done.stdout
+
+
+def _build(path: Path, compiler: list[str], compile_flags: list[str], link_flags: Sequence[str]) -> None:
+    """Compile and link into `path`, whole or not at all."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        workplace = tempfile.TemporaryDirectory(dir=path.parent, prefix=".building-")
+    except OSError as error:
+        raise Unavailable(f"{path.parent} cannot be written ({error.strerror}): set XDG_CACHE_HOME") from None
+    with workplace as folder:
+        compiled, linked = Path(folder, "cpu.o"), Path(folder, "cpu.so")
+        _run([*compiler, *compile_flags, "-c", str(_SOURCE), "-o", str(compiled)])
+        open_symbols = ("-undefined", "dynamic_lookup") if platform.system() == "Darwin" else ()
+        _run([*compiler, "-shared", str(compiled), "-o", str(linked), *link_flags, *open_symbols, "-lm"])
+        os.replace(linked, path)
+
+
+def _pointers(tensors: Sequence[Tensor]) -> ctypes.Array:
+    return (ctypes.c_void_p * len(tensors))(*[t.data_ptr() for t in tensors])
+
+
+def _address(tensor: Tensor | None) -> ctypes.c_void_p:
+    return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())
+
+
+class Call:
+    """One network at one batch: keeps alive all that the C structure points to.
+
+    Args:
+        shape: the network's.
+        x: encoded points, fp32 [N, in_features], contiguous.
+        weights: per layer [experts, out, in], the head's [1, out, in] or [out, in]; fp32, contiguous.
+        biases: per layer [out]; fp32, contiguous.
+        bf16: whether levels between the first and the head multiply in bf16.
+    """
+
+    def __init__(
+        self, shape: NetworkShape, x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], *, bf16: bool = False
+    ) -> None:
+        self._levels = len(shape.levels)
+        self._kept = (
+            (ctypes.c_float * self._levels)(*[level.alpha for level in shape.levels]),
+            (ctypes.c_float * self._levels)(*[level.beta for level in shape.levels]),
+            _pointers(weights),
+            _pointers(biases),
+        )
+        self._x, self._weights, self._biases = x, weights, biases
+        self._width, self._channels = weights[0].shape[-2], weights[-1].shape[-2]
+        self._network = _Network(
+            len(x),
+            shape.dim,
+            shape.tile_size,
+            shape.experts,
+            self._levels,
+            x.shape[1],
+            self._width,
+            self._channels,
+            bf16,
+            torch.get_num_threads(),
+            *_ACTIVATIONS[shape.activation](shape.omega_0),
+            *(ctypes.cast(kept, ctypes.c_void_p) for kept in self._kept),
+        )
+
+    def forward(self, coords: Tensor, *, keep: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Output [N, out_features], expert numbers int16 [levels, N], and, if kept, pre-activations for `backward`."""
+        points, c = len(coords), library()
+        index = torch.empty(self._levels, points, dtype=torch.int16)
+        z = torch.empty(self._levels, points, -(-self._width // _WIDTH_PAD) * _WIDTH_PAD) if keep else None
+        out = torch.empty(points, self._channels)
+        workspace = torch.empty(c.loe_forward_workspace(ctypes.byref(self._network)))
+        tensors = (coords, self._x, index, z, out, workspace)
+        c.loe_forward(ctypes.byref(self._network), *map(_address, tensors))
+        return out, index, z
+
+    def backward(
+        self, index: Tensor, z: Tensor, grad_out: Tensor, *, need_x: bool, need_parameters: bool
+    ) -> tuple[Tensor | None, list[Tensor], list[Tensor]]:
+        """Gradients of x, weights and biases (empty lists if not needed) from the output's [N, out_features]."""
+        c = library()
+        grad_x = torch.empty_like(self._x) if need_x else None
+        weights = [torch.empty_like(w) for w in self._weights] if need_parameters else []
+        biases = [torch.empty_like(b) for b in self._biases] if need_parameters else []
+        pointers = [_pointers(weights), _pointers(biases)] if need_parameters else [None, None]
+        workspace = torch.empty(c.loe_backward_workspace(ctypes.byref(self._network)))
+        before = map(_address, (self._x, index, z, grad_out, grad_x))
+        c.loe_backward(ctypes.byref(self._network), *before, *pointers, _address(workspace))
+        return grad_x, weights, biases
+
+
+def orthogonalize(matrices: Tensor, num_iterations: int, *, bf16: bool = False) -> Tensor:
+    """`optim.orthogonalize` of contiguous fp32 matrices [B, rows, columns] up to LARGEST_MATRIX.
+
+    With `bf16` products are of bf16 numbers where `has_bf16()`.
+    """
+    count, rows, columns = matrices.shape
+    out, c = torch.empty_like(matrices), library()
+    sizes = [ctypes.c_int64(n) for n in (count, rows, columns, num_iterations, bf16, torch.get_num_threads())]
+    workspace = _muon_workspace(rows, columns)
+    c.loe_orthogonalize(*sizes, *map(_address, (matrices, out, workspace)))
+    return out
+
+
+def muon_step(
+    weights: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    momenta: Sequence[Tensor],
+    row_scales: Sequence[Tensor],
+    group: dict[str, Any],
+    *,
+    step_size: float,
+) -> None:
+    """The update that `optim.Muon` defines, of all stacks in one call; weights, momenta and row_scales change.
+
+    Stacks are [..., rows, columns] with matrices of one size up to LARGEST_MATRIX, row_scales [..., rows, 1], all
+    contiguous and fp32. `group` is a parameter group of Muon; step_size times the orthogonal matrices is added.
+    """
+    rows, columns = weights[0].shape[-2:]
+    ends = list(itertools.accumulate(w.numel() // (rows * columns) for w in weights))
+    kept = ((ctypes.c_int64 * len(ends))(*ends), *map(_pointers, (grads, weights, momenta, row_scales)))
+    bf16 = group["dtype"] == torch.bfloat16
+    sizes = (len(weights), rows, columns, group["num_iterations"], bf16, torch.get_num_threads())
+    factors = (*(group[name] for name in ("momentum", "beta2", "eps")), step_size)
+    muon = _Muon(*sizes, *factors, *(ctypes.cast(k, ctypes.c_void_p) for k in kept))
+    workspace = _muon_workspace(rows, columns)
+    library().loe_muon(ctypes.byref(muon), _address(workspace))
+    for tensor in (*weights, *momenta, *row_scales):
+        torch.autograd.graph.increment_version(tensor)
+
+
+def _muon_workspace(rows: int, columns: int) -> Tensor:
+    sizes = [ctypes.c_int64(n) for n in (rows, columns, torch.get_num_threads())]
+    return torch.empty(library().loe_muon_workspace(*sizes))

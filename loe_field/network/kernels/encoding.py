@@ -1,0 +1,86 @@
+"""The positional encoding as one elementwise kernel: every number of the result is computed and written once."""
+
+# Inside and at its launch a kernel takes other types than its signature says.
+# pyright: reportCallIssue=false
+
+import math
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from loe_field.network.kernels.level import sine_near_zero
+
+_BLOCK = 1024
+
+
+@triton.jit(do_not_specialize=["size"])
+def _encode(coords, out, size, DIM: tl.constexpr, FREQUENCIES: tl.constexpr, BLOCK: tl.constexpr):
+    """`layers.PositionalEncoding`, fp32, exact up to the sine itself.
+
+    2^j pi (2p - 1) is pi t - 2^j pi with t = 2^(j + 1) p, which scaling by a power of two makes exact; 2^j pi is a
+    whole number of turns but for j = 0, where it is half a turn and changes the sign. Then t is split exactly into its
+    floor (half turns: the sign again) and its fraction.
+    """
+    WIDTH: tl.constexpr = DIM * (1 + 2 * FREQUENCIES)
+    begin = tl.program_id(0).to(tl.int64) * BLOCK
+    row = begin // WIDTH
+    # Counted from the start of the first row, the positions of a block fit 32 bits.
+    position = (begin - row * WIDTH).to(tl.int32) + tl.arange(0, BLOCK)
+    live = row * WIDTH + position < size
+    row += position // WIDTH
+    column = position % WIDTH
+    wave = column - DIM
+    cosine = wave >= DIM * FREQUENCIES
+    wave = tl.where(cosine, wave - DIM * FREQUENCIES, wave)
+    axis = tl.where(column < DIM, column, wave // FREQUENCIES)
+    octave = tl.where(column < DIM, 0, wave % FREQUENCIES)
+
+    p = tl.load(coords + row * DIM + axis, mask=live, other=0.0)
+    t = p * (2 << octave).to(tl.float32)
+    whole = tl.floor(t)
+    fraction = t - whole
+    argument = tl.where(cosine, 0.5 - fraction, tl.minimum(fraction, 1 - fraction))
+    value = sine_near_zero(3.14159265359 * argument)
+    odd = (0.5 * whole != tl.floor(0.5 * whole)) != (octave == 0)
+    value = tl.where(odd, -value, value)
+    tl.store(out + begin + tl.arange(0, BLOCK), tl.where(column < DIM, p, value), mask=live)
+
+
+class _Encode(torch.autograd.Function):
+    """The gradient is written with torch operations on the result itself and can be differentiated again."""
+
+    @staticmethod
+    def forward(ctx: Any, coords: Tensor, num_frequencies: int) -> Tensor:
+        rows, dim = coords.shape
+        out = coords.new_empty(rows, dim * (1 + 2 * num_frequencies))
+        if rows:
+            grid = (triton.cdiv(out.numel(), _BLOCK),)
+            with torch.cuda.device_of(coords):
+                _encode[grid](coords.contiguous(), out, out.numel(), dim, num_frequencies, _BLOCK, num_warps=4)
+        ctx.save_for_backward(out)
+        ctx.dim, ctx.num_frequencies = dim, num_frequencies
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        (out,) = ctx.saved_tensors
+        shape = (-1, 2, ctx.dim, ctx.num_frequencies)
+        (sine, cosine), (grad_sine, grad_cosine) = (t[:, ctx.dim :].view(shape).unbind(1) for t in (out, grad))
+        rate = 2 * math.pi * 2.0 ** torch.arange(ctx.num_frequencies, device=out.device)
+        return grad[:, : ctx.dim] + ((grad_sine * cosine - grad_cosine * sine) * rate).sum(-1), None
+
+
+def encode(coords: Tensor, num_frequencies: int) -> Tensor:
+    """`layers.PositionalEncoding` of coords.
+
+    Args:
+        coords: points [N, dim], fp32.
+        num_frequencies: octaves, 0 to 22; 0 passes coords through.
+
+    Returns:
+        fp32 [N, dim * (1 + 2 * num_frequencies)], each sine within 2e-7 of its value for these coords.
+    """
+    return _Encode.apply(coords, num_frequencies) if num_frequencies else coords  # type: ignore[return-value]

@@ -1,0 +1,353 @@
+"""The layers and the network: they own the parameters, and other files do the arithmetic."""
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from loe_field.network import fused_cpu, fused_triton, grouped
+from loe_field.network.checks import check_at_least, check_choice
+from loe_field.network.implementation import (
+    Implementation,
+    Resolved,
+    check_implementation,
+    obstacle,
+    resolve_implementation,
+)
+from loe_field.network.ops import position_dependent_linear
+from loe_field.network.rows import ExpertRows, expert_rows
+from loe_field.network.shape import Activation, NetworkShape, activate, encode
+from loe_field.network.tiling import MAX_DIM, Blending, Level, Pattern, expert_index, make_levels, num_experts
+
+Initialization = Literal["default", "siren"]
+
+
+def _init_linear_(
+    weight: Tensor, bias: Tensor | None, initialization: Initialization, omega_0: float, first: bool
+) -> None:
+    """Fill weight [..., out, in] and bias [out] uniformly within +-bound.
+
+    "default" is torch's linear layer: bound 1 / sqrt(in) for both. "siren" (Sitzmann et al., 2020, section 3.2):
+    weight bound 1 / in for the first layer and sqrt(6 / in) / omega_0 for the others.
+    """
+    fan_in = weight.shape[-1]
+    bias_bound = 1 / math.sqrt(fan_in)
+    bound = bias_bound
+    if initialization == "siren":
+        bound = 1 / fan_in if first else math.sqrt(6 / fan_in) / omega_0
+    with torch.no_grad():
+        weight.uniform_(-bound, bound)
+        if bias is not None:
+            bias.uniform_(-bias_bound, bias_bound)
+
+
+class PositionDependentLinear(nn.Module):
+    """A linear layer whose matrix depends on where the point lies: `h(x, p) = W(p) x + b` (Eq. 1 of the paper).
+
+    With tile_size 1 it is an ordinary linear layer. Arguments not listed are those of `position_dependent_linear`.
+
+    Args:
+        in_features: width of x.
+        out_features: width of the result.
+        dim: coordinates per point, 1 to 4.
+        bias: whether there is a bias, shared by the experts.
+
+    Attributes:
+        weight: experts [tile_size ** dim, out_features, in_features].
+        bias: [out_features] or None.
+
+    Raises:
+        ValueError: a size is out of range or a choice unknown.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        level: Level,
+        dim: int = 2,
+        tile_size: int = 2,
+        blending: Blending = "nearest",
+        bias: bool = True,
+        implementation: Implementation = "auto",
+    ) -> None:
+        super().__init__()
+        check_at_least(1, in_features=in_features, out_features=out_features, tile_size=tile_size)
+        if not 1 <= dim <= MAX_DIM:
+            raise ValueError(f"dim is {dim}: 1 to {MAX_DIM} coordinates per point are supported")
+        check_implementation(implementation, blending)
+        self.level, self.dim, self.tile_size = level, dim, tile_size
+        self.blending: Blending = blending
+        self.implementation: Implementation = implementation
+        self.weight = nn.Parameter(torch.empty(num_experts(tile_size, dim), out_features, in_features))
+        self.bias = nn.Parameter(torch.empty(out_features)) if bias else None
+        _init_linear_(self.weight, self.bias, "default", 1.0, False)
+
+    def forward(self, x: Tensor, coords: Tensor) -> Tensor:
+        """Apply it to x [..., in_features] at coords [..., dim]; returns [..., out_features]."""
+        choices = {"tile_size": self.tile_size, "blending": self.blending, "implementation": self.implementation}
+        return position_dependent_linear(x, coords, self.weight, self.bias, self.level, **choices)
+
+    def extra_repr(self) -> str:
+        """Sizes and choices, for print(module)."""
+        experts, out_features, in_features = self.weight.shape
+        return (
+            f"{in_features}, {out_features}, experts={experts}, alpha={self.level.alpha:g}, beta={self.level.beta:g}, "
+            f"tile_size={self.tile_size}, blending={self.blending}, bias={self.bias is not None}"
+        )
+
+
+class PositionalEncoding(nn.Module):
+    """`p -> (p, sin(2^j pi (2p - 1)), cos(2^j pi (2p - 1)))` for j = 0 .. num_frequencies - 1.
+
+    The encoding of Mildenhall et al. (NeRF, Eq. 4) on coordinates stretched from [0, 1] to [-1, 1], with p itself kept.
+
+    Args:
+        dim: coordinates per point.
+        num_frequencies: octaves, >= 0; 0 passes p through.
+
+    Attributes:
+        out_features: dim * (1 + 2 * num_frequencies).
+    """
+
+    def __init__(self, dim: int, num_frequencies: int) -> None:
+        super().__init__()
+        if num_frequencies < 0:
+            raise ValueError(f"num_frequencies is {num_frequencies}: it must be 0 (no encoding) or more")
+        self.num_frequencies = num_frequencies
+        self.out_features = dim * (1 + 2 * num_frequencies)
+
+    def forward(self, coords: Tensor) -> Tensor:
+        """Encode coords [..., dim] as [..., out_features]."""
+        return encode(coords, self.num_frequencies)
+
+
+class LoEMLP(nn.Module):
+    """Levels of experts: an MLP whose layers, all but the last, choose their matrix by position.
+
+    Each of the num_layers - 1 position-dependent layers has its own scale, so that few experts per layer still give
+    every cell of the finest grid its own path through the network (Hao et al., NeurIPS 2022); the activation is a sine
+    by default (Atikuzzaman and Bae). With tile_size 1 it is the ordinary dense MLP.
+
+    Args:
+        dim: coordinates per point, 1 to 4.
+        out_features: width of the result.
+        num_layers: linear layers in all, the final position-independent one included, >= 2.
+        layer_width: channels of the hidden layers, >= 1.
+        tile_size: experts per axis, >= 1.
+        pattern: "fine_to_coarse", "quad_tree", "gray_code", or one (alpha, beta) per position-dependent layer.
+        blending: "nearest" or "linear".
+        activation: "sine" is sin(omega_0 y), its phase in fp32 or wider; "leaky_relu" has slope 0.2; "relu".
+        omega_0: frequency of the sine, > 0. The other activations have none and take only 1.
+        initialization: "default" (torch's linear layer) or "siren" (Sitzmann et al., 2020, for this omega_0).
+        num_frequencies: octaves of positional encoding of the input, >= 0.
+        implementation: "auto", "torch", "triton", "cpu" or "reference" (see implementation.py).
+
+    Raises:
+        ValueError: a size is out of range, a choice is unknown, or two of them contradict each other.
+
+    Example:
+        >>> field = LoEMLP(dim=2, out_features=3)
+        >>> colours = field(torch.rand(1000, 2))  # [1000, 3]
+    """
+
+    recipe = None
+
+    def __init__(
+        self,
+        *,
+        dim: int = 2,
+        out_features: int = 1,
+        num_layers: int = 10,
+        layer_width: int = 64,
+        tile_size: int = 2,
+        pattern: Pattern | Sequence[tuple[float, float]] = "fine_to_coarse",
+        blending: Blending = "nearest",
+        activation: Activation = "sine",
+        omega_0: float = 1.0,
+        initialization: Initialization = "default",
+        num_frequencies: int = 0,
+        implementation: Implementation = "auto",
+    ) -> None:
+        super().__init__()
+        if num_layers < 2:
+            raise ValueError(f"num_layers is {num_layers}: at least 2, one position-dependent layer and the final one")
+        check_at_least(1, out_features=out_features, layer_width=layer_width, tile_size=tile_size)
+        check_choice("activation", activation, Activation)
+        check_choice("initialization", initialization, Initialization)
+        if not (math.isfinite(omega_0) and omega_0 > 0):
+            raise ValueError(f"omega_0 is {omega_0}: it is the frequency of the sine and must be positive")
+        if activation != "sine" and omega_0 != 1:
+            raise ValueError(f"omega_0 is {omega_0} but the activation is {activation}: only sine has a frequency")
+        check_implementation(implementation, blending)
+        self.dim, self.tile_size = dim, tile_size
+        self.blending: Blending = blending
+        self.activation: Activation = activation
+        self.omega_0 = omega_0
+        self.implementation: Implementation = implementation
+        self.levels = make_levels(pattern, num_layers - 1)
+        self.encoding = PositionalEncoding(dim, num_frequencies)
+        self.layers = nn.ModuleList(
+            PositionDependentLinear(
+                self.encoding.out_features if i == 0 else layer_width,
+                layer_width,
+                level=level,
+                dim=dim,
+                tile_size=tile_size,
+                blending=blending,
+                implementation="torch" if implementation in ("auto", "cpu") else implementation,
+            )
+            for i, level in enumerate(self.levels)
+        )
+        self.head = nn.Linear(layer_width, out_features)
+        for i, layer in enumerate([*self.layers, self.head]):
+            _init_linear_(layer.weight, layer.bias, initialization, omega_0, first=i == 0)  # type: ignore[arg-type]
+
+    def forward(self, coords: Tensor, rows: ExpertRows | None = None) -> Tensor:
+        """Evaluate the field.
+
+        Under autocast the hidden products run in autocast's dtype; coordinates, first layer, phases and the final layer
+        stay in the parameters' dtype, because 16 bits cannot tell neighbouring pixels apart.
+
+        Args:
+            coords: points [..., dim] in the parameters' dtype; any batch shape, also an empty one.
+            rows: `group` of these very points, for points that come again.
+
+        Returns:
+            [..., out_features].
+
+        Raises:
+            ValueError: coords has another number of coordinates, another dtype or another device than the parameters.
+        """
+        if coords.shape[-1:] != (self.dim,):
+            raise ValueError(f"coords is {tuple(coords.shape)}: the last axis must hold {self.dim} coordinates")
+        weight = self.head.weight
+        if coords.dtype != weight.dtype or coords.device != weight.device:
+            raise ValueError(
+                f"coords is {coords.dtype} on {coords.device}, the parameters are {weight.dtype} on {weight.device}: "
+                "they must agree, see Tensor.to and Module.to"
+            )
+        batch, coords = coords.shape[:-1], coords.reshape(-1, self.dim)
+        resolved = self.resolved_implementation
+        if resolved == "reference" or (resolved == "torch" and (self.blending == "linear" or self.tile_size == 1)):
+            out = self._layer_by_layer(coords)
+        else:
+            ways = {"cpu": fused_cpu.evaluate, "triton": fused_triton.evaluate, "torch": grouped.evaluate}
+            out = ways[resolved](coords, *self._weights_and_biases, self.shape, rows=rows)
+        return out.view(*batch, self.out_features)
+
+    def _layer_by_layer(self, coords: Tensor) -> Tensor:
+        x = self.encoding(coords)
+        for i, layer in enumerate(self.layers):
+            with torch.autocast(x.device.type, enabled=i > 0 and torch.is_autocast_enabled(x.device.type)):
+                x = self._activate(layer(x, coords))
+        with torch.autocast(x.device.type, enabled=False):
+            return self.head(x.to(self.head.weight.dtype))
+
+    def _activate(self, y: Tensor) -> Tensor:
+        return activate(y, self.activation, self.omega_0, phase_dtype=self.head.weight.dtype)
+
+    @property
+    def _weights_and_biases(self) -> tuple[list[Tensor], list[Tensor]]:
+        """First layer to head."""
+        layers = [*self.layers, self.head]
+        return [layer.weight for layer in layers], [layer.bias for layer in layers]  # type: ignore[return-value, misc]
+
+    def outputs_to_fit(self, coords: Tensor, rows: ExpertRows | None = None) -> list[Tensor]:
+        """`forward` alone."""
+        return [self(coords, rows)]
+
+    def group(self, coords: Tensor) -> ExpertRows | None:
+        """Points [..., dim] grouped by expert at every level where the Triton kernels use it; None elsewhere."""
+        if self.tile_size == 1 or self.resolved_implementation != "triton":
+            return None
+        index = expert_index(coords.reshape(-1, self.dim), self.levels, self.tile_size)
+        return expert_rows(index, self.shape.experts)
+
+    def param_groups(self) -> dict[str, list[nn.Parameter]]:
+        """The experts of all levels but the first, which Muon is for, as "experts"; all else as "fields"."""
+        experts: list[nn.Parameter] = [layer.weight for layer in list(self.layers)[1:]]  # type: ignore[misc]
+        chosen = {id(p) for p in experts}
+        groups = {"experts": experts, "fields": [p for p in self.parameters() if id(p) not in chosen]}
+        return {name: parameters for name, parameters in groups.items() if parameters}
+
+    def with_exact_derivatives(self) -> None:
+        """Do nothing: they are exact."""
+
+    @property
+    def shape(self) -> NetworkShape:
+        """All that the implementations know besides the parameters."""
+        frequencies = self.encoding.num_frequencies
+        return NetworkShape(self.levels, self.dim, self.tile_size, self.activation, self.omega_0, frequencies)
+
+    @property
+    def resolved_implementation(self) -> Resolved:
+        """The one that computes the network where its parameters are now."""
+        return resolve_implementation(self.implementation, **self._circumstances)
+
+    @property
+    def obstacle(self) -> str | None:
+        """Why "auto" falls back to plain PyTorch where the parameters are now; None if it does not."""
+        if self.implementation != "auto" or self.resolved_implementation != "torch":
+            return None
+        return obstacle("cpu" if self.head.weight.device.type == "cpu" else "triton", **self._circumstances)
+
+    @property
+    def _circumstances(self) -> dict[str, Any]:
+        """All that the choice of the implementation depends on."""
+        weight, experts = self.head.weight, num_experts(self.tile_size, self.dim)
+        return {"device": weight.device, "dtype": weight.dtype, "blending": self.blending, "experts": experts}
+
+    @property
+    def capturable(self) -> bool:
+        """Whether a forward and backward pass on a GPU goes without waiting for it, as a CUDA graph needs."""
+        dense = self.tile_size == 1 or (self.blending == "linear" and self.tile_size == 2)
+        return self.resolved_implementation == "triton" or (self.resolved_implementation == "torch" and dense)
+
+    @property
+    def piecewise_linear(self) -> bool:
+        """Whether the activation is made of straight pieces."""
+        return self.activation != "sine"
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """LoEMLP's arguments for this network in plain numbers, text and lists; the levels in full."""
+        return {
+            "dim": self.dim,
+            "out_features": self.out_features,
+            "num_layers": len(self.layers) + 1,
+            "layer_width": self.head.in_features,
+            "tile_size": self.tile_size,
+            "pattern": [list(level) for level in self.levels],
+            "blending": self.blending,
+            "activation": self.activation,
+            "omega_0": self.omega_0,
+            "num_frequencies": self.encoding.num_frequencies,
+        }
+
+    @property
+    def out_features(self) -> int:
+        """Width of the result."""
+        return self.head.out_features
+
+    @property
+    def num_parameters(self) -> int:
+        """Trainable numbers in all."""
+        return sum(p.numel() for p in self.parameters())
+
+    @property
+    def macs_per_point(self) -> int:
+        """Multiply-adds of the matrix products for one point; linear blending multiplies by the 2^dim experts."""
+        corners = 2**self.dim if self.blending == "linear" and self.tile_size > 1 else 1
+        hidden = sum(layer.weight[0].numel() for layer in self.layers)  # type: ignore[union-attr, index]
+        return corners * hidden + self.head.weight.numel()
+
+    @property
+    def floats_per_point(self) -> float:
+        """Numbers that a training step keeps for a point, about, where the parameters are now."""
+        # In copies of a level's activations; measured on the CPU: 3.9 (nearest), 4.8 (linear) and 1.1 with its kernels.
+        copies = 6 if self.blending == "linear" else 1.5 if self.resolved_implementation == "cpu" else 4
+        return copies * len(self.layers) * self.head.in_features

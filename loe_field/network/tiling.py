@@ -1,0 +1,161 @@
+"""Which expert serves which point: tiling patterns, expert indices and blending weights.
+
+A *tile* is a block of `tile_size` experts per axis that repeats over space. A *level* says how large the cells of
+the tile are at one layer of the network: at scale `alpha` and shift `beta` the cell of a point p is
+`floor(alpha * p + beta)`, and the expert that serves it is that cell modulo `tile_size`, axis by axis. Nothing here
+is learned.
+
+Sources: Hao et al., "Implicit Neural Representations with Levels-of-Experts" (NeurIPS 2022), and Atikuzzaman and Bae,
+"A Dive into Levels-of-Experts and Sine Activation" (Eq. 1 to 3).
+"""
+
+import functools
+import itertools
+import math
+from collections.abc import Sequence
+from typing import Literal, NamedTuple, get_args
+
+import torch
+from torch import Tensor
+
+Pattern = Literal["fine_to_coarse", "quad_tree", "gray_code"]
+Blending = Literal["nearest", "linear"]
+
+MAX_DIM = 4
+"""Largest number of coordinates per point: a video of volumes."""
+
+
+class Level(NamedTuple):
+    """Scale and shift of one position-dependent layer: the cell of p is floor(alpha * p + beta)."""
+
+    alpha: float
+    """Cells per unit of length, > 0. Cells are 1 / alpha wide and the tile repeats every tile_size / alpha."""
+    beta: float = 0.0
+    """Shift of the grid in cells."""
+
+
+def fine_to_coarse(num_levels: int) -> tuple[Level, ...]:
+    """The first layer has the finest cells: alpha_i = 2^(L + 1 - i) for i = 1..L; 2^(10 - i) in the paper's L = 9."""
+    return tuple(Level(2.0 ** (num_levels + 1 - i)) for i in range(1, num_levels + 1))
+
+
+def quad_tree(num_levels: int) -> tuple[Level, ...]:
+    """The first layer has the coarsest cells: alpha_i = 2^i for i = 1..L."""
+    return tuple(Level(2.0**i) for i in range(1, num_levels + 1))
+
+
+def gray_code(num_levels: int) -> tuple[Level, ...]:
+    """Cells shifted by half: alpha_1 = 2, then alpha_i = 2^(i - 1), and beta_i = 0.5 throughout."""
+    return tuple(Level(2.0 ** max(1, i - 1), 0.5) for i in range(1, num_levels + 1))
+
+
+_PATTERNS = {"fine_to_coarse": fine_to_coarse, "quad_tree": quad_tree, "gray_code": gray_code}
+
+
+def make_levels(pattern: Pattern | Sequence[tuple[float, float]], num_levels: int) -> tuple[Level, ...]:
+    """The levels of a network, first layer first.
+
+    Args:
+        pattern: a named pattern, or one (alpha, beta) per level.
+        num_levels: how many position-dependent layers the network has, >= 0.
+
+    Raises:
+        ValueError: the name is unknown, the list has another length, or a value is not finite or alpha not positive.
+    """
+    if isinstance(pattern, str):
+        if pattern not in _PATTERNS:
+            raise ValueError(
+                f"unknown pattern {pattern!r}: choose {', '.join(get_args(Pattern))}, or list (alpha, beta) pairs"
+            )
+        return _PATTERNS[pattern](num_levels)
+    levels = tuple(Level(float(alpha), float(beta)) for alpha, beta in pattern)
+    if len(levels) != num_levels:
+        raise ValueError(
+            f"the pattern lists {len(levels)} (alpha, beta) pairs but the network has {num_levels} position-dependent "
+            "layers: give one pair per layer (num_layers counts one more, the final linear layer)"
+        )
+    for i, (alpha, beta) in enumerate(levels, 1):
+        if not (math.isfinite(alpha) and alpha > 0 and math.isfinite(beta)):
+            raise ValueError(f"level {i} has alpha {alpha} and beta {beta}: alpha must be positive and both finite")
+    return levels
+
+
+def num_experts(tile_size: int, dim: int) -> int:
+    """Experts in a tile: tile_size ** dim."""
+    return tile_size**dim
+
+
+@functools.cache
+def _constants(levels: tuple[Level, ...], dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor | None]:
+    """Alpha and beta as tensors [levels], beta None if all are 0.
+
+    Kept for good: a copy to a GPU makes the host wait, and a CUDA graph may read them whenever it is replayed.
+    """
+    with torch.inference_mode(False), torch.no_grad():
+        alpha = torch.tensor([level.alpha for level in levels], dtype=dtype, device=device)
+        beta = torch.tensor([level.beta for level in levels], dtype=dtype, device=device)
+    return alpha, beta if any(level.beta for level in levels) else None
+
+
+def _scaled(coords: Tensor, levels: Sequence[Level]) -> Tensor:
+    """Alpha * p + beta for every level, [levels, ..., dim]; fp32 at least, 16 bits cannot tell pixels apart."""
+    dtype = torch.promote_types(coords.dtype, torch.float32)
+    shape = (len(levels),) + (1,) * coords.dim()
+    alpha, beta = _constants(tuple(levels), dtype, coords.device)
+    scaled = coords.to(dtype) * alpha.view(shape)
+    return scaled if beta is None else scaled + beta.view(shape)
+
+
+def _flat_index(cell: Tensor, tile_size: int) -> Tensor:
+    """Cells [..., dim] (any integers) to expert numbers [...]; the last axis runs fastest."""
+    # Two's complement: the lowest bits are the remainder, and an eighth of its time.
+    cell = cell & (tile_size - 1) if tile_size & (tile_size - 1) == 0 else cell.remainder(tile_size)
+    index = cell[..., 0]
+    for axis in range(1, cell.shape[-1]):
+        index = index * tile_size + cell[..., axis]
+    return index
+
+
+def expert_index(coords: Tensor, levels: Sequence[Level], tile_size: int) -> Tensor:
+    """The one expert that serves each point at each level under nearest blending.
+
+    `floor(alpha p + beta) mod tile_size` per axis, numbered with the last axis running fastest.
+
+    Args:
+        coords: points [..., dim], dim 1 to 4, any real values.
+        levels: the levels, at least one.
+        tile_size: experts per axis, >= 1.
+
+    Returns:
+        int64 [levels, ...], values 0 .. tile_size ** dim - 1.
+    """
+    return _flat_index(_scaled(coords.detach(), levels).floor().to(torch.int64), tile_size)
+
+
+def blending_weights(coords: Tensor, level: Level, tile_size: int) -> tuple[Tensor, Tensor]:
+    """The experts that a point blends at one level under linear blending, and their weights (Eq. 3).
+
+    Per axis the weight of expert j is the cyclic hat function `max(0, 1 - d)`, where d is the distance from
+    `alpha p + beta` to j on a circle of circumference tile_size; several axes multiply. A point therefore blends the
+    2^dim experts at the corners of its cell, and the weights sum to 1. Differentiable in coords (almost everywhere).
+
+    Args:
+        coords: points [..., dim], dim 1 to 4.
+        level: scale and shift.
+        tile_size: experts per axis, >= 1.
+
+    Returns:
+        index: int64 [..., 2^dim], expert numbers (the last axis runs fastest).
+        weight: [..., 2^dim] in fp32 or the dtype of coords, whichever is wider; each >= 0, summing to 1.
+    """
+    scaled = _scaled(coords, [level])[0]
+    cell = scaled.detach().floor()
+    fraction = scaled - cell
+    cell = cell.to(torch.int64)
+    indices, weights = [], []
+    for corner in itertools.product((0, 1), repeat=coords.shape[-1]):
+        steps = list(enumerate(corner))
+        indices.append(_flat_index(torch.stack([cell[..., axis] + step for axis, step in steps], -1), tile_size))
+        shares = [fraction[..., axis] if step else 1 - fraction[..., axis] for axis, step in steps]
+        weights.append(functools.reduce(torch.mul, shares))
+    return torch.stack(indices, -1), torch.stack(weights, -1)

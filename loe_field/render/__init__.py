@@ -1,0 +1,1 @@
+"""A fitted picture at any size, through any window, and its derivatives."""

@@ -1,0 +1,1 @@
+"""Many fits: a child process for each, series of pictures, suites of experiments, their reports."""

@@ -1,0 +1,206 @@
+"""Several pictures as --data, a folder or a pattern: one run each, one after the other, and a table of the outcome.
+
+Each picture is fitted by an ns-train of its own, with all options of the command line in a config file: a run that is
+killed for its memory takes no other with it, nothing piles up in the host or on the device, and a run is to the last
+bit the one that the picture alone would have had. The price is the host's start, some ten seconds a picture.
+
+    <output>/<folder's name>/<method>/<time>/summary.csv
+    <output>/<folder's name>/<method>/<time>/<picture>/     what ns-train leaves of one picture
+"""
+
+import copy
+import csv
+import glob
+import json
+import os
+import re
+import tempfile
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from nerfstudio.utils.rich_utils import CONSOLE
+from PIL import Image
+from rich.markup import escape
+from rich.table import Table
+
+from loe_field.errors import InputError
+from loe_field.files import write_whole
+from loe_field.image.config import ImageTrainerConfig
+from loe_field.pictures.picture import FORMATS
+from loe_field.runs.child import Children
+
+_NAMED = 5
+"""Files that are left out and named; of more, how many."""
+_FIGURES = {"psnr": "{:.2f}", "ssim": "{:.4f}", "parameters": "{:,}", "seconds": "{:.0f}"}
+"""The numbers of a picture, and how the table on the console shows them."""
+
+
+@dataclass
+class PicturesTrainerConfig(ImageTrainerConfig):
+    """How to fit a picture, or each one of a folder or pattern with a run of its own."""
+
+    def set_experiment_name(self) -> None:
+        """Name the experiment after the picture, or the folder of several."""
+        data = self.pipeline.datamanager.data
+        if self.experiment_name is None and data is not None and is_series(data):
+            self.experiment_name = series_name(data)
+        super().set_experiment_name()
+
+    def setup(self, **kwargs: Any) -> Any:
+        """The picture's Trainer; for a folder or a pattern a PictureSeries."""
+        return PictureSeries(self, **kwargs) if is_series(self.pipeline.datamanager.data) else super().setup(**kwargs)
+
+
+def is_series(data: Path | None) -> bool:
+    """Whether this is a folder or a pattern, not one picture. A file is a picture whatever its name looks like."""
+    if data is None:
+        return False
+    data = data.expanduser()
+    return data.is_dir() or (glob.has_magic(str(data)) and not data.exists())
+
+
+def series_name(data: Path) -> str:
+    """The folder's name; of a pattern that of the folder before its first wildcard."""
+    path = data.expanduser()
+    while glob.has_magic(str(path)) and not path.exists():
+        path = path.parent
+    return path.resolve().name or "pictures"
+
+
+def pictures_of(data: Path) -> dict[str, Path]:
+    """The pictures in a folder (not in folders within it) or that match a pattern, by name, in natural order.
+
+    Hidden files are left out; those whose suffix is no picture's too, which is said. A name is the path within the
+    pictures' common folder, with its suffix only where two differ in nothing else.
+
+    Raises:
+        InputError: there is none.
+    """
+    data = data.expanduser()
+    if data.is_dir():
+        try:
+            found = [path for path in data.iterdir() if not path.name.startswith(".")]
+        except OSError as error:
+            raise InputError(f"the folder {data} cannot be read: {error.strerror}") from None
+        what = f"the folder {data} holds no picture"
+    else:
+        found = [Path(path) for path in glob.glob(str(data), recursive=True)]
+        what = f"no file matches {data}, or none of them is a picture"
+    files = sorted({Path(os.path.abspath(path)) for path in found if path.is_file()}, key=_natural)
+    suffixes = {suffix for suffix, name in Image.registered_extensions().items() if name in FORMATS}
+    suffixes |= {f".{name.lower()}" for name in FORMATS}
+    pictures = [path for path in files if path.suffix.lower() in suffixes]
+    if not pictures:
+        raise InputError(f"{what} ({', '.join(FORMATS)}): give --data a picture, or a folder or pattern of some")
+    others = [path.name for path in files if path not in set(pictures)]
+    if others:
+        names = ", ".join(others[:_NAMED]) + (f" and {len(others) - _NAMED} more" if len(others) > _NAMED else "")
+        CONSOLE.print(f"left out, no pictures by their names: {names}", soft_wrap=True, highlight=False, markup=False)
+    root = Path(os.path.commonpath([path.parent for path in pictures]))
+    short = [path.relative_to(root).with_suffix("") for path in pictures]
+    times = Counter(short)
+    return {str(s if times[s] == 1 else p.relative_to(root)): p for s, p in zip(short, pictures)}
+
+
+def _natural(path: Path) -> tuple[list[Any], str]:
+    """2.png before 10.png; folder by folder, whatever the case unless nothing else differs."""
+    parts = (re.split(r"(\d+)", part.lower()) for part in path.parts)
+    return [[(0, int(t), "") if t.isdecimal() else (1, 0, t) for t in part] for part in parts], str(path)
+
+
+class PictureSeries:
+    """Stands where the host wants a Trainer, and runs one for each picture of the config's folder or pattern.
+
+    Raises:
+        InputError: there is no picture, or an option is for one run only.
+    """
+
+    def __init__(self, config: PicturesTrainerConfig, local_rank: int = 0, world_size: int = 1) -> None:
+        for name in ("load_dir", "load_checkpoint", "load_step"):
+            if getattr(config, name) is not None:
+                use = "goes on with the run of one picture: give --data that picture, not a folder or a pattern"
+                raise InputError(f"--{name.replace('_', '-')} {use}")
+        if world_size > 1:
+            raise InputError("a folder of pictures is fitted on one device: leave --machine.num-devices out")
+        data = config.pipeline.datamanager.data
+        assert data is not None
+        self.pictures = pictures_of(data)
+        config.set_experiment_name()
+        config.output_dir = config.output_dir.expanduser().resolve()
+        self.config = config
+        self.folder = config.get_base_dir()
+        self.rows: list[dict[str, Any]] = []
+        """Lines of summary.csv: a name, and figures or a problem, or both if a run was stopped."""
+
+    def setup(self) -> None:
+        """Nothing yet: each run sets itself up."""
+
+    def train(self) -> None:
+        """Run all, and show the table.
+
+        Raises:
+            SystemExit: 1 if a run failed; 128 and the signal's number after Ctrl-C or SIGTERM, which stop the run too.
+        """
+        with Children() as children:
+            for number, (name, path) in enumerate(self.pictures.items(), 1):
+                CONSOLE.rule(escape(f"{number}/{len(self.pictures)}: {name}"))
+                self.rows.append(self._run(name, path, children))
+                self._write_summary()
+                if children.stopped:
+                    break
+        self._show()
+        if children.stopped:
+            CONSOLE.print(f"stopped; {len(self.rows)} of {len(self.pictures)} pictures were begun")
+            raise SystemExit(128 + children.stopped)
+        if any(row["problem"] for row in self.rows):
+            raise SystemExit(1)
+
+    def _run(self, name: str, path: Path, children: Children) -> dict[str, Any]:
+        """Fit one picture in a process of its own, which speaks for itself on the console; figures, if it left any."""
+        config = copy.deepcopy(self.config)
+        config.data = config.pipeline.datamanager.data = path
+        config.timestamp = str(Path(self.config.timestamp) / name)
+        with tempfile.TemporaryDirectory(prefix="loe_field-") as folder:
+            file = Path(folder) / "config.yml"
+            file.write_text(yaml.dump(config), "utf8")
+            end = children.run([str(config.method_name), "--load-config", str(file)])
+        try:
+            metrics = json.loads((config.get_base_dir() / "metrics.json").read_text("utf8"))
+        except (OSError, ValueError):
+            return {"name": name, "problem": end.problem or "left no metrics.json"}
+        return {
+            "name": name,
+            "size": "{width} x {height} x {channels}".format(**metrics),
+            "psnr": round(metrics["psnr"], 4),
+            "ssim": None if metrics["ssim"] is None else round(metrics["ssim"], 5),
+            "parameters": metrics["num_parameters"],
+            "seconds": round(metrics["train_seconds"], 3),
+            "problem": end.problem,
+        }
+
+    def _write_summary(self) -> None:
+        """summary.csv, whole or not at all."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with write_whole(self.folder / "summary.csv") as path, open(path, "w", encoding="utf8", newline="") as file:
+            writer = csv.DictWriter(file, ["name", "size", *_FIGURES, "problem"], lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(self.rows)
+
+    def _show(self) -> None:
+        """The table, and where it lies."""
+        table = Table("name", "size", header_style="bold")
+        for heading in ("PSNR (dB)", "SSIM", "parameters", "seconds"):
+            table.add_column(heading, justify="right")
+        with_problems = any(row["problem"] for row in self.rows)
+        if with_problems:
+            table.add_column("problem", overflow="fold")
+        for row in self.rows:
+            figures = ("" if row.get(key) is None else form.format(row[key]) for key, form in _FIGURES.items())
+            problem = [escape(row["problem"])] if with_problems else []
+            table.add_row(escape(row["name"]), row.get("size"), *figures, *problem)
+        CONSOLE.rule()
+        CONSOLE.print(table)
+        CONSOLE.print(f"  summary        {self.folder / 'summary.csv'}", soft_wrap=True, highlight=False, markup=False)

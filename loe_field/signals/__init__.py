@@ -1,0 +1,1 @@
+"""Signals: coordinates and targets of a fit, its measures and its files."""

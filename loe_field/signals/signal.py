@@ -1,0 +1,222 @@
+"""The seam between data and network: a signal gives coordinates and targets, measures a field and writes it down."""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from loe_field.files import write_whole
+from loe_field.pictures.metrics import decibels, squared_error
+from loe_field.signals.seeds import seeded_generator
+
+Field = Callable[[Tensor], Tensor]
+"""Coordinates [N, dim] in [0, 1) to values [N, channels], both on the signal's device."""
+
+
+class Reconstruction(ABC):
+    """A field at all samples of a signal, as the signal's own kind holds them."""
+
+    psnr: float
+    """dB over all samples and channels on [0, 1]; the quick figure of an evaluation."""
+
+    @abstractmethod
+    def figures(self) -> dict[str, Any]:
+        """All measures, by name; `psnr` among them."""
+
+    @abstractmethod
+    def write(self, folder: Path) -> dict[str, Path]:
+        """Write the reconstruction into a folder that exists; returns the files by name."""
+
+
+class Signal(ABC):
+    """A function known at samples, to which a field is fitted.
+
+    Attributes:
+        dim: coordinates per sample.
+        channels: numbers per sample.
+        num_samples: samples of one pass.
+        samples_per_batch: samples of the largest batch.
+        batches_per_pass: steps of one pass.
+        resolution: samples along each coordinate, about; network and batches are sized by it.
+        num_targets: numbers that are measured.
+        kind: everything but the content, as plain numbers and text that a checkpoint can hold.
+        unit: a word for the samples.
+    """
+
+    dim: int
+    channels: int
+    num_samples: int
+    samples_per_batch: int
+    batches_per_pass: int
+    resolution: tuple[int, ...]
+    num_targets: int
+    kind: dict[str, Any]
+    unit = "samples"
+
+    @abstractmethod
+    def draw(self, step: int) -> tuple[Tensor, ...]:
+        """The random choice of a step >= 0, on the device; () where every step takes the same batch."""
+
+    @abstractmethod
+    def at(self, *drawn: Tensor) -> tuple[Tensor, Tensor]:
+        """Coordinates [N, dim] in [0, 1) and targets [N, channels] of a choice; never waits for the device."""
+
+    def batch(self, step: int) -> tuple[Tensor, Tensor]:
+        """Coordinates [N, dim] in [0, 1) and targets [N, channels] of a step >= 0."""
+        return self.at(*self.draw(step))
+
+    @abstractmethod
+    def reconstruct(self, field: Field, *, chunk: int = 65536) -> Reconstruction:
+        """Evaluate a field at all samples, `chunk` of them at once."""
+
+    def measure(self, field: Field) -> dict[str, Any]:
+        """All measures of a field, by name."""
+        return self.reconstruct(field).figures()
+
+    def write(self, field: Field, folder: Path) -> dict[str, Path]:
+        """Write a field's reconstruction into a folder that exists; returns the files by name."""
+        return self.reconstruct(field).write(folder)
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """The signal's sizes, for metrics.json."""
+        return {"resolution": list(self.resolution), "channels": self.channels}
+
+
+def grid_coords(index: Tensor, shape: Sequence[int]) -> Tensor:
+    """Centres of cells of a grid of a shape, float32 [N, dim] in cells, the last axis first: (x, y) of a picture.
+
+    The cells, int64 [N], are numbered with the last axis running fastest.
+    """
+    columns = []
+    for size in reversed(shape[1:]):
+        columns.append(index % size)
+        index = index // size
+    return torch.stack([*columns, index], -1).to(torch.float32) + 0.5
+
+
+class GridSignal(Signal):
+    """Samples on a regular grid of 1 to 4 dimensions that fills the unit cube, sample i of n at (i + 0.5) / n.
+
+    One pass visits every sample once, in an order that the seed and the number of the pass decide: the batch of a step
+    is the same in a resumed run.
+
+    Args:
+        values: [*shape, channels]; uint8, uint16 or floating point.
+        device: where samples and coordinates live.
+        white: the number that stands for 1.
+        samples_per_batch: the largest batch, >= 1; None is the whole grid at every step.
+        seed: of the order.
+        kept: numbers of the samples that are trained on, int64 [N]; None is all.
+
+    Attributes:
+        shape: samples along each axis.
+    """
+
+    def __init__(
+        self,
+        values: np.ndarray,
+        device: torch.device | str,
+        *,
+        white: float = 1.0,
+        samples_per_batch: int | None,
+        seed: int,
+        kept: np.ndarray | None = None,
+    ) -> None:
+        *shape, self.channels = values.shape
+        self.shape, self.dim = tuple(shape), len(shape)
+        if not 1 <= self.dim <= 4:
+            raise ValueError(f"values is {list(values.shape)}: 1 to 4 axes of samples and one of channels are wanted")
+        flat = values.reshape(-1, self.channels)
+        # As they are, also in a mapped file; of uint16, for which torch has no arithmetic, the bits as int16.
+        self._values = torch.from_numpy(flat.view(np.int16) if flat.dtype == np.uint16 else flat).to(device)
+        self.device, self.num_targets, self.resolution = self._values.device, values.size, self.shape[::-1]
+        self.kind: dict[str, Any] = {"shape": list(values.shape), "white": white}
+        self._white, self._seed = white, seed
+        self._kept = None if kept is None else torch.from_numpy(kept).to(device)
+        self._size = torch.tensor(self.resolution, dtype=torch.float32, device=device)
+        self.num_samples = len(flat) if kept is None else len(kept)
+        largest = min(samples_per_batch or self.num_samples, self.num_samples)
+        self.batches_per_pass = -(-self.num_samples // largest)
+        self.samples_per_batch = -(-self.num_samples // self.batches_per_pass)
+        self._pass, self._order = -1, torch.empty(0, dtype=torch.int64)
+
+    @property
+    def targets(self) -> np.ndarray:
+        """All samples as fitted, float32 [*shape, channels]."""
+        every = torch.arange(len(self._values), device=self.device)
+        return self.values(every).cpu().numpy().reshape(*self.shape, self.channels)
+
+    def values(self, index: Tensor) -> Tensor:
+        """Targets, float32 [N, channels], of samples numbered with the last axis running fastest."""
+        values = self._values.index_select(0, index)
+        if values.dtype == torch.int16:
+            values = values.to(torch.int32) & 0xFFFF
+        return values.to(torch.float32) / self._white
+
+    def coords(self, index: Tensor) -> Tensor:
+        """Coordinates in [0, 1), float32 [N, dim], of samples numbered with the last axis running fastest."""
+        return grid_coords(index, self.shape) / self._size
+
+    @cached_property
+    def _whole(self) -> tuple[Tensor, Tensor]:
+        every = torch.arange(self.num_samples, device=self.device) if self._kept is None else self._kept
+        return self.coords(every), self.values(every)
+
+    def draw(self, step: int) -> tuple[Tensor, ...]:
+        """The samples of a step, int64 [N]; sizes differ by one at most. () where every step takes the whole grid."""
+        return () if self.batches_per_pass == 1 else (self._chosen(step),)
+
+    def at(self, *drawn: Tensor) -> tuple[Tensor, Tensor]:
+        """See Signal.at."""
+        return (self.coords(drawn[0]), self.values(drawn[0])) if drawn else self._whole
+
+    def _chosen(self, step: int) -> Tensor:
+        number, k = divmod(step, self.batches_per_pass)
+        if number != self._pass:
+            generator = seeded_generator(self.device, self._seed, number)
+            order = torch.randperm(self.num_samples, generator=generator, device=self.device)
+            self._order, self._pass = order if self._kept is None else self._kept[order], number
+        first, last = (i * self.num_samples // self.batches_per_pass for i in (k, k + 1))
+        return self._order[first:last]
+
+    @torch.no_grad()
+    def strips(self, field: Field, chunk: int) -> Iterator[tuple[slice, np.ndarray]]:
+        """A field at all samples, float32 on the CPU, some rows of the first axis at a time: (which rows, values)."""
+        inner = math.prod(self.shape[1:])
+        rows = max(1, chunk // inner)
+        for first in range(0, self.shape[0], rows):
+            last = min(first + rows, self.shape[0])
+            index = torch.arange(first * inner, last * inner, device=self.device)
+            parts = [field(self.coords(part)).float().cpu() for part in index.split(chunk)]
+            yield slice(first, last), torch.cat(parts).numpy().reshape(-1, *self.shape[1:], self.channels)
+
+    def reconstruct(self, field: Field, *, chunk: int = 65536) -> Reconstruction:
+        """The field's own numbers, clamped to [0, 1]."""
+        values = np.concatenate([part for _, part in self.strips(field, chunk)])
+        return GridReconstruction(values.clip(0, 1), self.targets)
+
+
+class GridReconstruction(Reconstruction):
+    """Values [*shape, channels] in [0, 1] on a grid, and the targets there."""
+
+    def __init__(self, values: np.ndarray, targets: np.ndarray) -> None:
+        self.values = values
+        self.psnr = decibels(squared_error(values, targets), values.size)
+
+    def figures(self) -> dict[str, Any]:
+        """`psnr` alone."""
+        return {"psnr": self.psnr}
+
+    def write(self, folder: Path) -> dict[str, Path]:
+        """Write reconstruction.npy, float32."""
+        path = folder / "reconstruction.npy"
+        with write_whole(path) as temporary, open(temporary, "wb") as file:
+            np.save(file, self.values)
+        return {"reconstruction": path}

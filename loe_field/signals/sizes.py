@@ -1,0 +1,47 @@
+"""Sizes of the recipe, from those of the signal: experts per axis, levels, and samples per step."""
+
+import math
+from collections.abc import Sequence
+
+_WIDTH, _OCTAVES = 64, 7
+"""Channels of the recipe, and octaves of its encoded coordinates."""
+_PARAMETERS_PER_TARGET = 0.55
+_LARGEST_TILE = 8
+
+
+def tile_size_for(resolution: Sequence[int], channels: int) -> int:
+    """Experts per axis: 2, or 4 or 8 where that makes no more than 0.55 parameters per target (camera has 0.53 with 2).
+
+    More experts hold more at the same arithmetic per pixel. The same photograph, the same processor time on one core
+    (bf16, one seed); tile size, pixels per step and PSNR:
+    1024x1024 RGB, 90 s: 2, 8,192: 41.34. 4, 8,192: 44.94. 4, 16,384: 46.11. 4, 32,768: 46.05.
+    1080x1920 RGB, 120 s: 2, 8,192: 38.18. 4, 8,192: 40.59. 4, 32,768: 42.13. 8, 16,384: 43.23. 8, 32,768: 44.48, and
+    45.28 without the two levels whose tiles were larger than the picture.
+    """
+    dim, tile_size = len(resolution), 2
+    while tile_size < _LARGEST_TILE:
+        larger = 2 * tile_size
+        rows = dim * (1 + 2 * _OCTAVES) + (levels_for(resolution, larger) - 1) * _WIDTH
+        if larger**dim * rows * _WIDTH > _PARAMETERS_PER_TARGET * math.prod(resolution) * channels:
+            break
+        tile_size = larger
+    return tile_size
+
+
+def levels_for(resolution: Sequence[int], tile_size: int) -> int:
+    """Levels: the paper's 9, and enough that the finest cell is no larger than a sample's.
+
+    Measured on two photographs (one seed, 2x2 tiles; PSNR of the first / the second picture).
+    768x512, 800 steps: 9 levels 42.25 / 38.74, 10 levels 42.82 / 39.58.
+    300x200, 400 steps: 8 levels 46.78 / 43.64, 9 levels 48.45 / 44.51, 10 levels 49.54 / 45.24; every level adds 16,448
+    parameters, and small pictures stay with 9.
+    Filling the unit square, per axis, with 9 levels, against cells of whole pixels (coordinates of 1/512 a pixel):
+    42.25 / 38.74 against 42.27 / 38.82 at 768x512, and 48.45 / 44.51 against 47.28 / 43.92 at 300x200.
+    """
+    cells_of_the_largest = max(2, tile_size) / 2
+    return max(9, math.ceil(math.log2(max(resolution) / cells_of_the_largest)))
+
+
+def samples_per_batch_for(resolution: Sequence[int], channels: int) -> int:
+    """Samples per step: 4,096 for every expert along an axis, so that each has enough of them; see `tile_size_for`."""
+    return 4096 * tile_size_for(resolution, channels)

@@ -1,0 +1,106 @@
+"""Options of every run, whatever is fitted."""
+
+import math
+from dataclasses import dataclass, field
+from operator import attrgetter
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from nerfstudio.configs.base_config import LocalWriterConfig, LoggingConfig, MachineConfig, ViewerConfig
+from nerfstudio.engine.trainer import TrainerConfig
+from nerfstudio.utils.rich_utils import CONSOLE
+
+from loe_field.errors import InputError
+from loe_field.training.checkpoints import find_checkpoint, read_checkpoint
+
+
+def require_at_least(least: int, config: Any, *names: str, prefix: str = "") -> None:
+    """Refuse options of a config that are below the least; those that are None pass."""
+    for name in names:
+        value = attrgetter(name)(config)
+        if value is not None and value < least:
+            raise InputError(f"--{prefix}{name.replace('_', '-')} is {value}: it must be at least {least}")
+
+
+@dataclass
+class LoETrainerConfig(TrainerConfig):
+    """How to train: the host's options, with defaults that need no account, no browser and no GPU."""
+
+    max_num_iterations: int = 6000
+    """Steps of the whole run, those before a resume included."""
+    max_train_seconds: float | None = None
+    """Train for so many seconds, evaluations not counted, instead of max_num_iterations steps; the learning rates fall
+    over these seconds. What comes out depends on the machine's speed. None: max_num_iterations counts."""
+    target_psnr: float | None = None
+    """Stop as soon as an evaluation reaches this PSNR, dB."""
+    steps_per_eval_all_images: int = 250
+    """Steps between evaluations of the whole evaluation set; the run ends with one in any case."""
+    num_threads: int | None = None
+    """Threads to compute with on a CPU. None: as many as torch takes, or fewer while others use the cores; timed as
+    the run goes on. A fixed number makes a run repeatable to the last bit."""
+    steps_per_iteration: int | None = None
+    """Optimizer steps in one turn of the training loop; whatever is shown or counted stays optimizer steps. None: 1 on
+    a CPU and 50 on a GPU, where the loop's own time would be felt."""
+    precision: Literal["fp32", "tf32", "bf16"] | None = None
+    """Type of the hidden layers' products in training, and of Muon's on a CPU under bf16; sums, phases, first and last
+    layer, master weights and every evaluation stay fp32. None: tf32 on a GPU, fp32 on a CPU."""
+    steps_per_save: int = 100
+    """Steps between checkpoints."""
+    vis: Literal[
+        "none", "viewer", "wandb", "tensorboard", "comet", "viewer+wandb", "viewer+tensorboard", "viewer+comet"
+    ] = "none"  # type: ignore[assignment]
+    """Viewer and loggers besides the console."""
+    machine: MachineConfig = field(
+        default_factory=lambda: MachineConfig(device_type="cuda" if torch.cuda.is_available() else "cpu")
+    )
+    """The device: a GPU if there is one."""
+    viewer: ViewerConfig = field(
+        default_factory=lambda: ViewerConfig(websocket_host="127.0.0.1", quit_on_train_completion=True)
+    )
+    """The viewer listens on this machine only, and closes at the end of the run."""
+    logging: LoggingConfig = field(
+        default_factory=lambda: LoggingConfig(
+            steps_per_log=100, local_writer=LocalWriterConfig(enable=False), profiler="none"
+        )
+    )
+    """Loggers; the console has its own lines."""
+
+    def set_experiment_name(self) -> None:
+        """Name the experiment after the data: a file's stem or a folder's name."""
+        if self.experiment_name is None:
+            data = self.pipeline.datamanager.data
+            self.experiment_name = "default" if data is None else Path(data).stem
+
+    def print_to_terminal(self) -> None:
+        """Say where the run goes; the full configuration is written to config.yml."""
+        CONSOLE.print(f"{self.method_name} on {self.machine.device_type}: {self.get_base_dir()}", soft_wrap=True)
+
+    def save_config(self) -> None:
+        """Nothing yet: the host calls this before the input has been looked at. See write_config."""
+
+    def write_config(self) -> None:
+        """Write config.yml into the run's folder. Called by the Trainer once everything stands."""
+        super().save_config()
+
+    def get_checkpoint_dir(self) -> Path:
+        """The run's checkpoint folder; an InputError if the latest checkpoint is damaged, not the host's traceback."""
+        folder = super().get_checkpoint_dir()
+        if folder.is_dir() and any(folder.glob("step-*.ckpt")):
+            read_checkpoint(find_checkpoint(folder))
+        return folder
+
+    def check(self) -> None:
+        """Refuse options that cannot be, before anything is built."""
+        counts = ("max_num_iterations", "steps_per_eval_all_images", "steps_per_save", "steps_per_iteration")
+        require_at_least(1, self, *counts, "num_threads", "logging.steps_per_log")
+        if self.max_train_seconds is not None and not 0 < self.max_train_seconds < math.inf:
+            raise InputError(f"--max-train-seconds is {self.max_train_seconds:g}: it must be above 0, and finite")
+        if self.start_paused and not self.is_viewer_enabled():
+            raise InputError("--start-paused waits for a click in the viewer: give --vis viewer with it")
+        if self.precision == "tf32" and self.machine.device_type != "cuda":
+            raise InputError("--precision tf32 is an NVIDIA GPU's: give fp32 or bf16 on a CPU")
+        if self.machine.device_type == "cuda" and not torch.cuda.is_available():
+            raise InputError(
+                "--machine.device-type is cuda but torch finds no CUDA GPU: leave the option out, or give cpu"
+            )

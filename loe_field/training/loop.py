@@ -1,0 +1,359 @@
+"""nerfstudio's Trainer with an end that evaluates, checkpoints that survive a kill, and steps counted absolutely.
+
+What differs from the host's: `max_num_iterations` is the run's length also when it is resumed; every run ends with an
+evaluation, early stop and Ctrl-C included; nothing is written before the input has been found good; scalars go to the
+loggers at steps_per_log, not at every step.
+"""
+
+import copy
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from functools import partial, reduce
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from nerfstudio.engine.callbacks import TrainingCallbackLocation
+from nerfstudio.engine.optimizers import Optimizers
+from nerfstudio.engine.trainer import Trainer
+from nerfstudio.utils import writer
+from nerfstudio.utils.decorators import check_main_thread
+from nerfstudio.utils.rich_utils import CONSOLE
+
+from loe_field.errors import InputError
+from loe_field.files import check_writable
+from loe_field.stopping import stop_signals
+from loe_field.training.checkpoints import save_checkpoint
+from loe_field.training.config import LoETrainerConfig
+from loe_field.training.machine import keep_freed_memory
+from loe_field.training.optimizers import DecayConfig, MuonConfig
+from loe_field.training.pipeline import LoEPipeline
+from loe_field.training.progress import TrainProgress
+from loe_field.training.record import RunRecord
+from loe_field.training.results import environment
+from loe_field.training.resume import RunState
+from loe_field.training.step import TrainStep
+from loe_field.training.threads import ThreadTuner
+
+
+class LoETrainer(Trainer):
+    """Trains a pipeline; see the module's first lines for what it does its own way.
+
+    The config is copied, for it may be a registered one; options that were left open become numbers in the copy.
+    Without leaves_files nothing is written: no config.yml, no checkpoints, no results. An option, a device, an output
+    folder or a checkpoint that cannot be used is an InputError.
+    """
+
+    config: LoETrainerConfig
+    pipeline: LoEPipeline
+    unit = "rays"
+    """The word for a batch's members."""
+
+    def __init__(
+        self, config: LoETrainerConfig, local_rank: int = 0, world_size: int = 1, *, leaves_files: bool = True
+    ) -> None:
+        config = copy.deepcopy(config)
+        config.check()
+        config.output_dir = config.output_dir.expanduser().resolve()
+        if (data := config.pipeline.datamanager.data) is not None:
+            config.pipeline.datamanager.data = Path(data).expanduser().resolve()
+        if leaves_files:
+            check_writable(config.output_dir, "--output-dir")
+        super().__init__(config, local_rank, world_size)
+        self.leaves_files = leaves_files
+        # The host's autocast, without its loss scaling: bf16 has the range of fp32.
+        self.mixed_precision = self.mixed_precision or self.precision == "bf16"
+        self.record = RunRecord()
+        self._evaluated_at: int | None = None
+        if config.num_threads is not None:
+            torch.set_num_threads(config.num_threads)
+        self._most_threads = torch.get_num_threads()
+        self._threads = nullcontext
+        if self.device == "cpu":
+            keep_freed_memory()
+            if config.num_threads is None:
+                self._threads = ThreadTuner(self._most_threads).step
+
+    def setup(self, test_mode: Literal["test", "val", "inference"] = "val") -> None:
+        """Build everything, load the checkpoint if one is wanted, then write config.yml."""
+        config = self.config
+        config.optimizers = {
+            name: {part: self._filled(value) for part, value in group.items()}
+            for name, group in config.optimizers.items()
+        }
+        super().setup(test_mode)
+        self.train_step = TrainStep(
+            self.pipeline,
+            self.optimizers.optimizers,
+            self.optimizers.schedulers,
+            device=self.device,
+            autocast=self.mixed_precision,
+            scaler=self.grad_scaler,
+            accumulate=self.gradient_accumulation_steps,
+            max_norm={name: group["optimizer"].max_norm for name, group in config.optimizers.items()},
+            capture=self.world_size == 1 and not config.log_gradients,
+            say=partial(CONSOLE.print, soft_wrap=True),
+        )
+        if self.local_rank == 0 and self.leaves_files:
+            config.write_config()
+
+    def _filled(self, config: Any) -> Any:
+        """An optimizer's or scheduler's config, with the run's precision or end where it was not given one."""
+        if isinstance(config, MuonConfig) and config.precision is None:
+            return replace(config, precision="bf16" if self.precision == "bf16" else "fp32")
+        if isinstance(config, DecayConfig) and config.max_steps is None:
+            return replace(config, max_steps=self.config.max_num_iterations)
+        return config
+
+    def setup_optimizers(self) -> Optimizers:
+        """The host's optimizers, with the checkpoint loaded: the host does it after its viewer has made files."""
+        _ = self.computed_by  # refuses before anything is written
+        try:
+            optimizers = super().setup_optimizers()
+        except ValueError as error:
+            raise InputError(f"{error} (an option of --optimizers)") from None
+        self._state = RunState(self.pipeline, optimizers, self.grad_scaler, self.record)
+        self._start_step = self._state.resume(self.config)
+        if self.config.is_viewer_enabled():
+            self.base_dir.mkdir(parents=True, exist_ok=True)  # the host's viewer makes only the last folder
+        return optimizers
+
+    @property
+    def computed_by(self) -> str:
+        """The implementation and precision of training, for people; nothing for the host's own networks."""
+        if not self.pipeline.networks:
+            return ""
+        network = self.pipeline.networks[0]
+        with torch.autocast(self.device.split(":")[0], enabled=self.mixed_precision):
+            try:
+                used = f", implementation {network.resolved_implementation}, {self.precision}"
+            except RuntimeError as error:
+                raise InputError(f"{error} (--pipeline.model.implementation)") from None
+            return used if network.obstacle is None else f"{used} ({network.obstacle})"
+
+    def train(self) -> Any:
+        """Train, evaluate, write the results; stop early at the target or when asked to. Returns `result`."""
+        self._init_viewer_state()
+        self.stop_training = False
+        total, num_seconds = self.config.max_num_iterations, self.config.max_train_seconds
+        per_step = self.pipeline.datamanager.get_train_rays_per_batch()
+        step = self._start_step
+        self.step = step - 1
+        if self.part_done >= 1:
+            part = f"{step} steps already, of {total}"
+            if num_seconds is not None:
+                part = f"{self.record.seconds:.0f} s already, of {num_seconds:g}"
+            CONSOLE.print(f"the checkpoint has {part}: evaluating only")
+        else:
+            self.prepare()
+        self.record.start()
+        self._progress = TrainProgress(self.record, step, total, num_seconds, per_step=per_step, unit=self.unit)
+        with stop_signals(self._stop_soon) as stopped, self._progress:
+            while self.part_done < 1:
+                while self.training_state == "paused" and not self.stop_training:
+                    time.sleep(0.05)
+                if self.stop_training:
+                    break
+                count = self._steps_until_due(step)
+                with self.train_lock, self._threads():
+                    self._iterate(step, count)
+                step += count
+                self._update_viewer_state(self.step)
+                self._after_step()
+            torch.set_num_threads(self._most_threads)
+            result = self._finish()
+        if stopped:
+            raise SystemExit(128 + stopped[0])
+        if not self.config.viewer.quit_on_train_completion:
+            self._train_complete_viewer()
+        return result
+
+    def _stop_soon(self, received: list[int]) -> None:
+        """Ctrl-C and SIGTERM end the run after the step that is under way; a second one ends it at once."""
+        if len(received) > 1:
+            raise SystemExit(128 + received[-1])
+        self.stop_training = True
+        CONSOLE.print("stopping after this step, then evaluating and saving; once more quits at once")
+
+    def prepare(self) -> None:
+        """Compile the kernels of training and evaluation before the clock starts."""
+        if not self.device.startswith("cuda"):
+            return  # those of a CPU are compiled as soon as an implementation is chosen
+        step = self._start_step
+        self.pipeline.train()
+        self._call_back(TrainingCallbackLocation.BEFORE_TRAIN_ITERATION, step)
+        with training_precision(self.precision, self.device):
+            self.train_step.prepare(step)
+        self.pipeline.eval()
+        with torch.no_grad():
+            self.pipeline.losses(*self.pipeline.draw(step))
+
+    @property
+    def part_done(self) -> float:
+        """How much of the run is done, by steps or by seconds; 1 at its end."""
+        if self.config.max_train_seconds is not None:
+            return min(1.0, self.record.seconds / self.config.max_train_seconds)
+        return min(1.0, (self.step + 1) / self.config.max_num_iterations)
+
+    def _steps_until_due(self, step: int) -> int:
+        """Optimizer steps of the next turn: as many as wanted, but not past anything that is due."""
+        wanted = self.config.steps_per_iteration or (50 if self.device.startswith("cuda") else 1)
+        periods = [self.steps_per_evaluation, self.config.steps_per_save, self.config.logging.steps_per_log]
+        if self.config.max_train_seconds is None:
+            periods.append(self.config.max_num_iterations)
+        return min(wanted, *(period - step % period for period in periods))
+
+    def _set_schedules(self) -> None:
+        """Put the schedules to the clock's part of the run, if seconds count."""
+        if self.config.max_train_seconds is not None:
+            if self.device.startswith("cuda"):
+                torch.cuda.synchronize()  # the clock is the device's, not the queue's
+            for scheduler in self.optimizers.schedulers.values():
+                scheduler.last_epoch = int(self.part_done * self.config.max_num_iterations)
+
+    def _call_back(self, location: TrainingCallbackLocation, step: int) -> None:
+        for callback in self.callbacks:
+            callback.run_callback_at_location(step, location)
+
+    def _iterate(self, first: int, count: int) -> None:
+        """Take optimizer steps first .. first + count - 1, each with the host's callbacks before and after it."""
+        self.pipeline.train()
+        self._set_schedules()
+        where = TrainingCallbackLocation
+        losses, metrics = {}, {}
+        with training_precision(self.precision, self.device):
+            for self.step in range(first, first + count):
+                self._call_back(where.BEFORE_TRAIN_ITERATION, self.step)
+                losses, metrics = self.train_step(self.step)
+                self._call_back(where.AFTER_TRAIN_ITERATION, self.step)
+        if writer.EVENT_WRITERS and (self.step + 1) % self.config.logging.steps_per_log == 0:
+            self._log(losses, metrics)
+
+    def _log(self, losses: dict[str, torch.Tensor], metrics: dict[str, torch.Tensor]) -> None:
+        """Hand the figures of the last step to the host's loggers."""
+        step = self.step
+        for name, scheduler in self.optimizers.schedulers.items():
+            writer.put_scalar(name=f"learning_rate/{name}", scalar=scheduler.get_last_lr()[0], step=step)
+        if self.config.log_gradients:
+            gradients = {n: p.grad.norm() for n, p in self.pipeline.model.named_parameters() if p.grad is not None}
+            metrics = metrics | {f"Gradients/{name}": norm for name, norm in gradients.items()}
+            metrics["Gradients/Total"] = sum(gradients.values(), torch.zeros((), device=self.device))
+        writer.put_scalar(name="Train Loss", scalar=reduce(torch.add, losses.values()), step=step)
+        writer.put_dict(name="Train Loss Dict", scalar_dict=losses, step=step)
+        writer.put_dict(name="Train Metrics Dict", scalar_dict=metrics, step=step)
+        writer.write_out_storage()
+
+    @property
+    def precision(self) -> Literal["fp32", "tf32", "bf16"]:
+        """Type of the hidden layers' products while training."""
+        return self.config.precision or ("tf32" if self.device.startswith("cuda") else "fp32")
+
+    def _after_step(self) -> None:
+        """Evaluate, show and save as often as the config says; the end of the run has its own."""
+        done, last, target = self.step + 1, self.part_done >= 1, self.config.target_psnr
+        if done % self.steps_per_evaluation == 0 and not last:
+            psnr = self._evaluate()
+            if target is not None and psnr >= target:
+                CONSOLE.print(f"PSNR {psnr:.2f} dB has reached --target-psnr {target:g}: stopping")
+                self.stop_training = True
+        self._progress.update(done)
+        if done % self.config.steps_per_save == 0 and not last and self.leaves_files:
+            self.save_checkpoint(self.step)
+
+    def _evaluate(self) -> float:
+        """Measure the PSNR, note it and return it."""
+        if self.device.startswith("cuda"):
+            torch.cuda.synchronize()
+        with self.train_lock, self.record.clock_stopped():
+            self.pipeline.eval()
+            psnr = self.evaluate()
+        self.record.add(self.step + 1, psnr)
+        self._evaluated_at = self.step
+        if self.local_rank == 0:
+            self._progress.evaluated()
+        if writer.EVENT_WRITERS:
+            writer.put_scalar(name="Eval PSNR", scalar=psnr, step=self.step)
+            writer.write_out_storage()
+        return psnr
+
+    @property
+    def steps_per_evaluation(self) -> int:
+        """Steps between evaluations."""
+        return self.config.steps_per_eval_all_images
+
+    def evaluate(self) -> float:
+        """PSNR in dB over the evaluation set; subclasses may know a cheaper way."""
+        return self.pipeline.get_average_eval_image_metrics(step=self.step)["psnr"]
+
+    def _finish(self) -> Any:
+        """The end of every run: an evaluation, a checkpoint and the results."""
+        self.training_state = "completed"
+        if self.local_rank != 0:
+            return None
+        if self._evaluated_at != self.step:
+            self._evaluate()
+        if self.step >= 0 and self.leaves_files:
+            self.save_checkpoint(self.step)
+        self._call_back(TrainingCallbackLocation.AFTER_TRAIN, self.step)
+        result = self.result()
+        if self.leaves_files:
+            self.say_where(self.write_results(result))
+        return result
+
+    def result(self) -> Any:
+        """The figures of the run, after its last evaluation. Subclasses have some."""
+
+    def write_results(self, result: Any) -> dict[str, Path]:
+        """Write the result into the run's folder; returns the files by name. Subclasses have some."""
+        return {}
+
+    def run_figures(self) -> dict[str, Any]:
+        """Figures of every run in metrics.json: its length, target, seed and machine."""
+        return {
+            "num_steps": self.step + 1,
+            "train_seconds": self.record.curve[-1].seconds,
+            "target_psnr": self.config.target_psnr,
+            "seconds_to_target": self.record.seconds_to(self.config.target_psnr),
+            "seed": self.config.machine.seed,
+            "precision": self.precision,
+            **environment(self.device),
+        }
+
+    def say_where(self, results: dict[str, Path]) -> None:
+        """Print where config, checkpoints and results lie."""
+        files = {"config": self.base_dir / "config.yml", "checkpoints": self.checkpoint_dir, **results}
+        for name, path in files.items():
+            CONSOLE.print(f"  {name:<14} {path}", soft_wrap=True, highlight=False)
+
+    def _load_checkpoint(self) -> None:
+        """Done by setup_optimizers."""
+
+    @check_main_thread
+    def save_checkpoint(self, step: int) -> None:
+        """Write a checkpoint that torch.load(weights_only=True) reads, whole or not at all."""
+        state = {"step": step, **self._state.state_dict(), **self.more_state()}
+        save_checkpoint(self.checkpoint_dir, step, state, only_latest=self.config.save_only_latest_checkpoint)
+
+    def more_state(self) -> dict[str, Any]:
+        """More of a checkpoint: tensors, plain numbers and text. Subclasses may have some."""
+        return {}
+
+    def _check_viewer_warnings(self) -> None:
+        """The host warns that nothing is evaluated without a logger; here everything is."""
+
+
+@contextmanager
+def training_precision(precision: Literal["fp32", "tf32", "bf16"], device: str) -> Iterator[None]:
+    """Set what matrix products multiply for as long as this lasts; bf16 needs autocast within."""
+    kind = device.split(":")[0]
+    before = torch.backends.cuda.matmul.allow_tf32, torch.get_autocast_dtype(kind)
+    torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
+    if precision == "bf16":
+        torch.set_autocast_dtype(kind, torch.bfloat16)
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before[0]
+        torch.set_autocast_dtype(kind, before[1])

@@ -1,0 +1,198 @@
+"""One optimizer step, the same for CPU, GPU, pictures and scenes; on a GPU as the replay of a CUDA graph."""
+
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import KW_ONLY, dataclass, field
+from functools import reduce
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from loe_field.network.optim import Muon, orthogonalize
+
+_WARM_UP = 3
+"""Steps of each kind without a graph first: optimizers make their state in them, and libraries their workspaces."""
+
+
+class Steppable(Protocol):
+    """A pipeline as the step sees it."""
+
+    metrics: dict[str, Tensor]
+    """Figures of the last `losses`, for loggers."""
+
+    @property
+    def capturable(self) -> bool:
+        """Whether nothing in `losses` and its backward pass waits for the device or copies from the host."""
+        return False
+
+    def draw(self, step: int) -> tuple[Tensor, ...]:
+        """The random choice of a step >= 0, on the device. It is made outside a CUDA graph."""
+        ...
+
+    def losses(self, *drawn: Tensor) -> dict[str, Tensor]:
+        """Forward pass and losses; their sum is minimised."""
+        ...
+
+    def variant(self, step: int) -> Hashable:
+        """Steps of one variant run the same operations; each variant has a graph of its own."""
+        return None
+
+
+_Figures = tuple[dict[str, Tensor], dict[str, Tensor]]
+"""Losses and metrics."""
+
+
+class _Recorded(NamedTuple):
+    graph: torch.cuda.CUDAGraph
+    drawn: list[Tensor]
+    losses: dict[str, Tensor]
+    metrics: dict[str, Tensor]
+
+
+@dataclass
+class TrainStep:
+    """Draw, losses, backward, optimizers, schedulers.
+
+    On a GPU the fourth step of each kind (variant, and shapes of what is drawn) is recorded as a CUDA graph and
+    replayed from then on, where pipeline and optimizers are capturable and no option stands against it. Learning rates
+    stay numbers in the optimizers' groups, where schedulers change them; a graph reads copies on the device. Optimizers
+    are stepped in their order, then the schedulers.
+    """
+
+    pipeline: Steppable
+    optimizers: Mapping[str, Optimizer]
+    schedulers: Mapping[str, LRScheduler] = field(default_factory=dict)
+    _: KW_ONLY
+    device: torch.device | str
+    autocast: bool = False
+    scaler: torch.amp.GradScaler = field(default_factory=lambda: torch.amp.GradScaler(enabled=False))
+    accumulate: Mapping[str, int] = field(default_factory=dict)
+    """Steps over which an optimizer's gradients are summed up; 1 where it is not named."""
+    max_norm: Mapping[str, float | None] = field(default_factory=dict)
+    """Norm that an optimizer's gradients are clipped to; None or not named: they are not."""
+    capture: bool = True
+    """Whether CUDA graphs may be recorded."""
+    say: Callable[[str], Any] = print
+    """Told, in one line, that a graph could not be recorded; the run then goes on without."""
+
+    def __post_init__(self) -> None:
+        self._device = torch.device(self.device)
+        self._groups: list[dict[str, Any]] = [g for o in self.optimizers.values() for g in o.param_groups]
+        self.captures = (
+            self.capture
+            and self._device.type == "cuda"
+            and self.pipeline.capturable
+            and not self.scaler.is_enabled()
+            and all(self.accumulate.get(name, 1) == 1 and self.max_norm.get(name) is None for name in self.optimizers)
+            and all(isinstance(o, Muon) or o.defaults.get("capturable", False) for o in self.optimizers.values())
+        )
+        self._rates: list[Tensor] = []
+        self._side: torch.cuda.Stream | None = None
+        self._taken: Counter[Hashable] = Counter()
+        self._recorded: dict[Hashable, _Recorded] = {}
+
+    def __call__(self, step: int) -> _Figures:
+        """Take a step; returns its losses and metrics, which the next step may overwrite."""
+        drawn, scale = self.pipeline.draw(step), self.scaler.get_scale()
+        figures = self._capture_or_replay(step, drawn) if self.captures else self._take(step, drawn)
+        if self.scaler.get_scale() >= scale:  # a smaller scale means that the optimizers were not stepped
+            for scheduler in self.schedulers.values():
+                scheduler.step()
+        return figures
+
+    def prepare(self, step: int) -> None:
+        """Compile on a GPU what a step compiles at its first use; nothing is trained."""
+        with torch.device(self._device):
+            self._loss(self.pipeline.draw(step))[0].backward()
+        for optimizer in self.optimizers.values():
+            optimizer.zero_grad()
+            if isinstance(optimizer, Muon):
+                for matrix in {p.shape[-2:]: p for group in optimizer.param_groups for p in group["params"]}.values():
+                    orthogonalize(matrix.detach())
+
+    def _loss(self, drawn: tuple[Tensor, ...]) -> tuple[Tensor, dict[str, Tensor]]:
+        with torch.autocast(self._device.type, enabled=self.autocast):
+            losses = self.pipeline.losses(*drawn)
+            return reduce(torch.add, losses.values()), losses
+
+    def _take(self, step: int, drawn: tuple[Tensor, ...]) -> _Figures:
+        """The step itself, without draw and schedulers."""
+        for name, optimizer in self.optimizers.items():
+            if step % self.accumulate.get(name, 1) == 0:
+                optimizer.zero_grad(set_to_none=True)
+        loss, losses = self._loss(drawn)
+        self.scaler.scale(loss).backward()
+        for name, optimizer in self.optimizers.items():
+            params = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+            if params and (step + 1) % self.accumulate.get(name, 1) == 0:
+                if (max_norm := self.max_norm.get(name)) is not None:
+                    self.scaler.unscale_(optimizer)
+                    torch.nn.utils.clip_grad_norm_(params, max_norm)
+                self.scaler.step(optimizer)
+        self.scaler.update()
+        return {name: value.detach() for name, value in losses.items()}, self.pipeline.metrics
+
+    def _capture_or_replay(self, step: int, drawn: tuple[Tensor, ...]) -> _Figures:
+        key = (self.pipeline.variant(step), *(t.shape for t in drawn))
+        if key not in self._recorded:
+            self._taken[key] += 1
+            if self._taken[key] <= _WARM_UP:
+                return self._warm_up(step, drawn)
+            try:
+                self._recorded[key] = self._record(step, drawn)
+            except RuntimeError as error:
+                self._give_up(error)
+                return self._take(step, drawn)
+        recorded = self._recorded[key]
+        for mine, given in zip(recorded.drawn, drawn):
+            mine.copy_(given)
+        for group, rate in zip(self._groups, self._rates):
+            rate.fill_(group["lr"])
+        recorded.graph.replay()
+        return recorded.losses, recorded.metrics
+
+    def _warm_up(self, step: int, drawn: tuple[Tensor, ...]) -> _Figures:
+        """A step on another stream, as recording asks of the steps before it."""
+        self._side = self._side or torch.cuda.Stream(self._device)
+        current = torch.cuda.current_stream(self._device)
+        self._side.wait_stream(current)
+        with torch.cuda.stream(self._side), torch.device(self._device):
+            figures = self._take(step, drawn)
+        current.wait_stream(self._side)
+        return figures
+
+    def _record(self, step: int, drawn: tuple[Tensor, ...]) -> _Recorded:
+        """Record a step without taking it; torch.device places the host's tensors that name no device."""
+        static = [t.clone() for t in drawn]
+        graph = torch.cuda.CUDAGraph()
+        for optimizer in self.optimizers.values():  # gradients of the warm-up lie outside the graph's memory
+            optimizer.zero_grad(set_to_none=True)
+        torch.cuda.synchronize(self._device)
+        with self._rates_on_device(), torch.device(self._device), torch.cuda.graph(graph):
+            losses, metrics = self._take(step, tuple(static))
+        return _Recorded(graph, static, losses, dict(metrics))
+
+    @contextmanager
+    def _rates_on_device(self) -> Iterator[None]:
+        numbers = [group["lr"] for group in self._groups]
+        self._rates = self._rates or [torch.tensor(float(lr), device=self._device) for lr in numbers]
+        for group, rate in zip(self._groups, self._rates):
+            group["lr"] = rate
+        try:
+            yield
+        finally:
+            for group, number in zip(self._groups, numbers):
+                group["lr"] = number
+
+    def _give_up(self, error: RuntimeError) -> None:
+        """No graphs from here on; the device's random numbers are freed of the recording that broke off."""
+        self.captures = False
+        self._recorded.clear()
+        self.say(f"a step cannot be recorded as a CUDA graph, going on without ({str(error).split(chr(10))[0]})")
+        generator = torch.cuda.default_generators[self._device.index or 0]
+        fresh = torch.Generator(self._device).manual_seed(generator.initial_seed())
+        generator.graphsafe_set_state(fresh.graphsafe_get_state())
