@@ -1,4 +1,4 @@
-"""The benchmarks run, check what they time, and README's table is theirs."""
+"""The benchmarks run, check what they time, and the docs' table of speed is theirs."""
 
 import csv
 import subprocess
@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
+
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[1]
 
@@ -43,14 +45,14 @@ def test_a_wrong_case_ends_the_program():
         measure([case], "fp32", torch.device("cpu"), 3)
 
 
-def test_readme_has_the_table_of_the_results():
+def test_the_docs_have_the_table_of_the_results():
     done = benchmark("table", "--check")
     assert done.returncode == 0, done.stderr
 
 
 def test_more_bits_are_fewer_errors_and_whole_files_are_counted(small_picture):
     from benchmarks.rate_distortion import codec_points
-    from loe_field.image.picture import read_picture
+    from loe_field.pictures.read import read_picture
 
     for name in ("JPEG", "WEBP"):
         rows = codec_points(read_picture(small_picture), name)

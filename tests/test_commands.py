@@ -13,10 +13,13 @@ import urllib.request
 import numpy as np
 import pytest
 import torch
-from conftest import FAST, read_metrics, run, run_folder, start, waves
 from PIL import Image
+from support import FAST, read_metrics, run, run_folder, start, waves
 
 from loe_field.baselines import recipe
+from loe_field.errors import InputError
+
+pytestmark = pytest.mark.slow
 
 LEFT_BEHIND = {"reconstruction.png", "error.png", "curve.csv", "curve.png", "metrics.json", "config.yml"}
 KEYS = set(
@@ -225,6 +228,8 @@ def call(monkeypatch, capsys):
         try:
             entry_points[tool]()
             status = 0
+        except InputError as error:
+            status = str(error)
         except SystemExit as error:
             status = error.code
         return status, capsys.readouterr()
@@ -453,7 +458,7 @@ BAD_OPTIONS = {
         ("--pipeline.model.implementation", "triton", "--machine.device-type", "cpu"),
         "need an NVIDIA GPU; choose 'auto' or 'torch'",
     ),
-    "peer in bf16": (("--pipeline.model.network", "siren", "--precision", "bf16"), "trained in fp32"),
+    "baseline in bf16": (("--pipeline.model.network", "siren", "--precision", "bf16"), "trained in fp32"),
     "load dir": (("--load-dir", "nowhere"), "nowhere is not a folder"),
 }
 

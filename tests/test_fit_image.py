@@ -9,10 +9,13 @@ import threading
 import numpy as np
 import pytest
 import torch
-from conftest import read_metrics, run, run_folder, waves
+import yaml
 from PIL import Image
+from support import read_metrics, run, run_folder, waves
 
-from loe_field import ImageFit, InputError, LoEMLP, fit_image
+from loe_field import ImageFit, InputError, LoEMLP, fit_image, methods
+
+pytestmark = pytest.mark.slow
 
 SMALL = {"num_layers": 5, "layer_width": 16, "num_frequencies": 4, "num_threads": 1}
 
@@ -81,10 +84,10 @@ def test_what_is_not_seen_has_no_part_in_a_mean():
     np.testing.assert_allclose(half, np.broadcast_to((200, 0, 0, 128), half.shape), atol=16)
 
 
-def test_radiance():
+def test_hdr():
     array = (waves(24, 32, 3).astype(np.float32) / 16) ** 3  # up to 4,000
     array[5, 7] = 0
-    fit = fit_image(array, num_steps=300, radiance=True, **SMALL)
+    fit = fit_image(array, num_steps=300, hdr=True, **SMALL)
     assert (fit.reconstruction.shape, fit.reconstruction.dtype) == (array.shape, array.dtype)
     peak = fit.metrics["radiance_peak"]
     assert peak == pytest.approx(np.percentile(array, 99.9), rel=1e-3)
@@ -186,10 +189,10 @@ def test_kinds_of_arrays(name):
         (np.zeros((0, 4), np.uint8), {}, "no pixels"),
         (np.zeros((4, 4), np.int64), {}, "int64 numbers"),
         (np.full((4, 4), np.nan), {}, "16 values that are NaN"),
-        (np.full((4, 4), 255.0), {}, "255 to 255.*radiance=True"),
+        (np.full((4, 4), 255.0), {}, "255 to 255.*hdr=True"),
         (np.full((4, 4), -0.5), {}, "down to -0.5"),
-        (np.zeros((4, 4), np.uint8), {"radiance": True}, "radiance is floats"),
-        (np.full((4, 4, 4), 2.0), {"radiance": True}, "alpha goes up to 2"),
+        (np.zeros((4, 4), np.uint8), {"hdr": True}, "hdr=True is for floats"),
+        (np.full((4, 4, 4), 2.0), {"hdr": True}, "alpha goes up to 2"),
         (np.full((4, 4), 1e300), {"radiance": True}, "32 bits"),
         (np.zeros((4, 4)), {"num_steps": 0}, "at least 1"),
         (np.zeros((4, 4)), {"num_layers": 1}, "num_layers"),
@@ -204,6 +207,7 @@ def test_bad_input_is_one_clear_error(array, options, words, tmp_path):
     with pytest.raises(ValueError, match=words) as error:
         fit_image(array, **options)
     assert isinstance(error.value, InputError)
+    assert not isinstance(error.value, SystemExit)
     assert not any(path.is_file() for path in tmp_path.rglob("*"))
 
 
@@ -217,13 +221,32 @@ def test_bad_places_and_scales(fitted):
         fitted.render(2, upscaling="bicubic")
 
 
-def test_in_another_thread(colours):
-    """Signals are the main thread's alone."""
-    results = []
-    thread = threading.Thread(target=lambda: results.append(fit_image(colours, num_steps=4, **SMALL)))
-    thread.start()
-    thread.join()
-    assert results[0].num_steps == 4
+def test_fits_in_two_threads_are_those_of_each_alone(colours):
+    results = {}
+
+    def fit(seed):
+        results[seed] = fit_image(colours, num_steps=20, seed=seed, **SMALL)
+
+    threads = [threading.Thread(target=fit, args=(seed,)) for seed in (1, 2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for seed in (1, 2):
+        alone = fit_image(colours, num_steps=20, seed=seed, **SMALL)
+        for mine, other in zip(alone.field.parameters(), results[seed].field.parameters()):
+            assert torch.equal(mine, other)
+
+
+def test_a_fit_leaves_the_recipes_as_they_are():
+    """A small array first: the large one gets its own batch and tiles."""
+    before = [yaml.dump(spec.config) for spec in methods.PICTURES]
+    small = fit_image(waves(64, 64, 3), num_steps=2)
+    large = fit_image(waves(1200, 1100, 3), num_steps=1, num_layers=3)
+    assert [yaml.dump(spec.config) for spec in methods.PICTURES] == before
+    assert (small.metrics["pixels_per_batch"], small.field.tile_size) == (4096, 2)
+    assert large.field.tile_size == 4
+    assert 16_000 < large.metrics["pixels_per_batch"] <= 16_384
 
 
 def test_ctrl_c_is_an_exception_like_any_other():
@@ -231,13 +254,13 @@ def test_ctrl_c_is_an_exception_like_any_other():
 import os, signal, threading
 import numpy as np
 from loe_field import fit_image
-from loe_field.image.trainer import ImageTrainer
-evaluate = ImageTrainer._after_step
+from loe_field.adapter.trainer import SignalTrainer
+evaluate = SignalTrainer._after_step
 def interrupted(self, step, progress):
     if step == 20:
         os.kill(os.getpid(), signal.SIGINT)
     evaluate(self, step, progress)
-ImageTrainer._after_step = interrupted
+SignalTrainer._after_step = interrupted
 try:
     fit_image(np.zeros((8, 8), np.uint8), num_layers=3, layer_width=16)
 except KeyboardInterrupt:

@@ -65,6 +65,7 @@ def test_a_program_gives_the_field(name):
     assert allowed <= (1e-3 if name == "bacon" else 3e-5), "how far fp32 itself is off"
 
 
+@pytest.mark.slow
 def test_a_program_runs_without_this_package(tmp_path):
     field = make("nearest")
     (tmp_path / "field.pt2").write_bytes(traced.encode_program(traced.trace(field)))
@@ -84,6 +85,7 @@ def test_a_program_runs_without_this_package(tmp_path):
         np.testing.assert_allclose(np.load(tmp_path / "values.npy"), field(points).numpy(), atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["nearest", "wide tile, linear", "wire", "hash-grid"])
 def test_a_model_gives_the_field(name):
     onnx = pytest.importorskip("onnx")

@@ -11,8 +11,10 @@ from hypothesis import strategies as st
 from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.configs.base_config import ViewerConfig
 
-from loe_field.image.pixels import pixel_centers
 from loe_field.image.view import SIDE, WholePicture, distance_to_see, hits, picture_camera
+from loe_field.signals.signal import grid_coords
+
+pytestmark = pytest.mark.slow
 
 SIZES = [(512, 512), (256, 256), (300, 200), (1, 1), (7, 200), (1000, 3)]
 sizes = st.sampled_from(SIZES)
@@ -36,9 +38,9 @@ def test_a_ray_aimed_at_a_place_meets_it(size, across, down, x, y, z, length):
     origin = torch.tensor([x, y, z], dtype=torch.float64)
     way = in_scene(wanted, width, height) - origin
     direction = way / way.norm() * length
-    place, distance, on_picture = hits(origin[None], direction[None], width, height)
+    coords, distance, on_picture = hits(origin[None], direction[None], width, height)
     assert on_picture.all()
-    torch.testing.assert_close(place[0], wanted, atol=1.5e-6 * max(size), rtol=0)
+    torch.testing.assert_close(coords[0], wanted, atol=1.5e-6 * max(size), rtol=0)
     assert distance.item() == pytest.approx(way.norm().item() / length)
     behind = hits(origin[None], -direction[None], width, height)
     assert not behind.on_picture.any()
@@ -70,7 +72,7 @@ def test_the_pictures_camera_sees_the_very_centres_of_its_pixels(width, height):
     """To the last bit: the cells of a field may have their borders there, as those of 256 x 256 pixels have."""
     rays = picture_camera(width, height).generate_rays(camera_indices=0, keep_shape=True)
     seen = hits(rays.origins.flatten(0, 1), rays.directions.flatten(0, 1), width, height)
-    assert torch.equal(seen.places, pixel_centers(torch.arange(width * height), width))
+    assert torch.equal(seen.coords, grid_coords(torch.arange(width * height), (height, width)))
     assert seen.on_picture.all()
 
 

@@ -13,6 +13,8 @@ from nerfstudio.fields.vanilla_nerf_field import NeRFField
 from loe_field import LoEMLP
 from loe_field.nerf.fields import Contraction, LoEDensityField, LoEEncoding, LoEField
 
+pytestmark = pytest.mark.slow
+
 AABB = torch.tensor([[-1.0, -1.0, -1.0], [1.0, 1.0, 1.0]])
 
 

@@ -1,51 +1,127 @@
-"""What nerfstudio's own test of its methods does with each, done with ours: two steps on a tiny blender scene."""
+"""Nerfstudio's own test of its methods, with ours: a few steps on a tiny blender scene."""
 
 from copy import deepcopy
 from pathlib import Path
 
+import numpy as np
 import pytest
-from conftest import read_metrics
+import torch
 from nerfstudio.cameras.camera_optimizers import CameraOptimizerConfig
 from nerfstudio.configs.method_configs import all_methods
 from nerfstudio.data.dataparsers.blender_dataparser import BlenderDataParserConfig
-from nerfstudio.scripts.train import train_loop
+from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackLocation
+from PIL import Image
 from scenes import write_blender_scene
+from support import read_metrics
 
+from loe_field.adapter.network import LoEConfig
 from loe_field.errors import InputError
+from loe_field.runs import baseline_methods
+from loe_field.runs.suite import COMPARED
 
-DEFAULT_PARAMETERS = 1_305_252
+pytestmark = pytest.mark.slow
+
+METHODS = all_methods | {name: getattr(baseline_methods, name.replace("-", "_")).config for name in COMPARED}
+NUM_PARAMETERS = 1_305_252
+LOE = {"num_layers": 6, "layer_width": 64, "tile_size": 4, "pattern": "quad_tree", "num_frequencies": 6}
 
 
-def two_steps(name, folder, **options):
-    """Two steps of a method with options of its model; the config as it is after them, and metrics.json."""
-    config = deepcopy(all_methods[name])
+def ready(name, folder, steps=2, loe=None, **options):
+    """The Trainer of a method with options of its model and of its levels."""
+    config = deepcopy(METHODS[name])
     config.machine.device_type = "cpu"
-    config.max_num_iterations = 2
+    config.max_num_iterations, config.num_threads = steps, 1
     datamanager, model = config.pipeline.datamanager, config.pipeline.model
-    datamanager.dataparser = BlenderDataParserConfig(data=write_blender_scene(folder / "scene", 6, 6, 8))
-    datamanager.eval_num_images_to_sample_from = datamanager.train_num_images_to_sample_from = 1
+    datamanager.dataparser = BlenderDataParserConfig(data=write_blender_scene(folder / "scene", 6, 12, 16))
     datamanager.train_num_rays_per_batch = 64
-    config.vis = "tensorboard"
-    config.logging.relative_log_dir = Path("logs")
     config.output_dir = folder
     config.timestamp = "now"
-    config.viewer.quit_on_train_completion = True
-    if hasattr(model, "implementation"):
-        model.implementation = "torch"
+    if loe is not None:
+        model.loe = LoEConfig(**LOE | loe)
     for option, value in options.items():
         setattr(model, option, value)
     config.set_experiment_name()
-    train_loop(local_rank=0, world_size=1, config=config)
-    return config, read_metrics(folder / f"scene/{name}/now")
+    torch.manual_seed(0)
+    trainer = config.setup()
+    trainer.setup()
+    return trainer
 
 
-@pytest.mark.parametrize("name", ["loe-nerf", "loe-nerf-adam", "peer-nerfacto", "peer-vanilla-nerf"])
+def weights(trainer):
+    groups = trainer.pipeline.get_param_groups()
+    return {name: [p.detach().clone() for p in group] for name, group in groups.items()}
+
+
+def trained(name, folder, **options):
+    """The Trainer after its run, and metrics.json; every group of parameters was trained."""
+    trainer = ready(name, folder, **options)
+    before = weights(trainer)
+    trainer.train()
+    for group, parameters in weights(trainer).items():
+        assert any(not torch.equal(p, q) for p, q in zip(parameters, before[group])), group
+    return trainer, read_metrics(folder / f"scene/{name}/now")
+
+
+def psnr_of_views(folder):
+    """Mean PSNR of the views in a run's folder: the picture of 16 pixels at the left, the view at the right."""
+    views = [np.asarray(Image.open(path)) / 255 for path in sorted(folder.glob("views/*.png"))]
+    return np.mean([-10 * np.log10(((view[:, :16] - view[:, -16:]) ** 2).mean()) for view in views])
+
+
+@pytest.mark.parametrize("name", ["loe-nerf", *COMPARED])
 def test_two_steps(name, tmp_path):
-    config, metrics = two_steps(name, tmp_path)
+    trainer, metrics = trained(name, tmp_path)
     assert metrics["num_steps"] == 2
-    assert metrics["psnr"] > 0
+    assert metrics["psnr"] == pytest.approx(psnr_of_views(tmp_path / f"scene/{name}/now"), abs=0.05)
     if name == "loe-nerf":
-        assert (config.pipeline.model.scene, config.pipeline.model.background_color) == ("box", "white")
+        model = trainer.config.pipeline.model
+        assert (model.scene, model.background_color) == ("box", "white")
+        assert metrics["num_parameters"] == NUM_PARAMETERS
+
+
+def test_the_loggers_get_losses_rates_gradients_and_psnr(tmp_path, monkeypatch):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    config = deepcopy(METHODS["loe-nerf"])
+    config.vis, config.log_gradients, config.logging.relative_log_dir = "tensorboard", True, Path("logs")
+    config.logging.steps_per_log = 2
+    monkeypatch.setitem(METHODS, "loe-nerf", config)
+    trained("loe-nerf", tmp_path, steps=4, camera_optimizer=CameraOptimizerConfig(mode="SO3xR3"))
+    log = EventAccumulator(str(tmp_path / "scene/loe-nerf/now/logs"))
+    log.Reload()
+    names = set(log.Tags()["scalars"])
+    wanted = {"Train Loss", "Train Loss Dict/rgb_loss", "learning_rate/experts", "Eval PSNR"}
+    wanted |= {"Train Metrics Dict/Gradients/Total", "Train Metrics Dict/camera_opt_rotation_max"}
+    assert wanted <= names
+    assert [event.step for event in log.Scalars("Train Loss")] == [1, 3]
+    assert log.Scalars("Train Metrics Dict/Gradients/Total")[0].value > 0
+    parts = sum(log.Scalars(name)[1].value for name in names if name.startswith("Train Loss Dict/"))
+    assert log.Scalars("Train Loss")[1].value == pytest.approx(parts, rel=1e-5)
+
+
+NERFACTO = {"num_levels": 4, "log2_hashmap_size": 10, "hidden_dim": 16, "hidden_dim_color": 16, "features_per_level": 2}
+NERFACTO |= {"num_proposal_samples_per_ray": (16, 8), "num_nerf_samples_per_ray": 8}
+SMALL = {"loe": {"num_layers": 3, "layer_width": 16}, "num_proposal_samples": (16,), "num_samples": 8}
+
+
+@pytest.mark.parametrize(("name", "options"), [("loe-nerf", SMALL), ("baseline-nerfacto", NERFACTO)])
+def test_steps_in_turns_of_50_are_the_same_steps(name, options, tmp_path):
+    """The host's callbacks run at every step: the proposal networks are trained in 11 steps, then in every second."""
+    ends = []
+    for per_turn in (1, 50):
+        trainer = ready(name, tmp_path / str(per_turn), steps=60, **options)
+        trainer.config.steps_per_iteration = per_turn
+        proposals, counted = list(trainer.pipeline.model.proposal_networks.parameters()), []
+
+        def count(step, proposals=proposals, counted=counted):
+            counted.append(any(p.grad is not None for p in proposals))
+
+        trainer.callbacks.append(TrainingCallback([TrainingCallbackLocation.AFTER_TRAIN_ITERATION], count))
+        trainer.train()
+        assert counted == [step <= 10 or step % 2 == 0 for step in range(60)]
+        ends.append(weights(trainer))
+    for group, parameters in ends[0].items():
+        assert all(torch.equal(p, q) for p, q in zip(parameters, ends[1][group])), group
 
 
 @pytest.mark.parametrize(
@@ -54,28 +130,33 @@ def test_two_steps(name, tmp_path):
         ({"num_samples": 0}, "num-samples is 0: it must be at least 1"),
         ({"num_proposal_samples": ()}, "num-proposal-samples is 0: it must be at least 1"),
         ({"near_plane": 5.0, "far_plane": 1.0}, "near-plane is 5 and far-plane 1"),
-        ({"implementation": "triton"}, "the kernels need an NVIDIA GPU"),
+        ({"loe": {"tile_size": None}}, "tile-size is None: a scene needs a number"),
+        ({"loe": {"implementation": "triton"}}, "the kernels need an NVIDIA GPU"),
     ],
-    ids=["samples", "proposals", "planes", "implementation"],
+    ids=["samples", "proposals", "planes", "tile size", "implementation"],
 )
 def test_options_that_cannot_be(options, words, tmp_path):
     with pytest.raises(InputError, match=words):
-        two_steps("loe-nerf", tmp_path, **options)
+        ready("loe-nerf", tmp_path, **options)
     assert not (tmp_path / "scene/loe-nerf").exists()
 
 
 @pytest.mark.parametrize(
     "options",
     [
-        {"tile_size": 1},
-        {"appearance_dim": 4, "blending": "linear"},
+        {"loe": {"tile_size": 1}},
+        {"loe": {"blending": "linear"}, "appearance_dim": 4},
         {"camera_optimizer": CameraOptimizerConfig(mode="SO3xR3")},
         {"network": "hash-grid", "num_proposal_samples": (16, 8)},
-        {"scene": "unbounded", "background_color": "random", "levels": ((1.0, 0.0), (2.0, 0.5)), "num_layers": 3},
+        {
+            "scene": "unbounded",
+            "background_color": "random",
+            "loe": {"levels": ((1.0, 0.0), (2.0, 0.5)), "num_layers": 3},
+        },
     ],
-    ids=lambda options: next(iter(options)),
+    ids=["tile_size", "linear", "poses", "hash-grid", "unbounded"],
 )
 def test_options_of_the_model(options, tmp_path):
-    _, changed = two_steps("loe-nerf", tmp_path, **options)
-    assert changed["num_parameters"] != DEFAULT_PARAMETERS
-    assert changed["psnr"] > 0
+    _, metrics = trained("loe-nerf", tmp_path, **options)
+    assert metrics["num_parameters"] != NUM_PARAMETERS
+    assert metrics["psnr"] == pytest.approx(psnr_of_views(tmp_path / "scene/loe-nerf/now"), abs=0.05)

@@ -15,6 +15,8 @@ from scenes import write_scene
 from loe_field.nerf.pictures import PosedPictures
 from loe_field.nerf.rays import RayTable
 
+pytestmark = pytest.mark.slow
+
 
 def dataset_of(folder):
     config = NerfstudioDataParserConfig(data=folder, downscale_factor=1, eval_mode="all")
@@ -65,7 +67,8 @@ def test_rays_are_the_hosts(edit, tmp_path):
     Image.fromarray(left_half).save(folder / "mask.png")
     Image.fromarray(np.full_like(left_half, 255)).save(folder / "all.png")
     dataset = dataset_of(edited(folder, edit))
-    rays, batch = RayTable(dataset, "cpu", num_rays_per_batch=400, seed=1).batch(3)
+    table = RayTable(dataset, "cpu", num_rays_per_batch=400, seed=1)
+    rays, batch = table.rays(table.draw(3))
     expected = RayGenerator(dataset.cameras)(batch["indices"])
     torch.testing.assert_close(rays.origins, expected.origins)
     torch.testing.assert_close(rays.directions, expected.directions, atol=2e-6, rtol=0)
@@ -88,21 +91,24 @@ def test_a_fisheyes_axis_through_the_middle_of_a_pixel(tmp_path):
     dataset = PosedPictures(config.setup().get_dataparser_outputs("train"))
     rays = dataset.cameras.generate_rays(camera_indices=0, keep_shape=True)
     assert rays.directions.isfinite().all()
-    assert RayTable(dataset, "cpu", num_rays_per_batch=20_000, seed=1).batch(0)[0].directions.isfinite().all()
+    table = RayTable(dataset, "cpu", num_rays_per_batch=20_000, seed=1)
+    assert table.rays(table.draw(0))[0].directions.isfinite().all()
 
 
 def test_batches_depend_on_seed_and_step_only(scene):
     dataset = dataset_of(scene)
     one, two = (RayTable(dataset, "cpu", num_rays_per_batch=50, seed=5) for _ in range(2))
-    one.batch(0)
-    seventh = one.batch(7)[1]["indices"]
-    assert torch.equal(seventh, two.batch(7)[1]["indices"])
-    assert not torch.equal(seventh, one.batch(8)[1]["indices"])
+    one.draw(0)
+    seventh = one.draw(7)
+    assert torch.equal(seventh, two.draw(7))
+    assert not torch.equal(seventh, one.draw(8))
+    assert not torch.equal(seventh, one.draw(7, repeat=1))
 
 
-def test_asked_again_it_goes_on(scene):
-    table = RayTable(dataset_of(scene), "cpu", num_rays_per_batch=50, seed=5)
-    first, second = (table.batch(0)[1]["indices"] for _ in range(2))
-    assert not torch.equal(first, second)
+def test_every_pixel_is_drawn_alike(scene):
+    table = RayTable(dataset_of(scene), "cpu", num_rays_per_batch=100_000, seed=5)
+    counts = table.draw(0).bincount(minlength=table.num_pixels).float()
+    assert len(counts) == table.num_pixels
+    assert abs(counts.std() / counts.mean() ** 0.5 - 1) < 0.05  # as Poisson's distribution has it
     table.num_rays_per_batch = 7
-    assert len(table.batch(0)[1]["indices"]) == 7
+    assert len(table.draw(0)) == 7

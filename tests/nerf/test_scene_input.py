@@ -4,15 +4,18 @@ import json
 
 import numpy as np
 import pytest
-from conftest import run
+import torch
 from nerfstudio.configs.method_configs import method_configs  # noqa: F401  (the host's modules import each other)
 from nerfstudio.data.dataparsers.instant_ngp_dataparser import InstantNGPDataParserConfig
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
 from PIL import Image
 from scenes import write_scene
+from support import run
 
 from loe_field.errors import InputError
 from loe_field.nerf.datamanager import SceneDataManagerConfig
+
+pytestmark = pytest.mark.slow
 
 
 def opened(folder, **options):
@@ -38,6 +41,7 @@ def test_a_sound_scene(small_scene):
     assert len(datamanager.train_dataset) + len(datamanager.eval_dataset) == 6
     rays, batch = datamanager.next_train(0)
     assert len(rays) == len(batch["image"]) == 32
+    assert not torch.equal(datamanager.next_train(0)[1]["indices"], batch["indices"])
     rays, batch = datamanager.next_eval(0)
     assert set(batch["indices"][:, 0].tolist()) <= set(range(len(datamanager.eval_dataset)))
 

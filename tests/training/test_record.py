@@ -5,6 +5,8 @@ import pytest
 from loe_field.training.progress import duration
 from loe_field.training.record import RunRecord
 
+pytestmark = pytest.mark.slow
+
 
 def test_curve_best_and_target():
     record = RunRecord()

@@ -1,0 +1,210 @@
+"""loe-bench on a small suite, through the real ns-train."""
+
+import csv
+import json
+import re
+import shlex
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from support import read_metrics, run, start
+
+from loe_field.runs.suite import COMPARED
+
+pytestmark = pytest.mark.slow
+
+SUITE = """
+title = "A small suite"
+text = "Of two runs and a half."
+seeds = [1]
+columns = ["psnr_best", "psnr", "num_steps", "seconds_to_target"]
+target_psnr = 3.5
+overrides = { max_num_iterations = 12, "pipeline.model.num_layers" = 3, "pipeline.model.layer_width" = 16 }
+[[runs]]
+name = "quad tree"
+published = "99"
+overrides = { "pipeline.model.pattern" = "quad_tree" }
+[[runs]]
+name = "no such pattern"
+overrides = { "pipeline.model.pattern" = "spiral" }
+[[runs]]
+name = "another field's"
+missing = "not in yet"
+[[figures]]
+name = "trees"
+title = "Trees"
+runs = ["quad tree"]
+"""
+
+
+@pytest.fixture(scope="module")
+def suite(tmp_path_factory, small_picture):
+    """The suite's file, its output folder, and what the command said."""
+    folder = tmp_path_factory.mktemp("bench")
+    path = folder / "small.toml"
+    path.write_text(SUITE)
+    done = run("loe-bench", path, "--data", small_picture, "--output-dir", folder / "out")
+    return path, folder / "out", done
+
+
+def rows_of(output):
+    with open(output / "results.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_failed_run_is_a_row(suite):
+    _, output, done = suite
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    good, bad = rows_of(output)
+    assert (good["run"], good["num_steps"], good["seed"], good["problem"]) == ("quad tree", "12", "1", "")
+    metrics = read_metrics(next(output.glob("quad-tree/*/*/*")))
+    assert float(good["psnr"]) == metrics["psnr"]
+    assert good["version_torch"] == metrics["versions"]["torch"]
+    assert "spiral" in bad["problem"]
+    assert bad["psnr"] == ""
+    table = (output / "table.md").read_text()
+    assert f"| quad tree | 99 | {metrics['psnr_best']:.2f} | {metrics['psnr']:.2f} | 12 | " in table
+    assert f"| no such pattern |  |  |  |  |  | 0, 1 failed: {bad['problem']} |" in table
+    assert "| seconds to 3.5 dB |" in table
+    assert "| another field's |  | not in yet |" in table
+    assert np.std(Image.open(output / "curves.png")) > 10
+    assert np.std(Image.open(output / "trees.png")) > 10
+    page = (output / "index.html").read_text()
+    sources = re.findall(r'src="([^"]+)"', page)
+    assert [Path(source).name for source in sources] == ["curves.png", "reconstruction.png", "error.png"]
+    assert all((output / source).is_file() for source in sources)
+    assert f"quad tree, waves, seed 1: {metrics['psnr']:.2f} dB" in page
+
+
+def test_what_is_done_is_not_done_again(suite, small_picture):
+    path, output, _ = suite
+    (metrics,) = output.rglob("metrics.json")
+    before = metrics.stat().st_mtime_ns
+    again = run("loe-bench", path, "--data", small_picture, "--output-dir", output, "--runs", "Quad")
+    assert again.returncode == 0, again.stderr
+    assert metrics.stat().st_mtime_ns == before
+    assert f"quad tree, waves, seed 1: PSNR {read_metrics(metrics.parent)['psnr']:.2f} dB" in again.stdout
+
+
+def test_a_stopped_run_goes_on(suite, small_picture):
+    """A run's folder with a checkpoint and no end: as after a kill."""
+    path, output, _ = suite
+    (metrics,) = output.rglob("metrics.json")
+    (metrics.parent / "complete.json").unlink()
+    done = run("loe-bench", path, "--data", small_picture, "--output-dir", output, "--runs", "quad")
+    assert done.returncode == 0, done.stderr
+    assert "the checkpoint has 12 steps already" in (metrics.parent / "log.txt").read_text()
+    assert json.loads((metrics.parent / "complete.json").read_text())["options"][:3] == [
+        *("loe-image", "--machine.seed", "1")
+    ]
+
+
+def test_stopped_in_the_middle(suite, small_picture, tmp_path):
+    """The run under way is saved and nothing goes on in the background; the report stands."""
+    options = ("--data", small_picture, "--output-dir", tmp_path, "--runs", "quad", "--max-num-iterations", 100000)
+    process = start("loe-bench", suite[0], *options)
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.rglob("step-*.ckpt")) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 143, output
+    assert "the same command goes on from here" in output
+    assert "Traceback" not in output
+    (log,) = tmp_path.rglob("log.txt")
+    assert "stopping after this step" in log.read_text()
+    assert read_metrics(log.parent)["num_steps"] >= 100
+    assert not (log.parent / "complete.json").exists()
+    assert re.search(r"\| quad tree \|.*\| 0 \|$", (tmp_path / "table.md").read_text(), re.MULTILINE)
+
+
+def test_equal_seconds(small_picture, tmp_path):
+    (tmp_path / "equal.toml").write_text(
+        """
+        title = "Equal seconds"
+        train_seconds = 2
+        columns = ["num_steps", "train_seconds"]
+        overrides = { "pipeline.model.num_layers" = 4 }
+        [[runs]]
+        name = "narrow"
+        overrides = { "pipeline.model.layer_width" = 16 }
+        [[runs]]
+        name = "wide"
+        overrides = { "pipeline.model.layer_width" = 128 }
+        """
+    )
+    options = ("--data", small_picture, "--output-dir", tmp_path / "out")
+    done = run("loe-bench", tmp_path / "equal.toml", *options)
+    assert done.returncode == 0, done.stderr
+    for row in rows_of(tmp_path / "out"):
+        assert "--max-train-seconds 2" in row["options"]
+        assert 2 <= float(row["train_seconds"]) < 10
+    for checkpoint in (tmp_path / "out").rglob("step-*.ckpt"):
+        rates = torch.load(checkpoint, weights_only=True)["schedulers"]["experts"]["_last_lr"]
+        assert max(rates) < 0.2 * 0.015  # the schedule ended with the clock
+    assert len(run("loe-bench", tmp_path / "equal.toml", *options, "--dry-run").stdout.splitlines()) == 2
+
+
+def test_dry_run(suite, small_picture, tmp_path):
+    path, _, _ = suite
+    picture = shutil.copy(small_picture, tmp_path / "my picture.png")
+    options = ("--data", picture, "--output-dir", tmp_path / "out", "--dry-run", "--seeds", 5, 6)
+    done = run("loe-bench", path, *options, "--max-num-iterations", 3, "--runs", "quad")
+    lines = [shlex.split(line) for line in done.stdout.splitlines()]
+    assert [words[:4] for words in lines] == [["ns-train", "loe-image", "--machine.seed", s] for s in ("5", "6")]
+    assert all("--max-num-iterations 3 " in " ".join(words) for words in lines)
+    assert all(str(picture) in words for words in lines)  # a shell gets it as one word
+    assert not (tmp_path / "out").exists()
+
+
+def test_methods_for_comparison_are_shown_to_their_runs(tmp_path, monkeypatch):
+    """The printed command works as it stands: the host finds the method."""
+    monkeypatch.setenv("NERFSTUDIO_METHOD_CONFIGS", "mine=loe_field.methods:loe_nerf")
+    (tmp_path / "s.toml").write_text(
+        """
+        title = "Scenes"
+        method = "baseline-nerfacto"
+        overrides = { max_num_iterations = 1 }
+        [[runs]]
+        name = "nerfacto"
+        """
+    )
+    done = run("loe-bench", tmp_path / "s.toml", "--dry-run", "--data", tmp_path)
+    (line,) = done.stdout.splitlines()
+    variable, command, method, *_ = shlex.split(line)
+    assert (command, method) == ("ns-train", "baseline-nerfacto")
+    name, _, value = variable.partition("=")
+    assert value.split(",")[1] == "mine=loe_field.methods:loe_nerf"
+    monkeypatch.setenv(name, value)
+    done = run("ns-train", method, "--help")
+    assert done.returncode == 0, done.stderr
+    assert "--pipeline.model.average-init-density" in done.stdout
+    monkeypatch.delenv(name)
+    listed = run("ns-train", "--help").stdout
+    assert "loe-nerf" in listed
+    for method in COMPARED:
+        assert method not in listed
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--runs", "cubic"), "no run is named like cubic"),
+        (("--data", "no.png"), "no.png is not there"),
+        (("--max-num-iterations", 0), "must be at least 1"),
+        (("--max-num-iterations", 9, "--train-seconds", 9), "give one"),
+    ],
+)
+def test_bad_options(suite, options, words):
+    done = run("loe-bench", suite[0], *options)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: ")
+    assert words in line

@@ -1,0 +1,111 @@
+"""A scene's step is fit for a CUDA graph: rehearsed on the meta device, which as a GPU cannot be waited for."""
+
+from contextlib import nullcontext
+from functools import reduce
+
+import pytest
+import torch
+from nerfstudio.cameras.camera_optimizers import CameraOptimizerConfig
+from nerfstudio.configs.method_configs import method_configs  # noqa: F401  (the host's modules import each other)
+from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
+from nerfstudio.model_components.renderers import RGBRenderer
+from scenes import write_scene
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from loe_field.adapter.network import LoEConfig
+from loe_field.nerf.datamanager import SceneDataManagerConfig
+from loe_field.nerf.model import LoENerfModelConfig
+from loe_field.nerf.pipeline import NerfPipelineConfig
+from loe_field.nerf.rays import RayTable
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(autouse=True)
+def _no_autocast(monkeypatch):
+    """The meta device has none, not even one that is off."""
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda *_: False)
+
+
+class NothingFromTheHost(TorchDispatchMode):
+    """Refuses tensors that are made of Python's numbers or copied from the CPU: each makes a recording break off."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        given, made = (
+            {t.device.type for t in tree_leaves(tree) if isinstance(t, torch.Tensor)} for tree in (args, result)
+        )
+        copies = func._schema.name in ("aten::_to_copy", "aten::copy_") and "cpu" in given and "meta" in given | made
+        assert not copies, f"{func} copies from the CPU"
+        assert func._schema.name != "aten::lift_fresh", "a tensor is made of Python's numbers"
+        return result
+
+
+def on_meta(folder, white, **options):
+    """The pipeline of a small scene, all of it on the meta device, and pixels as `draw` gives them."""
+    scene = write_scene(folder / "scene", views=6, height=12, width=16, white=white)
+    parser = NerfstudioDataParserConfig(downscale_factor=1)
+    loe = LoEConfig(num_layers=3, layer_width=16, tile_size=1, pattern="quad_tree", num_frequencies=2)
+    config = NerfPipelineConfig(
+        datamanager=SceneDataManagerConfig(data=scene, dataparser=parser),
+        model=LoENerfModelConfig(**{"loe": loe, "num_samples": 8, "num_proposal_samples": (16,)} | options),
+    )
+    pipeline = config.setup(device="cpu").to("meta").train()
+    dataset = pipeline.datamanager.train_dataset
+    pipeline.datamanager.train_pixel_sampler = RayTable(dataset, "meta", num_rays_per_batch=32, seed=0)
+    return pipeline, torch.randint(100, (32,), device="meta")
+
+
+def rehearse(pipeline, chosen):
+    """Losses and backward pass as TrainStep records them."""
+    with torch.device("meta"), NothingFromTheHost():
+        reduce(torch.add, pipeline.losses(chosen).values()).backward()
+
+
+@pytest.mark.parametrize("trained", [True, False])
+@pytest.mark.parametrize(
+    ("white", "options"),
+    [
+        (False, {}),
+        (False, {"background_color": "white"}),
+        (False, {"background_color": "last_sample", "scene": "unbounded"}),
+        (True, {"camera_optimizer": CameraOptimizerConfig(mode="SO3xR3")}),
+        (True, {"appearance_dim": 4, "num_proposal_samples": (16, 8), "background_color": "black"}),
+    ],
+    ids=["box", "white", "unbounded", "poses", "appearance"],
+)
+def test_nothing_is_copied_or_waited_for(white, options, trained, tmp_path):
+    pipeline, chosen = on_meta(tmp_path, white, **options)
+    assert pipeline.capturable
+    callbacks = pipeline.get_training_callbacks(None)
+    for callback in callbacks:
+        callback.run_callback(12 if trained else 13)
+    rehearse(pipeline, chosen)
+    model = pipeline.model
+    assert all((p.grad is not None) == trained for p in model.proposal_networks.parameters())
+    assert all(p.grad is not None for p in model.field.parameters())
+    assert pipeline.variant(12) != pipeline.variant(13)
+
+
+def test_the_rehearsal_sees_a_copy(tmp_path):
+    pipeline, chosen = on_meta(tmp_path, False)
+    pipeline.model.renderer_rgb = RGBRenderer("white")
+    with pytest.raises(AssertionError, match="copies from the CPU"):
+        rehearse(pipeline, chosen)
+
+
+def test_the_rehearsal_sees_a_number_that_is_read(tmp_path, monkeypatch):
+    pipeline, chosen = on_meta(tmp_path, False)
+    compute = pipeline.model.get_loss_dict
+    monkeypatch.setattr(
+        pipeline.model, "get_loss_dict", lambda *a: {"loss": compute(*a)["rgb_loss"] * float(torch.ones(()))}
+    )
+    with pytest.raises((AssertionError, RuntimeError)):
+        rehearse(pipeline, chosen)
+
+
+def test_networks_that_wait_are_not_recorded(tmp_path):
+    pipeline, _ = on_meta(tmp_path, False, loe=LoEConfig(num_layers=3, layer_width=16, tile_size=2))
+    assert not pipeline.capturable

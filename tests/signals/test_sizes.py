@@ -1,0 +1,61 @@
+"""Sizes of the recipe for signals of all sizes."""
+
+import pytest
+import torch
+
+from loe_field.adapter.network import LoEConfig, build_network
+from loe_field.network.tiling import expert_index
+from loe_field.signals.signal import grid_coords
+from loe_field.signals.sizes import levels_for, samples_per_batch_for, tile_size_for
+
+
+def network_for(resolution, channels, **options):
+    config = LoEConfig(**options).sized(resolution, channels)
+    return config, build_network("loe", config, None, resolution=resolution, channels=channels)
+
+
+@pytest.mark.parametrize(
+    ("resolution", "channels", "tile_size", "levels", "samples"),
+    [
+        ((1, 1), 1, 2, 9, 8192),
+        ((512, 512), 1, 2, 9, 8192),
+        ((512, 512), 3, 2, 9, 8192),
+        ((640, 480), 3, 2, 10, 8192),
+        ((768, 512), 3, 4, 9, 16384),
+        ((1024, 1024), 1, 4, 9, 16384),
+        ((1080, 1920), 3, 8, 9, 32768),
+        ((8192, 8192), 3, 8, 11, 32768),
+        ((44_100,), 1, 2, 16, 8192),
+        ((256, 256, 256), 1, 4, 9, 16384),
+    ],
+)
+def test_more_experts_for_more_targets(resolution, channels, tile_size, levels, samples):
+    assert tile_size_for(resolution, channels) == tile_size
+    assert levels_for(resolution, tile_size) == levels
+    assert samples_per_batch_for(resolution, channels) == samples
+
+
+@pytest.mark.parametrize("size", [(768, 512, 3), (1024, 1024, 1), (2000, 700, 4), (1080, 1920, 3)])
+def test_parameters_stay_below_targets(size):
+    width, height, channels = size
+    config, network = network_for((width, height), channels)
+    assert config.tile_size > 2
+    assert config.num_layers == len(network.levels) + 1
+    assert network.num_parameters < 0.56 * height * width * channels
+
+
+@pytest.mark.parametrize("tile_size", [2, 3, 4, 8])
+@pytest.mark.parametrize("pattern", ["fine_to_coarse", "quad_tree"])
+def test_every_expert_has_pixels_and_no_cell_is_larger_than_one_at_the_finest_level(tile_size, pattern):
+    _, network = network_for((400, 300), 3, tile_size=tile_size, pattern=pattern)
+    coords = grid_coords(torch.arange(300 * 400), (300, 400)) / torch.tensor([400.0, 300.0])
+    for served in expert_index(coords, network.levels, tile_size):
+        assert len(served.unique()) == tile_size**2
+    assert max(level.alpha for level in network.levels) >= 400
+
+
+def test_options_of_the_user_count():
+    _, network = network_for((1080, 1920), 3, tile_size=2, num_layers=4)
+    assert [level.alpha for level in network.levels] == [8, 4, 2]
+    _, network = network_for((8, 8), 1, tile_size=5, num_layers=2, levels=((7.0, 0.5),))
+    assert network.levels == ((7.0, 0.5),)

@@ -1,0 +1,62 @@
+"""Helpers of the tests: small real pictures, and the real commands on them."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+
+SCRIPTS = Path(sys.executable).parent
+FAST = (
+    "--pipeline.model.num-layers",
+    "5",
+    "--pipeline.model.layer-width",
+    "16",
+    "--pipeline.model.num-frequencies",
+    "4",
+)
+"""A network that fits a small picture in seconds."""
+
+
+def run(tool, *arguments, cwd=None, timeout=300, **options):
+    """Run an installed command to its end."""
+    return subprocess.run(
+        [SCRIPTS / tool, *map(str, arguments)], cwd=cwd, timeout=timeout, capture_output=True, text=True, **options
+    )
+
+
+def start(tool, *arguments, cwd=None):
+    """Start an installed command."""
+    environment = os.environ | {"PYTHONUNBUFFERED": "1"}
+    return subprocess.Popen(
+        [SCRIPTS / tool, *map(str, arguments)],
+        cwd=cwd,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def run_folder(output, method="loe-image"):
+    """The one run folder under an output folder."""
+    (folder,) = output.glob(f"*/{method}/*")
+    return folder
+
+
+def read_metrics(folder):
+    """metrics.json, read as strictly as JSON is defined."""
+
+    def refuse(word):
+        raise AssertionError(f"{word} is not JSON")
+
+    return json.loads((folder / "metrics.json").read_text(), parse_constant=refuse)
+
+
+def waves(height, width, channels, dtype=np.uint8):
+    """A smooth picture with all channels different."""
+    y, x = np.mgrid[:height, :width] / max(height, width)
+    planes = [0.5 + 0.4 * np.sin(5 * x * (c + 1) + 3 * y) * np.cos(4 * y * (c + 1)) for c in range(channels)]
+    return (np.stack(planes, -1) * np.iinfo(dtype).max).round().astype(dtype)

@@ -1,0 +1,38 @@
+"""The first screen keeps its size, links lead somewhere, the site builds, and the tutorial's blocks run."""
+
+import importlib.util
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_readme_is_one_screen_and_its_links_lead_somewhere():
+    text = (ROOT / "README.md").read_text("utf8")
+    assert len(text.splitlines()) <= 130
+    assert "make test" in text.splitlines()  # .ci/run looks for it
+    links = [link for link in re.findall(r"\]\(([^)#]+)", text) if "://" not in link]
+    assert len(links) > 10
+    assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("mkdocs") is None, reason="needs the extra docs")
+def test_the_site_builds_without_a_warning(tmp_path):
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "num_frequencies" in (tmp_path / "api" / "network" / "index.html").read_text("utf8")
+
+
+@pytest.mark.slow
+def test_the_tutorial_runs_as_it_stands(tmp_path):
+    command = [sys.executable, "docs/run_blocks.py", "docs/tutorial.md", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-5000:]
+    assert (tmp_path / "eyes.png").exists()
+    assert (tmp_path / "outputs" / "scene" / "nerfacto-experts" / "first" / "metrics.json").exists()
