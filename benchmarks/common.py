@@ -1,4 +1,4 @@
-"""What the benchmarks share: the peers, the check against fp64, interleaved timing, provenance."""
+"""Common parts of the benchmarks: the baselines, the check against fp64, interleaved timing, provenance."""
 
 import argparse
 import csv
@@ -27,7 +27,7 @@ TOLERANCE = {"fp32": 1e-4, "tf32": 2e-2, "bf16": 1e-1}
 """Largest error against fp64, relative to the largest value, with which a case is timed."""
 
 
-# ---- peers ----
+# ---- baselines ----
 
 
 def masked_linear(x: Tensor, weight: Tensor, bias: Tensor, index: Tensor) -> Tensor:
@@ -77,7 +77,7 @@ class Case:
     run: Callable[[], object]
     error: Callable[[], float]
     flop: float
-    """Of the matrix products in one run."""
+    """Operations of the matrix products in one run."""
     bytes: float
     """That the run must move at least: activations level by level."""
     note: str = ""
@@ -284,7 +284,7 @@ def write(rows: list[dict[str, Any]], path: Path | None) -> None:
 
 
 def options(description: str) -> argparse.ArgumentParser:
-    """What layer and step have in common on the command line."""
+    """Options that layer and step have in common."""
     parser = argparse.ArgumentParser(description=description.split("\n")[0])
     parser.add_argument("--points", type=int, nargs="+", default=[16384])
     parser.add_argument("--dim", type=int, default=2)

@@ -8,7 +8,6 @@ Runs the real command, one run after the other, implementations in turns. Option
 
 import argparse
 import json
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -16,7 +15,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.common import provenance, show, write
-from loe_field.bench.runner import ns_train
+from loe_field.runs.child import Children
 
 COLUMNS = (
     *("implementation", "precision", "seed", "num_steps", "num_parameters", "parameters_per_target", "psnr"),
@@ -26,8 +25,7 @@ COLUMNS = (
 
 def fit(implementation: str, seed: int, options: argparse.Namespace, folder: Path) -> dict[str, object]:
     """One run's metrics.json."""
-    command = [
-        *ns_train(),
+    words = [
         "loe-image",
         *("--pipeline.model.implementation", implementation),
         *("--machine.seed", str(seed)),
@@ -37,11 +35,10 @@ def fit(implementation: str, seed: int, options: argparse.Namespace, folder: Pat
         *(["--target-psnr", str(options.target_psnr)] if options.target_psnr else []),
         *options.rest,
     ]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode != 0:
-        sys.exit(
-            f"error: {' '.join(command)} ended with {done.returncode}:\n{done.stdout[-2000:]}{done.stderr[-2000:]}"
-        )
+    with Children() as children:
+        end = children.run(words, output=folder / "log.txt")
+    if end.problem:
+        sys.exit(f"error: ns-train {' '.join(words)}: {end.problem}")
     (path,) = folder.rglob("metrics.json")
     return json.loads(path.read_text())
 

@@ -12,8 +12,9 @@ import itertools
 import torch
 from triton.testing import do_bench
 
-from loe_field.kernels import level
-from loe_field.segments import expert_rows
+from loe_field.network.kernels import level
+from loe_field.network.rows import expert_rows
+from loe_field.network.shape import Arithmetic
 
 
 def main() -> None:
@@ -31,11 +32,10 @@ def main() -> None:
     x, grad_y = (torch.randn(options.rows, width, device="cuda").to(dtype) for _ in range(2))
     weight, bias = torch.randn(options.experts, width, width, device="cuda") / width**0.5, torch.randn(width).cuda()
     rows = expert_rows(torch.randint(options.experts, (1, options.rows), device="cuda"), options.experts)
-    arguments = (x, weight, bias, rows.order[0], rows.starts[0])
-    named = {"activation": "sine", "omega_0": 1.0, "precision": precision}
+    arguments = (x, weight, bias, rows.order[0], rows.starts[0], Arithmetic("sine", 1.0, precision, dtype))
     kernels = {
-        "forward": ("level_blocks", 2, lambda: (level.level_forward(*arguments, **named),)),
-        "backward": ("backward_blocks", 3, lambda: level.level_backward(grad_y, *arguments, **named)),
+        "forward": ("level_blocks", 2, lambda: (level.level_forward(*arguments),)),
+        "backward": ("backward_blocks", 3, lambda: level.level_backward(grad_y, *arguments)),
     }
     for name, (table, passes, call) in kernels.items():
         default = getattr(level, table)

@@ -9,7 +9,6 @@ Generic Images", 2001, describe why such pictures look like photographs to stati
 
 import json
 import resource
-import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,8 @@ import cv2
 import numpy as np
 import tifffile
 import tyro
+
+from loe_field.runs.child import Children
 
 
 def leaves(size: int, seed: int = 0) -> np.ndarray:
@@ -49,9 +50,9 @@ class LargePicture:
     steps: int = 4000
     """Training steps."""
     precision: str = "fp32"
-    """Of training."""
+    """Precision of training."""
     output_dir: Path = Path("outputs/large")
-    """Where picture and run go."""
+    """Folder of picture and run."""
 
     def main(self) -> None:
         """Make it, fit it, and print the figures as JSON."""
@@ -61,8 +62,10 @@ class LargePicture:
             tifffile.imwrite(path, leaves(self.size), photometric="rgb")
         options = ["--max-num-iterations", str(self.steps), "--precision", self.precision, "--timestamp", "run"]
         where = ["--data", str(path), "--output-dir", str(self.output_dir)]
-        train = str(Path(sys.executable).with_name("ns-train"))
-        subprocess.run([train, "loe-image", *options, *where], check=True)
+        with Children() as children:
+            end = children.run(["loe-image", *options, *where])
+        if end.problem:
+            sys.exit(f"error: {end.problem}")
         folder = self.output_dir / path.stem / "loe-image" / "run"
         metrics = json.loads((folder / "metrics.json").read_text("utf8"))
         peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20

@@ -21,11 +21,12 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from benchmarks.common import provenance, show, write
-from loe_field.bench.runner import ns_train
-from loe_field.export.weights import read_details
-from loe_field.image.datamanager import default_picture
-from loe_field.image.picture import Picture, read_picture
-from loe_field.image.pipeline import psnr
+from loe_field.export.fields import read_details
+from loe_field.pictures.metrics import psnr
+from loe_field.pictures.picture import Picture
+from loe_field.pictures.read import read_picture
+from loe_field.runs.child import Children
+from loe_field.signals.picture import default_picture
 
 QUALITIES = (5, 10, 20, 30, 40, 50, 60, 70, 80, 85, 90, 95, 98)
 COIN = ((0.0368, 22.408), (0.07361, 23.205), (0.1604, 24.641), (0.3074, 26.412), (0.6109, 28.408), (1.209, 30.644))
@@ -68,17 +69,12 @@ def field_points(path: Path, picture: Picture, width: int, steps: int) -> list[d
     rows = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        run(
-            [
-                *ns_train(),
-                "loe-image",
-                *("--data", str(path)),
-                *("--max-num-iterations", str(steps)),
-                *("--pipeline.model.layer-width", str(width)),
-                *("--precision", "bf16"),
-                *("--output-dir", str(folder)),
-            ]
-        )
+        words = ["loe-image", "--data", str(path), "--max-num-iterations", str(steps)]
+        words += ["--pipeline.model.layer-width", str(width), "--precision", "bf16", "--output-dir", str(folder)]
+        with Children() as children:
+            end = children.run(words, output=folder / "log.txt")
+        if end.problem:
+            sys.exit(f"error: ns-train {' '.join(words)}: {end.problem}")
         (config,) = folder.rglob("config.yml")
         unrounded = json.loads((config.parent / "metrics.json").read_text())["psnr"]
         for kind in ("int8", "fp16"):

@@ -7,7 +7,10 @@ Needs torch and this package only. Every implementation gets the same points, ta
 replay of a CUDA graph for all that can be recorded in one.
 """
 
+import dataclasses
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -26,8 +29,8 @@ from benchmarks.common import (
     write,
 )
 from loe_field import LoEMLP, expert_index
-from loe_field.optim import Muon
-from loe_field.training.graphed import GraphedStep
+from loe_field.network.optim import Muon
+from loe_field.training.step import TrainStep
 
 SHAPE = {"num_layers": 10, "num_frequencies": 7}
 
@@ -72,7 +75,29 @@ class TinyCudaNN(nn.Module):
         return self.net(points).float()
 
 
-def optimizers(model: nn.Module, precision: str) -> list[torch.optim.Optimizer]:
+@dataclass
+class Fitting:
+    """One batch, the same at every step."""
+
+    call: Callable[[Tensor], Tensor]
+    coords: Tensor
+    target: Tensor
+    capturable: bool
+    metrics: dict[str, Tensor] = dataclasses.field(default_factory=dict)
+
+    def draw(self, step: int) -> tuple[Tensor, ...]:
+        """Nothing."""
+        return ()
+
+    def losses(self, *drawn: Tensor) -> dict[str, Tensor]:
+        """The mean squared error."""
+        return {"loss": nn.functional.mse_loss(self.call(self.coords), self.target)}
+
+    def variant(self, step: int) -> None:
+        """All steps are alike."""
+
+
+def optimizers(model: nn.Module, precision: str) -> dict[str, torch.optim.Optimizer]:
     """The default recipe: Muon for hidden matrices, Adam for the rest."""
     layers = list(getattr(model, "field", model).layers) if not isinstance(model, TinyCudaNN) else []
     hidden = [layer.weight for layer in layers[1:]]
@@ -80,7 +105,7 @@ def optimizers(model: nn.Module, precision: str) -> list[torch.optim.Optimizer]:
     gpu = rest[0].is_cuda
     adam = torch.optim.Adam(rest, lr=1e-2, betas=(0.9, 0.99), **({"fused": True, "capturable": True} if gpu else {}))
     muon_dtype = torch.bfloat16 if precision == "bf16" else None
-    return [*([Muon(hidden, dtype=muon_dtype)] if hidden else []), adam]
+    return {**({"experts": Muon(hidden, dtype=muon_dtype)} if hidden else {}), "fields": adam}
 
 
 def cases(
@@ -136,25 +161,11 @@ def cases(
                     state["step"] = step_of(model, call)
 
         def step_of(model: nn.Module, call: Callable[[Tensor], Tensor]) -> Callable[[], object]:
-            steppers = optimizers(model, precision)
-
-            def loss() -> Tensor:
-                with autocast():
-                    out = call(coords)
-                return nn.functional.mse_loss(out, target)
-
             # Masks and lists make the host wait for the GPU, which no graph can hold.
-            if device.type == "cuda" and name not in ("masked loop", "loe torch"):
-                return GraphedStep(loss, steppers)
-
-            def step() -> None:
-                for optimizer in steppers:
-                    optimizer.zero_grad(set_to_none=True)
-                loss().backward()
-                for optimizer in steppers:
-                    optimizer.step()
-
-            return step
+            case = Fitting(call, coords, target, capturable=name not in ("masked loop", "loe torch"))
+            return partial(
+                TrainStep(case, optimizers(model, precision), device=device, autocast=precision == "bf16"), 0
+            )
 
         def network() -> None:
             model, call = state["model"], state["call"]

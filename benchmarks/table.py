@@ -1,7 +1,7 @@
-"""README's table of speed, made from results/step.csv.
+"""The table of speed in docs/results/speed.md, made from results/step.csv.
 
-python -m benchmarks.table            # writes it into README.md
-python -m benchmarks.table --check    # fails if README.md says something else
+python -m benchmarks.table            # writes it into docs/results/speed.md
+python -m benchmarks.table --check    # fails if that page says something else
 """
 
 import argparse
@@ -37,16 +37,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--check", action="store_true")
     check = parser.parse_args().check
-    readme = HERE.parent / "README.md"
-    text = readme.read_text("utf8")
+    page = HERE.parent / "docs" / "results" / "speed.md"
+    text = page.read_text("utf8")
     with open(HERE / "results" / "step.csv", newline="") as file:
         made = table(list(csv.DictReader(file)))
     before, _, rest = text.partition(BEGIN)
     old, _, after = rest.partition(END)
     if check and old != made:
-        sys.exit("error: README's table of speed is not that of benchmarks/results: run python -m benchmarks.table")
+        sys.exit(
+            "error: docs/results/speed.md's table is not that of benchmarks/results: run python -m benchmarks.table"
+        )
     if not check:
-        readme.write_text(before + BEGIN + made + END + after, "utf8")
+        page.write_text(before + BEGIN + made + END + after, "utf8")
 
 
 if __name__ == "__main__":

@@ -16,17 +16,20 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from loe_field.files import write_whole
-from loe_field.image.load import load_model
-from loe_field.image.picture import codes, read_picture
-from loe_field.image.pipeline import psnr
-from loe_field.image.window import SplineOfPixels, View, colours_of, evaluated, on_grid, rendered_rows, view_of
+from loe_field.image.load import load_run
+from loe_field.pictures.metrics import psnr
+from loe_field.pictures.picture import codes
+from loe_field.pictures.read import read_picture
+from loe_field.render.window import SplineOfPixels, View, evaluated, on_grid, rendered_rows, view_of
 
 
 def enlargements(config: Path, view: Callable[[tuple[int, int]], View]) -> dict[str, np.ndarray]:
     """A fit enlarged in every way, float32 [height, width, channels]."""
-    model, picture = load_model(config)
+    run = load_run(config)
+    picture = run.picture
     size = (picture.width, picture.height)
-    chosen, field = view(size), on_grid(evaluated(colours_of(model), model.device, 65536))
+    chosen = view(size)
+    field = on_grid(evaluated(run, run.device, 65536))
     spline = SplineOfPixels(field, size, chosen, alpha=False)
     pixels = codes(np.concatenate(list(rendered_rows(field, view_of(size), chunk=65536))), np.uint8) / np.float32(255)
     ways = {
