@@ -7,6 +7,7 @@ import copy
 import dataclasses
 import functools
 import shutil
+import tempfile
 import threading
 import warnings
 from collections.abc import Callable
@@ -165,7 +166,7 @@ def fit_image(
 
     Args:
         array: [height, width] or [height, width, channels] with 1 to 4 channels, the last of 2 or 4 being alpha; uint8,
-            uint16, or floats in [0, 1].
+            uint16, or floats in [0, 1]. It may be read until the fit ends.
         num_steps: optimizer steps; the learning rates fall over them.
         seed: of the initial weights and the order of the pixels.
         precision: type of the hidden layers' products while training; bf16 is for GPUs and for CPUs with AVX-512 BF16,
@@ -209,7 +210,7 @@ def fit_image(
     config: Any = replace(
         copy.deepcopy(recipes[method]),
         experiment_name="array",
-        output_dir=Path(output_dir or "."),
+        output_dir=Path(output_dir or tempfile.gettempdir()),
         max_num_iterations=num_steps,
         max_train_seconds=max_train_seconds,
         target_psnr=target_psnr,
@@ -224,7 +225,7 @@ def fit_image(
     loe = config.pipeline.model.loe
     config.pipeline.model.loe = replace(loe, **{name: size for name, size in sizes.items() if size is not None})
     config.set_timestamp()
-    picture = _picture(values, hdr or radiance)
+    picture = _picture(values, hdr or radiance, in_file=output_dir is not None)
     with in_process(config, show=progress):
         trainer = SignalTrainer(config, leaves_files=output_dir is not None)
         datamanager: Any = trainer.config.pipeline.datamanager
@@ -296,15 +297,15 @@ def _checked(array: ArrayLike, hdr: bool) -> np.ndarray:
     return np.require(values, requirements=["C", "W"])
 
 
-def _picture(values: np.ndarray, hdr: bool) -> "Picture":
+def _picture(values: np.ndarray, hdr: bool, *, in_file: bool) -> "Picture":
     """The array as a picture without loss: PNG for 8 bits, TIFF for more, EXR for HDR.
 
-    Floats of more than 32 bits become those of 32, in which the fit computes.
+    Floats of more than 32 bits become those of 32, in which the fit computes; so do those of 16 in a TIFF.
     """
     from loe_field.pictures.picture import CHANNEL_NAMES, Picture
     from loe_field.pictures.read import as_hdr
 
-    if values.dtype.itemsize > 4:
+    if values.dtype.itemsize > 4 or (values.dtype == np.float16 and in_file and not hdr):
         values = values.astype(np.float32)
     values = np.atleast_3d(values)
     file_format = "EXR" if hdr else "PNG" if values.dtype == np.uint8 else "TIFF"

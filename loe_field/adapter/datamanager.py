@@ -11,14 +11,18 @@ from nerfstudio.data.scene_box import SceneBox
 from torch import Tensor
 from torch.nn import Parameter
 
-from loe_field.adapter.view import SignalView
+from loe_field.adapter.view import NO_VIEW, SignalView
 from loe_field.errors import InputError
 from loe_field.signals.signal import Signal
 
 
 @dataclass
 class SignalDataManagerConfig(DataManagerConfig):
-    """The signal, and the batches of its samples. Subclasses open it."""
+    """The signal, and the batches of its samples.
+
+    Subclasses open it. Their option for the samples of a batch is called UNIT_per_batch after Signal.unit, "auto" being
+    the rule for its size, or a baseline's authors' number.
+    """
 
     _target: type = field(default_factory=lambda: SignalDataManager)
 
@@ -57,7 +61,7 @@ class SignalDataset:
             InputError: it has no such look.
         """
         if self._view is None:
-            raise InputError("the host's viewer shows pictures and scenes: this signal has no view in space")
+            raise InputError(NO_VIEW)
         return self._view
 
     @property

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from loe_field.adapter.network import LoEConfig, build_network, settled_network
+from loe_field.adapter.view import NO_VIEW
 from loe_field.baselines import BaselineName
 from loe_field.baselines.choice import BaselineChoice
 from loe_field.errors import InputError
@@ -110,7 +111,13 @@ class SignalModel(Model):
 
     @torch.no_grad()
     def get_outputs_for_camera(self, camera: Cameras, obb_box: OrientedBox | None = None) -> dict[str, Tensor]:
-        """See SignalView.outputs."""
+        """See SignalView.outputs.
+
+        Raises:
+            InputError: the signal has no view in space.
+        """
+        if self.view is None:
+            raise InputError(NO_VIEW)
         chunk = self.config.eval_num_rays_per_chunk
         return self.view.outputs(camera.to(self.device), self.values, obb_box=obb_box, chunk=chunk)
 

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from nerfstudio.data.datamanagers.base_datamanager import DataManagerConfig
 from nerfstudio.models.base_model import ModelConfig
-from nerfstudio.pipelines.base_pipeline import VanillaPipelineConfig
 from torch import Tensor
 
 from loe_field.adapter.datamanager import SignalDataManager, SignalDataManagerConfig
@@ -19,11 +18,11 @@ from loe_field.network.protocol import Network
 from loe_field.network.rows import ExpertRows
 from loe_field.pictures.memory import available_memory
 from loe_field.signals.signal import Reconstruction, Signal
-from loe_field.training.pipeline import LoEPipeline
+from loe_field.training.pipeline import LoEPipeline, LoEPipelineConfig
 
 
 @dataclass
-class SignalPipelineConfig(VanillaPipelineConfig):
+class SignalPipelineConfig(LoEPipelineConfig):
     """A signal and the field that is fitted to it."""
 
     _target: type = field(default_factory=lambda: SignalPipeline)
@@ -40,7 +39,7 @@ class SignalPipeline(LoEPipeline):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.check_implementation()
+        self.implementations()
         self._check_step_memory()
 
     @property
@@ -59,17 +58,6 @@ class SignalPipeline(LoEPipeline):
     def networks(self) -> list[Network]:
         """The one network."""
         return [self.model.field]
-
-    def check_implementation(self) -> None:
-        """Refuse an implementation that cannot serve here, under the autocast that is on.
-
-        Raises:
-            InputError: with the reason, and a remedy.
-        """
-        try:
-            _ = self.model.field.resolved_implementation
-        except RuntimeError as error:
-            raise InputError(f"{error} (--pipeline.model.implementation)") from None
 
     def _check_step_memory(self) -> None:
         """Refuse batches whose activations cannot fit, instead of being killed for them at the first step.

@@ -83,8 +83,9 @@ class SignalTrainer(LoETrainer):
         if authors.weight_decay and isinstance(optimizer, AdamConfig):
             decayed = replace(optimizer, weight_decay=authors.weight_decay)
             self.config.optimizers["decayed"] = {"optimizer": decayed, "scheduler": scheduler}
-        if getattr(datamanager, "pixels_per_batch", None) == "auto":
-            datamanager.pixels_per_batch = authors.batch  # type: ignore[attr-defined]
+        for name, value in vars(datamanager).items():
+            if name.endswith("_per_batch") and value == "auto":
+                setattr(datamanager, name, authors.batch)
 
     def setup_optimizers(self) -> Optimizers:
         """The optimizers, for a precision that the network has."""
@@ -99,7 +100,7 @@ class SignalTrainer(LoETrainer):
 
     def more_state(self) -> dict[str, Any]:
         """The signal's kind: the field can be evaluated without the signal."""
-        return {"picture": self.pipeline.signal.kind}
+        return {"signal": self.pipeline.signal.kind}
 
     def result(self) -> SignalFit:
         """The last reconstruction and all figures."""

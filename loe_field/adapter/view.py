@@ -8,6 +8,8 @@ from torch import Tensor
 
 from loe_field.signals.signal import Field
 
+NO_VIEW = "the host's viewer and renderer show pictures and scenes: this signal has no view in space"
+
 
 class SignalView(Protocol):
     """A signal in space."""

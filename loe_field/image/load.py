@@ -73,9 +73,9 @@ def load_run(config: Path) -> PictureField:
         raise InputError(f"{folder} is not there: --load-config wants the config.yml in its run's folder")
     checkpoint = find_checkpoint(folder)
     state = read_checkpoint(checkpoint)
-    if "picture" not in state:
+    if "signal" not in state:
         raise InputError(f"{checkpoint} does not say which kind its picture was: it was written by another version")
-    picture = blank_picture(state["picture"])
+    picture = blank_picture(state["signal"])
     loe = _filled(LoEConfig, model["loe"], config)
     if loe.implementation in ("cpu", "triton"):
         loe.implementation = "auto"
@@ -162,17 +162,16 @@ def _read_config(path: Path) -> dict[str, Any]:
         raise InputError(
             f"{path} cannot be read ({str(error).splitlines()[0]}): give the config.yml of a run"
         ) from None
-    name = config.get("") if isinstance(config, dict) else None
+    method = str(config.get("method_name", "")) if isinstance(config, dict) and "" in config else ""
+    if not method.startswith("loe-image"):
+        kind = f"of a run of {method}" if method else "no config of a run"
+        raise InputError(f"{path} is {kind}: --load-config wants the config.yml of a run of ns-train loe-image")
     try:
-        of_picture = config["pipeline"]["datamanager"][""] == "loe_field.image.config.ImageDataManagerConfig"
-        model = config["pipeline"]["model"]
-    except (KeyError, TypeError):
-        of_picture, model = False, {}
-    if not of_picture:
-        what = f"of a run of {config['method_name']}" if name and "method_name" in config else "no config of a run"
-        raise InputError(f"{path} is {what}: --load-config wants the config.yml of a run of ns-train loe-image")
-    if not {"network", "loe", "baseline"} <= model.keys():
-        raise InputError(f"{path} was written by another version: its model has no options of this one's")
+        known = config["pipeline"]["datamanager"][""] == "loe_field.image.config.ImageDataManagerConfig"
+        if not known or not {"network", "loe", "baseline"} <= config["pipeline"]["model"].keys():
+            raise KeyError
+    except (KeyError, TypeError, AttributeError):
+        raise InputError(f"{path} was written by another version: render and export it with that one") from None
     return config
 
 

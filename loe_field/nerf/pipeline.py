@@ -8,17 +8,16 @@ from typing import Any
 
 from nerfstudio.data.datamanagers.base_datamanager import DataManagerConfig
 from nerfstudio.models.base_model import ModelConfig
-from nerfstudio.pipelines.base_pipeline import VanillaPipelineConfig
 from torch import Tensor
 
 from loe_field.nerf.datamanager import SceneDataManager, SceneDataManagerConfig
 from loe_field.nerf.model import LoENerfModel, LoENerfModelConfig
 from loe_field.network.protocol import Network
-from loe_field.training.pipeline import LoEPipeline
+from loe_field.training.pipeline import LoEPipeline, LoEPipelineConfig
 
 
 @dataclass
-class NerfPipelineConfig(VanillaPipelineConfig):
+class NerfPipelineConfig(LoEPipelineConfig):
     """A scene and the field that is fitted to it."""
 
     _target: type = field(default_factory=lambda: NerfPipeline)

@@ -72,11 +72,10 @@ class NerfTrainer(LoETrainer):
         self._measured = {name: float(np.mean([metrics[name] for metrics in measured])) for name in names}
         return self._measured["psnr"]
 
-    def write_results(self, result: Any) -> dict[str, Path]:
-        """metrics.json, the curve and the held-out views beside their pictures."""
-        datamanager = self.pipeline.datamanager
-        seconds, steps = self.record.curve[-1].seconds, self.step + 1
-        metrics: dict[str, Any] = {
+    def result(self) -> dict[str, Any]:
+        """The content of metrics.json."""
+        datamanager, seconds = self.pipeline.datamanager, self.record.curve[-1].seconds
+        return {
             "method": self.config.method_name,
             "data": str(datamanager.config.data),
             **self._measured,
@@ -84,19 +83,21 @@ class NerfTrainer(LoETrainer):
             "measured_on": "held-out views" if datamanager.held_out else "training views",
             "num_views": len(self._views),
             "num_parameters": self._num_parameters,
-            "rays_per_second": steps * datamanager.get_train_rays_per_batch() / max(seconds, 1e-9),
+            "rays_per_second": (self.step + 1) * datamanager.get_train_rays_per_batch() / max(seconds, 1e-9),
             **self.run_figures(),
         }
+
+    def write_results(self, result: dict[str, Any]) -> dict[str, Path]:
+        """Write metrics.json, the curve and the held-out views beside their pictures; print the figures."""
         folder = self.base_dir / "views"
         folder.mkdir(exist_ok=True)
         for number, view in enumerate(self._views):
             with write_whole(folder / f"{number:03d}.png") as path:
                 Image.fromarray(view).save(path, format="PNG")
-        written = write_results(self.base_dir, self.record, metrics)
-        ssim = f", SSIM {metrics['ssim']:.4f}" if "ssim" in metrics else ""
+        ssim = f", SSIM {result['ssim']:.4f}" if "ssim" in result else ""
         CONSOLE.print(
-            f"PSNR {metrics['psnr']:.2f} dB{ssim} on {metrics['num_views']} {metrics['measured_on']} after {steps} "
-            f"steps and {seconds:.0f} s, {metrics['num_parameters']:,} parameters",
+            f"PSNR {result['psnr']:.2f} dB{ssim} on {result['num_views']} {result['measured_on']} after "
+            f"{result['num_steps']} steps and {result['train_seconds']:.0f} s, {result['num_parameters']:,} parameters",
             soft_wrap=True,
         )
-        return {"views": folder, **written}
+        return {"views": folder, **write_results(self.base_dir, self.record, result)}

@@ -31,6 +31,10 @@ class Picture:
     """The value of HDR that stands for 1; None for everything else. HDR is fitted and measured as
     log(1 + MU v / peak) / log(1 + MU), above 1 where it is above the peak; its alpha stays as it is."""
 
+    def __deepcopy__(self, memo: object) -> "Picture":
+        """The picture itself: it never changes."""
+        return self
+
     @property
     def height(self) -> int:
         """Rows."""

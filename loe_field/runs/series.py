@@ -125,6 +125,7 @@ class PictureSeries:
                 raise InputError(f"--{name.replace('_', '-')} {use}")
         if world_size > 1:
             raise InputError("a folder of pictures is fitted on one device: leave --machine.num-devices out")
+        config = copy.deepcopy(config)
         data = config.pipeline.datamanager.data
         assert data is not None
         self.pictures = pictures_of(data)

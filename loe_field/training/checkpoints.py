@@ -90,7 +90,7 @@ def _misfit(difference: str) -> InputError:
 
 def require_same_networks(loaded: list[dict[str, Any]], wanted: list[dict[str, Any]]) -> None:
     """Refuse networks with other options: shapes would not tell another activation, or cells of another size."""
-    for old, new in zip(loaded, wanted):
+    for old, new in zip(loaded, wanted) if len(loaded) == len(wanted) else ():
         for name in new:
             if name in old and old[name] != new[name]:
                 what = "list of levels (alpha, beta)" if name == "pattern" else name

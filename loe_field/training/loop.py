@@ -84,6 +84,7 @@ class LoETrainer(Trainer):
             for name, group in config.optimizers.items()
         }
         super().setup(test_mode)
+        config.pipeline = self.pipeline.config
         self.train_step = TrainStep(
             self.pipeline,
             self.optimizers.optimizers,
@@ -125,13 +126,10 @@ class LoETrainer(Trainer):
         """The implementation and precision of training, for people; nothing for the host's own networks."""
         if not self.pipeline.networks:
             return ""
-        network = self.pipeline.networks[0]
         with torch.autocast(self.device.split(":")[0], enabled=self.mixed_precision):
-            try:
-                used = f", implementation {network.resolved_implementation}, {self.precision}"
-            except RuntimeError as error:
-                raise InputError(f"{error} (--pipeline.model.implementation)") from None
-            return used if network.obstacle is None else f"{used} ({network.obstacle})"
+            used = f", implementation {self.pipeline.implementations()[0]}, {self.precision}"
+            obstacle = self.pipeline.networks[0].obstacle
+        return used if obstacle is None else f"{used} ({obstacle})"
 
     def train(self) -> Any:
         """Train, evaluate, write the results; stop early at the target or when asked to. Returns `result`."""

@@ -1,14 +1,27 @@
 """nerfstudio's pipeline as a TrainStep takes it, with checkpoints that fit or are refused."""
 
+import copy
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from nerfstudio.pipelines.base_pipeline import VanillaPipeline
+from nerfstudio.pipelines.base_pipeline import VanillaPipeline, VanillaPipelineConfig
 from torch import Tensor
 
+from loe_field.errors import InputError
 from loe_field.network.protocol import Network
 from loe_field.training.checkpoints import require_same_shapes
 from loe_field.training.step import Steppable
+
+
+@dataclass
+class LoEPipelineConfig(VanillaPipelineConfig):
+    """A pipeline's config, which stays as it is: options that were left open become numbers in the pipeline's copy."""
+
+    def setup(self, **kwargs: Any) -> Any:
+        """The pipeline of a copy of this config."""
+        config = copy.deepcopy(self)
+        return config._target(config, **kwargs)
 
 
 class LoEPipeline(VanillaPipeline, Steppable):
@@ -20,6 +33,17 @@ class LoEPipeline(VanillaPipeline, Steppable):
     def networks(self) -> Sequence[Network]:
         """The networks that are trained."""
         return ()
+
+    def implementations(self) -> list[str]:
+        """The implementation of each network, under the autocast that is on.
+
+        Raises:
+            InputError: one that was asked for cannot serve here.
+        """
+        try:
+            return [network.resolved_implementation for network in self.networks]
+        except RuntimeError as error:
+            raise InputError(f"{error} (--pipeline.model.implementation)") from None
 
     def network_options(self) -> list[dict[str, Any]]:
         """Options of the networks, which a checkpoint holds beside their weights and compares."""

@@ -142,10 +142,11 @@ class TrainStep:
             self._taken[key] += 1
             if self._taken[key] <= _WARM_UP:
                 return self._warm_up(step, drawn)
+            offset = self._generator.get_offset()
             try:
                 self._recorded[key] = self._record(step, drawn)
             except RuntimeError as error:
-                self._give_up(error)
+                self._give_up(error, offset)
                 return self._take(step, drawn)
         recorded = self._recorded[key]
         for mine, given in zip(recorded.drawn, drawn):
@@ -188,11 +189,16 @@ class TrainStep:
             for group, number in zip(self._groups, numbers):
                 group["lr"] = number
 
-    def _give_up(self, error: RuntimeError) -> None:
-        """No graphs from here on; the device's random numbers are freed of the recording that broke off."""
+    @property
+    def _generator(self) -> torch.Generator:
+        """Of the device's random numbers."""
+        return torch.cuda.default_generators[self._device.index or 0]
+
+    def _give_up(self, error: RuntimeError, offset: int) -> None:
+        """Record no graphs from here on; random numbers go on from an offset, freed of the recording that broke off."""
         self.captures = False
         self._recorded.clear()
         self.say(f"a step cannot be recorded as a CUDA graph, going on without ({str(error).split(chr(10))[0]})")
-        generator = torch.cuda.default_generators[self._device.index or 0]
-        fresh = torch.Generator(self._device).manual_seed(generator.initial_seed())
-        generator.graphsafe_set_state(fresh.graphsafe_get_state())
+        fresh = torch.Generator(self._device).manual_seed(self._generator.initial_seed())
+        fresh.set_offset(offset)
+        self._generator.graphsafe_set_state(fresh.graphsafe_get_state())

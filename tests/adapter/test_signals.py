@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
+import yaml
 
 from loe_field import methods
 from loe_field.adapter.datamanager import SignalDataManagerConfig
@@ -78,3 +79,10 @@ def test_a_signal_without_a_view_in_space_says_so(tmp_path):
     trainer.setup()
     with pytest.raises(InputError, match="no view in space"):
         _ = trainer.pipeline.datamanager.next_eval_image(0)
+
+
+def test_a_pipeline_leaves_the_registered_recipe_as_it_is():
+    before = yaml.dump(methods.loe_image.config)
+    pipeline = methods.loe_image.config.pipeline.setup(device="cpu", test_mode="val", world_size=1, local_rank=0)
+    assert pipeline.config.datamanager.pixels_per_batch == 8192
+    assert yaml.dump(methods.loe_image.config) == before

@@ -223,7 +223,7 @@ def test_a_checkpoint_that_does_not_say_its_pictures_kind(runs, tmp_path):
     shutil.copytree(runs("rgb8.png"), folder)
     (path,) = (folder / "nerfstudio_models").iterdir()
     state = torch.load(path, weights_only=True)
-    assert state.pop("picture")["shape"] == [20, 30, 3]
+    assert state.pop("signal")["shape"] == [20, 30, 3]
     torch.save(state, path)
     with pytest.raises(InputError, match="does not say which kind"):
         load_run(folder / "config.yml")
