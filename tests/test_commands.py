@@ -329,19 +329,25 @@ def test_the_schedule_stretches_to_every_run_of_its_own(call, small_picture, tmp
 
 
 @pytest.mark.parametrize("network", ["siren", "relu-pe", "fourier", "finer", "wire", "gauss", "bacon", "hash-grid"])
-def test_every_peer_from_the_same_command(network, call, small_picture, tmp_path):
+def test_every_baseline_from_the_same_command(network, call, small_picture, tmp_path):
     """With its authors' learning rate and schedule, unless told otherwise; resumable and evaluated like the rest."""
     size = () if network == "bacon" else ("--pipeline.model.num-layers", 4)
-    options = ("--pipeline.model.network", network, "--pipeline.model.layer-width", 16, *size)
-    small_table = ("--pipeline.model.hash-grid.log2-hashmap-size", 10, "--pipeline.model.bacon.resolution", 32)
+    own = {"bacon": ("--resolution", 32), "hash-grid": ("--log2-hashmap-size", 10)}.get(network, ())
     steps = ("--max-num-iterations", 30, "--steps-per-eval-all-images", 10)
-    folder = fit(call, small_picture, tmp_path, *options, *small_table, *steps)
-    assert read_metrics(folder)["network"] == network
+    folder = fit(call, small_picture, tmp_path, "--pipeline.model.layer-width", 16, *size, *steps, network, *own)
+    metrics = read_metrics(folder)
+    assert metrics["network"] == network
+    assert metrics["pixels_per_batch"] == 60 * 40
     psnr = [float(line.split(",")[2]) for line in (folder / "curve.csv").read_text().splitlines()[1:]]
     assert psnr[-1] > psnr[0] + 0.1
     config = (folder / "config.yml").read_text()
     assert f"lr: {recipe(network).lr}" in config
     assert f"kind: {recipe(network).schedule}" in config
+
+
+def test_a_baseline_without_options_of_its_own_by_a_flag(call, small_picture, tmp_path):
+    folder = fit(call, small_picture, tmp_path, "--pipeline.model.network", "siren", "--max-num-iterations", 2)
+    assert read_metrics(folder)["network"] == "siren"
 
 
 def test_several_steps_in_one_turn_are_the_same_steps(call, small_picture, tmp_path):
@@ -485,7 +491,7 @@ def test_bad_options_are_refused(case, call, small_picture, tmp_path):
 
 
 def test_a_step_too_large_for_memory(call, small_picture, tmp_path, monkeypatch):
-    from loe_field.image import pipeline
+    from loe_field.adapter import pipeline
 
     monkeypatch.setattr(pipeline, "available_memory", lambda: 2**20)
     refused(call, tmp_path / "out", "give --pipeline.datamanager.pixels-per-batch", "--data", small_picture)
