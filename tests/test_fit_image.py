@@ -256,10 +256,10 @@ import numpy as np
 from loe_field import fit_image
 from loe_field.adapter.trainer import SignalTrainer
 evaluate = SignalTrainer._after_step
-def interrupted(self, step, progress):
-    if step == 20:
+def interrupted(self):
+    if self.step == 20:
         os.kill(os.getpid(), signal.SIGINT)
-    evaluate(self, step, progress)
+    evaluate(self)
 SignalTrainer._after_step = interrupted
 try:
     fit_image(np.zeros((8, 8), np.uint8), num_layers=3, layer_width=16)
