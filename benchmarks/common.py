@@ -117,7 +117,7 @@ def measure(cases: list[Case], precision: str, device: torch.device, repeats: in
     for case in cases:
         try:
             error = case.error()
-        except Exception as problem:  # a peer that this machine cannot run
+        except Exception as problem:  # a baseline that this machine cannot run
             reason = str(problem).splitlines()[0] if str(problem) else type(problem).__name__
             print(f"{case.name}: not measured, {reason[:150]}")
             continue

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Everything that is to be known on a GPU, in one go (about 15 minutes): correctness first, then how the kernels are best
-# cut, layers, networks and whole steps beside their peers. Tables are printed, rows appended to results/*.csv.
+# cut, layers, networks and whole steps beside the baselines. Tables are printed, rows appended to results/*.csv.
 #   benchmarks/gpu.sh [results-folder]
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -8,7 +8,8 @@ results=${1:-benchmarks/results}
 python=${PYTHON:-python3}
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
 
-$python -m pytest -q -m gpu -p no:cacheprovider tests/test_kernels.py tests/test_layers.py tests/training/test_graphed.py
+$python -m pytest -q -m gpu -p no:cacheprovider \
+    tests/network/test_kernels.py tests/network/test_layers.py tests/training/test_step.py tests/nerf/test_capture.py
 
 for precision in bf16 tf32; do
     $python -m benchmarks.kernel_blocks --precision $precision | tail -n 12

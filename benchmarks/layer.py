@@ -1,4 +1,4 @@
-"""One position-dependent layer, forward and backward, beside its peers.
+"""One position-dependent layer, forward and backward, beside its baselines.
 
     python -m benchmarks.layer --points 16384 --width 64 --tile-size 2 --output benchmarks/results/layer.csv
 

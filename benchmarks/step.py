@@ -1,4 +1,4 @@
-"""A whole network: forward and backward, or the full training step with its optimizers, beside its peers.
+"""A whole network: forward and backward, or the full training step with its optimizers, beside its baselines.
 
     python -m benchmarks.step --points 16384 --output benchmarks/results/step.csv
     python -m benchmarks.step --what step --points 262144 --precision bf16      # camera whole, on a GPU

@@ -1,6 +1,7 @@
 """The benchmarks run, check what they time, and the docs' table of speed is theirs."""
 
 import csv
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -43,6 +44,15 @@ def test_a_wrong_case_ends_the_program():
     case = Case("wrong", lambda: None, lambda: 0.5, 1.0, 1.0)
     with pytest.raises(SystemExit, match=r"wrong is off by 5.0e-01 against fp64: nothing is timed"):
         measure([case], "fp32", torch.device("cpu"), 3)
+
+
+@pytest.mark.parametrize("script", sorted((ROOT / "benchmarks").glob("*.sh")), ids=lambda path: path.name)
+def test_scripts_name_files_that_exist(script):
+    text = script.read_text()
+    modules = [name.replace(".", "/") + ".py" for name in re.findall(r"-m (benchmarks\.\w+)", text)]
+    paths = [*re.findall(r"[\w/]+\.py\b", text), *modules]
+    assert paths
+    assert [path for path in paths if not (ROOT / path).is_file()] == []
 
 
 def test_the_docs_have_the_table_of_the_results():

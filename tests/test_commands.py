@@ -7,6 +7,7 @@ import math
 import os
 import shutil
 import signal
+import socket
 import time
 import urllib.request
 
@@ -15,6 +16,7 @@ import pytest
 import torch
 from PIL import Image
 from support import FAST, read_metrics, run, run_folder, start, waves
+from websockets.sync.client import connect
 
 from loe_field.baselines import recipe
 from loe_field.errors import InputError
@@ -190,19 +192,23 @@ def test_ns_viewer_serves_a_grey_fit(tmp_path):
     done = run("ns-train", "loe-image", "--data", "grey.png", "--output-dir", "out", "--max-num-iterations", 2, *FAST,
                cwd=tmp_path)  # fmt: skip
     assert done.returncode == 0, done.stderr
-    port = 20_000 + os.getpid() % 10_000
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
     process = start("ns-viewer", "--load-config", run_folder(tmp_path / "out") / "config.yml",
                     "--viewer.websocket-port", port, "--viewer.websocket-host", "127.0.0.1")  # fmt: skip
     try:
 
-        def answers():
+        def page():
             try:
-                return urllib.request.urlopen(f"http://127.0.0.1:{port}", timeout=5).status == 200
+                return urllib.request.urlopen(f"http://127.0.0.1:{port}", timeout=5).read()
             except OSError:
-                return False
+                return b""
 
-        wait_for(answers, process)
-        time.sleep(3)  # the page is there before the scene is
+        wait_for(page, process)
+        assert b"<html" in page().lower()
+        with connect(f"ws://127.0.0.1:{port}", max_size=None) as browser:  # the page is there before the scene is
+            wait_for(lambda: b"/cameras/camera_" in browser.recv(timeout=120), process)
         assert process.poll() is None, process.stdout.read()
     finally:
         process.kill()

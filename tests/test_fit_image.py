@@ -1,4 +1,4 @@
-"""fit_image: the command's recipe on arrays, in somebody's own process."""
+"""fit_image: the command's recipe on arrays, in the caller's own process."""
 
 import random
 import subprocess

@@ -19,7 +19,7 @@ def test_the_layer_is_useful_without_the_host():
 
 
 def test_only_the_rooms_of_the_host_import_it():
-    """The layer, its kernels and its optimizer stand on torch alone; of the peers one asks for a part of the host."""
+    """Layer, kernels and optimizer stand on torch alone; one of the baselines asks for a part of the host."""
     from pathlib import Path
 
     import loe_field
@@ -29,7 +29,7 @@ def test_only_the_rooms_of_the_host_import_it():
     assert with_host <= {"adapter", "baselines", "image", "nerf", "runs", "training", "methods.py", "entry_points.py"}
 
 
-def test_the_peers_need_the_host_only_for_its_encoding():
+def test_the_baselines_need_the_host_only_for_its_encoding():
     modules = imported_by("import loe_field.baselines as b; b.build('hash-grid', dim=2, out_features=1)")
     assert "nerfstudio" not in modules
     assert "loe_field.baselines" not in imported_by("import loe_field")

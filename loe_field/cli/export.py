@@ -2,7 +2,6 @@
 
 import copy
 import math
-import warnings
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -52,7 +51,6 @@ class Export:
         if self.format == "onnx":
             traced.require_onnx()
         output = check_output(self.output)
-        warnings.filterwarnings("ignore", category=FutureWarning)  # the host's, of torch's older names
         from loe_field.image.load import load_run
         from loe_field.pictures.picture import MU
 

@@ -1,7 +1,6 @@
 """loe-render: a fit at any resolution, through any window."""
 
 import time
-import warnings
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -49,8 +48,7 @@ class Render:
         """Render, and say what was written."""
         if self.derivative is not None and self.upscaling == "spline":
             raise InputError("--derivative is the field's own: leave --upscaling spline out")
-        warnings.filterwarnings("ignore", category=FutureWarning)  # the host's, of torch's older names
-        from loe_field.image.load import load_run  # the host takes seconds to import
+        from loe_field.image.load import load_run
         from loe_field.render.render import RenderJob, write_rendering
         from loe_field.render.window import view_of
 

@@ -1,1 +1,1 @@
-"""Fitting pictures: reading and writing them, pixel batches on the device, the model, its evaluation."""
+"""Pictures in nerfstudio: their configs, the plane in the viewer, a run read back."""

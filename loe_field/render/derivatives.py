@@ -11,11 +11,11 @@ from loe_field.errors import InputError
 from loe_field.network.protocol import Network
 
 Derivative = Literal["gradient", "laplacian"]
-Field = Callable[[Tensor], Tensor]
+PixelField = Callable[[Tensor], Tensor]
 """Coords [N, 2] in the picture's pixels to values [N, channels]."""
 
 
-def derivative_of(field: Field, network: Network, derivative: Derivative) -> Field:
+def derivative_of(field: PixelField, network: Network, derivative: Derivative) -> PixelField:
     """A derivative of a field, whose network's parameters need no gradients.
 
     Inside a cell it is that of the cell's own network; the jumps at the borders of cells are not in it.
@@ -37,13 +37,13 @@ def derivative_of(field: Field, network: Network, derivative: Derivative) -> Fie
 
 
 @torch.enable_grad()
-def gradient(field: Field, coords: Tensor) -> Tensor:
+def gradient(field: PixelField, coords: Tensor) -> Tensor:
     """[N, 2 x channels]: d/dx and d/dy of the first channel, then of the next."""
     return _gradients(field, coords.detach().requires_grad_()).flatten(1)
 
 
 @torch.enable_grad()
-def laplacian(field: Field, coords: Tensor) -> Tensor:
+def laplacian(field: PixelField, coords: Tensor) -> Tensor:
     """[N, channels]: d2/dx2 + d2/dy2."""
     coords = coords.detach().requires_grad_()
     first = _gradients(field, coords, differentiable=True)
@@ -59,7 +59,7 @@ def laplacian(field: Field, coords: Tensor) -> Tensor:
     return torch.stack(sums, -1)
 
 
-def _gradients(field: Field, coords: Tensor, *, differentiable: bool = False) -> Tensor:
+def _gradients(field: PixelField, coords: Tensor, *, differentiable: bool = False) -> Tensor:
     """The gradients [N, channels, 2] at leaves of a graph."""
     values = field(coords).float().unbind(-1)
     grad = torch.autograd.grad

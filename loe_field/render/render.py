@@ -12,7 +12,7 @@ from loe_field.files import write_output
 from loe_field.network.protocol import Network
 from loe_field.pictures.picture import EXR_CHANNELS, MU, Picture, codes, hdr_values
 from loe_field.pictures.write import DTYPES, Sheet, check_sheet, file_format, write_rows
-from loe_field.render.derivatives import Derivative, Field, derivative_of
+from loe_field.render.derivatives import Derivative, PixelField, derivative_of
 from loe_field.render.window import OnGrid, Upscaling, View, evaluated, on_grid, pictured, rendered_rows
 
 _BRIGHTEST = 0.999  # part of the picture in which a derivative shown as a picture is below white
@@ -36,7 +36,7 @@ class RenderJob:
 
 
 def write_rendering(
-    field: Field, network: Network, picture: Picture, job: RenderJob, advance: Callable[[int], None]
+    field: PixelField, network: Network, picture: Picture, job: RenderJob, advance: Callable[[int], None]
 ) -> list[str]:
     """Render a field and write the file, whole or not at all.
 
@@ -91,7 +91,7 @@ class _Plan:
     notes: tuple[str, ...] = ()
 
 
-def _colours(function: Field, picture: Picture, job: RenderJob) -> _Plan:
+def _colours(function: PixelField, picture: Picture, job: RenderJob) -> _Plan:
     view = job.view
     is_hdr = picture.peak is not None
     kind, bits, alpha = file_format(job.output), job.bit_depth, picture.has_alpha
@@ -116,7 +116,7 @@ def _colours(function: Field, picture: Picture, job: RenderJob) -> _Plan:
     return _Plan(sheet, grid, lambda band: codes(band, dtype), alpha, how, notes)
 
 
-def _derivative(function: Field, picture: Picture, job: RenderJob) -> _Plan:
+def _derivative(function: PixelField, picture: Picture, job: RenderJob) -> _Plan:
     assert job.derivative is not None
     kind = file_format(job.output)
     dtype = _dtype(kind, job.bit_depth, default=32 if 32 in DTYPES[kind] else 8)

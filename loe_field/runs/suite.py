@@ -23,13 +23,13 @@ _SHOWN_BY = "NERFSTUDIO_METHOD_CONFIGS"
 
 Value = str | int | float | bool | list
 """The value of an option. The word "None" stands for None, which TOML has not."""
-Options = Mapping[str, Value]
+Overrides = Mapping[str, Value]
 """Options of ns-train by their dotted names, underscores as in Python."""
 _WANTED: dict[Any, tuple[tuple[type, ...], str]] = {
     str: ((str,), "text"),
     int: ((int,), "a whole number"),
     float: ((int, float), "a number"),
-    Options: ((dict,), 'a table of options by their dotted names in quotes ("pipeline.model.num_layers" = 6)'),
+    Overrides: ((dict,), 'a table of options by their dotted names in quotes ("pipeline.model.num_layers" = 6)'),
 }
 """TOML's values for a field of a type, and a word for them; a table for any other type."""
 
@@ -39,7 +39,7 @@ class Run:
     """One row of the table."""
 
     name: str
-    overrides: Options = field(default_factory=dict)
+    overrides: Overrides = field(default_factory=dict)
     method: str | None = None
     """Another method than the suite's."""
     baseline: list[str] = field(default_factory=list)
@@ -59,7 +59,7 @@ class Search:
     values: list[float]
     seed: int
     """The seed of the search; its best run counts among the seeds' if it is one of them and nothing else differs."""
-    overrides: Options = field(default_factory=dict)
+    overrides: Overrides = field(default_factory=dict)
     """Options of the search's runs alone, a shorter schedule for instance."""
 
 
@@ -86,7 +86,7 @@ class Suite:
     """Pictures or scenes' folders, relative to the TOML file; none: the method's default picture."""
     dataparser: list[str] = field(default_factory=list)
     """How scenes are read: the words that end the command, ["blender-data"] for instance; none: as the method does."""
-    overrides: Options = field(default_factory=dict)
+    overrides: Overrides = field(default_factory=dict)
     """Options of all runs; a run's own come after them."""
     columns: list[str] = field(default_factory=lambda: ["psnr_best", "psnr", "ssim", "num_parameters", "train_seconds"])
     """Names of metrics.json for the table, mean and spread over seeds and pictures."""
@@ -109,7 +109,7 @@ class Job:
     method: str
     data: Path | None
     seed: int
-    overrides: Options
+    overrides: Overrides
     ending: tuple[str, ...] = ()
     """Words that end the command: a baseline with its options, a dataparser with its own."""
     search_value: float | None = None
@@ -199,7 +199,7 @@ def _value(kind: Any, name: str, value: Any, where: str) -> Any:
     types, words = _WANTED.get(kind, ((dict,), "a table"))
     parts = value if is_list else [value]
     right = isinstance(parts, list) and all(type(part) in types for part in parts)
-    if right and kind == Options:
+    if right and kind == Overrides:
         right = all(isinstance(option, Value) for option in value.values())
     if not right:
         raise InputError(f"{where} says {name} = {value!r}: {f'a list ({words} each)' if is_list else words} is wanted")
@@ -226,8 +226,8 @@ def search_jobs(suite: Suite, run: Run, data: Path | None) -> list[Job]:
     ]
 
 
-def _job(suite: Suite, run: Run, data: Path | None, seed: int, overrides: Options, value: float | None = None) -> Job:
+def _job(suite: Suite, run: Run, data: Path | None, seed: int, overrides: Overrides, value: float | None = None) -> Job:
     """One job; `overrides` come after the suite's and the run's."""
-    seconds: Options = {} if suite.train_seconds is None else {"max_train_seconds": suite.train_seconds}
+    seconds: Overrides = {} if suite.train_seconds is None else {"max_train_seconds": suite.train_seconds}
     options = {**seconds, **suite.overrides, **run.overrides, **overrides}
     return Job(run, run.method or suite.method, data, seed, options, (*run.baseline, *suite.dataparser), value)

@@ -4,6 +4,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 
 import numpy as np
@@ -32,6 +33,15 @@ def test_the_command(fitted, tmp_path):
     assert "Warning" not in done.stderr
     ours, theirs = (np.asarray(Image.open(p)) for p in (tmp_path / "new" / "a.png", fitted / "reconstruction.png"))
     np.testing.assert_array_equal(ours, theirs)
+
+
+def test_a_run_is_read_without_the_host(fitted):
+    code = (
+        "import sys; from pathlib import Path; import loe_field.cli.render, loe_field.cli.export; "
+        "import loe_field.render.render, loe_field.render.window; from loe_field.image.load import load_run; "
+        "load_run(Path(sys.argv[1])); assert 'nerfstudio' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code, fitted / "config.yml"], check=True)
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

@@ -12,12 +12,12 @@ from loe_field.baselines import build
 from loe_field.export import traced
 from loe_field.export.plain import plain
 
-PEERS = ("siren", "relu-pe", "fourier", "finer", "wire", "gauss", "bacon", "hash-grid")
+BASELINES = ("siren", "relu-pe", "fourier", "finer", "wire", "gauss", "bacon", "hash-grid")
 
 
 def make(name):
     torch.manual_seed(0)
-    if name in PEERS:
+    if name in BASELINES:
         return build(name, dim=2, out_features=3, layer_width=8)
     options = {
         "nearest": {"num_frequencies": 7},
@@ -36,7 +36,7 @@ def points_for(field, count=300):
 LOE = ("nearest", "linear", "wide tile, linear", "plain", "volume")
 
 
-@pytest.mark.parametrize("name", [*LOE, *PEERS])
+@pytest.mark.parametrize("name", [*LOE, *BASELINES])
 def test_plain_operations_give_the_field(name):
     field = make(name)
     points = points_for(field)
@@ -52,7 +52,7 @@ def test_plain_tiles_reach_beyond_the_unit_square():
             torch.testing.assert_close(plain(field)(points), field(points), atol=2e-5, rtol=0)
 
 
-@pytest.mark.parametrize("name", [*LOE, *PEERS])
+@pytest.mark.parametrize("name", [*LOE, *BASELINES])
 def test_a_program_gives_the_field(name):
     field = make(name)
     points = points_for(field)

@@ -26,6 +26,15 @@ def test_every_shipped_suite_is_one(path):
     assert len({job.folder(Path("/r")) for job in jobs}) == len(jobs) >= len(suite.seeds)
 
 
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
+def test_baselines_of_shipped_suites_have_a_batch(path):
+    """Otherwise they take their authors', the whole picture mostly, where the suite's text says 8,192."""
+    suite = read_suite(path)
+    for job in [job for run in suite.runs for job in jobs_of(suite, run, None) if job.method.startswith("loe-image")]:
+        if job.run.baseline or "pipeline.model.network" in job.overrides:
+            assert job.overrides.get("pipeline.datamanager.pixels_per_batch") == 8192, job.run.name
+
+
 def test_jobs(tmp_path):
     suite = suite_of(
         tmp_path,
