@@ -1,4 +1,4 @@
-"""Fit an array: scikit-image's astronaut at 256x256, in about a minute on two cores.
+"""Fit an array: scikit-image's astronaut at 256x256, twice, in some minutes on two cores.
 
     python examples/fit_array.py
 
