@@ -210,7 +210,7 @@ def fit_image(
     config: Any = replace(
         copy.deepcopy(recipes[method]),
         experiment_name="array",
-        output_dir=Path(output_dir or tempfile.gettempdir()),
+        output_dir=Path(tempfile.gettempdir() if output_dir is None else output_dir),
         max_num_iterations=num_steps,
         max_train_seconds=max_train_seconds,
         target_psnr=target_psnr,

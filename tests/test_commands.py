@@ -472,6 +472,11 @@ BAD_OPTIONS = {
     ),
     "baseline in bf16": (("--pipeline.model.network", "siren", "--precision", "bf16"), "trained in fp32"),
     "load dir": (("--load-dir", "nowhere"), "nowhere is not a folder"),
+    "seed": (("--machine.seed", -1), "machine.seed is -1"),
+    "target": (("--target-psnr", "nan"), "target-psnr is nan"),
+    "device": (("--machine.device-type", "mps"), "give cpu or cuda"),
+    "two baselines": (("--pipeline.model.network", "finer", "siren"), "is finer and the command ends with siren"),
+    "grid": (("hash-grid", "--max-resolution", 0), "max_resolution is 0"),
 }
 
 

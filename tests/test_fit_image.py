@@ -194,6 +194,7 @@ def test_kinds_of_arrays(name):
         (np.zeros((4, 4), np.uint8), {"hdr": True}, "hdr=True is for floats"),
         (np.full((4, 4, 4), 2.0), {"hdr": True}, "alpha goes up to 2"),
         (np.full((4, 4), 1e300), {"radiance": True}, "32 bits"),
+        (np.full((4, 4), 1e-40), {"hdr": True}, "scale it up"),
         (np.zeros((4, 4)), {"num_steps": 0}, "at least 1"),
         (np.zeros((4, 4)), {"num_layers": 1}, "num_layers"),
         (np.zeros((4, 4)), {"device": "cuda:1"}, "'cpu' or 'cuda'"),

@@ -12,9 +12,9 @@ from nerfstudio.models.base_model import Model, ModelConfig
 from torch import Tensor
 from torch.nn import Parameter
 
-from loe_field.adapter.network import LoEConfig, build_network, settled_network
+from loe_field.adapter.network import LoEConfig, build_network, check_one_network
 from loe_field.adapter.view import NO_VIEW
-from loe_field.baselines import BaselineName
+from loe_field.baselines import BaselineName, name_of
 from loe_field.baselines.choice import BaselineChoice
 from loe_field.errors import InputError
 from loe_field.network.protocol import Network
@@ -40,7 +40,8 @@ class SignalModelConfig(ModelConfig):
     """A baseline, for its own options."""
 
     def __post_init__(self) -> None:
-        self.network = settled_network(self.network, self.baseline)
+        if self.baseline is not None and self.network == "loe":
+            self.network = name_of(self.baseline)
 
     def build(self, resolution: Sequence[int], channels: int) -> Network:
         """The network for a signal; sizes of `loe` that are None become numbers, for config.yml.
@@ -52,6 +53,7 @@ class SignalModelConfig(ModelConfig):
         Raises:
             ValueError: an option is out of range.
         """
+        check_one_network(self.network, self.baseline)
         if self.network == "loe":
             self.loe = self.loe.sized(resolution, channels)
         return build_network(self.network, self.loe, self.baseline, resolution=resolution, channels=channels)

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from loe_field.baselines import BaconOptions, HashGridOptions, Options, build, name_of
 from loe_field.network.implementation import Implementation
@@ -84,17 +83,14 @@ class LoEConfig:
         )
 
 
-def settled_network(name: Any, baseline: Options | None) -> Any:
-    """The network that --pipeline.model.network and a baseline's name at the end of the command ask for together.
+def check_one_network(name: str, baseline: Options | None) -> None:
+    """Compare --pipeline.model.network with the baseline's name at the end of the command.
 
     Raises:
-        ValueError: they name different baselines.
+        ValueError: they name different networks.
     """
-    if baseline is None or name == name_of(baseline):
-        return name
-    if name != "loe":
+    if baseline is not None and name != name_of(baseline):
         raise ValueError(f"--pipeline.model.network is {name} and the command ends with {name_of(baseline)}: give one")
-    return name_of(baseline)
 
 
 def build_network(
@@ -121,11 +117,12 @@ def build_network(
     if name == "bacon":
         options = options or BaconOptions()
         assert isinstance(options, BaconOptions)
-        options = replace(options, resolution=options.resolution or tuple(resolution))
+        if options.resolution is None:
+            options = replace(options, resolution=tuple(resolution))
     if name == "hash-grid":
         options = options or HashGridOptions()
         assert isinstance(options, HashGridOptions)
-        finest = options.max_resolution or max(options.min_resolution, max(resolution) // 2)
-        options = replace(options, max_resolution=finest)
+        if options.max_resolution is None:
+            options = replace(options, max_resolution=max(options.min_resolution, max(resolution) // 2))
     sizes = {"num_layers": loe.num_layers, "layer_width": loe.layer_width}
     return build(name, dim=len(resolution), out_features=channels, **sizes, options=options)  # type: ignore[arg-type]

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from loe_field.errors import InputError
 from loe_field.export.quantize import Quantization, dequantized, quantized
-from loe_field.files import write_whole
+from loe_field.files import write_output
 from loe_field.network.implementation import Implementation
 from loe_field.network.layers import LoEMLP
 
@@ -45,15 +45,16 @@ def save_field(
 
     Args:
         field: the network.
-        path: where it goes; its folder must exist.
+        path: where it goes; its folder is made.
         quantization: "fp16", "int8" (see quantize.py), or None for fp32.
         picture_size: height, width and channels of the picture that it shows, noted in the file.
 
     Raises:
-        InputError: a parameter is not finite, or too large for fp16.
+        InputError: a parameter is not finite, or too large for fp16; or the file cannot be written.
+        ValueError: the quantization is unknown.
     """
     content = encode_field(field, quantization=quantization, picture_size=picture_size)
-    with write_whole(Path(path)) as temporary:
+    with write_output(Path(path)) as temporary:
         temporary.write_bytes(content)
 
 

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from loe_field.errors import InputError
+from loe_field.network.checks import check_choice
 from loe_field.network.layers import LoEMLP
 from loe_field.network.tiling import blending_weights, expert_index
 
@@ -53,6 +54,8 @@ def quantized(field: LoEMLP, quantization: Quantization | None) -> dict[str, Ten
     Raises:
         InputError: a parameter is not finite, or too large for fp16.
     """
+    if quantization is not None:
+        check_choice("quantization", quantization, Quantization)
     state = {name: value.detach().to("cpu", torch.float32).contiguous() for name, value in field.state_dict().items()}
     stored = state if quantization is None else {name: value.to(torch.float16) for name, value in state.items()}
     for name, value in stored.items():

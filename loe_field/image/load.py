@@ -75,13 +75,20 @@ def load_run(config: Path) -> PictureField:
     state = read_checkpoint(checkpoint)
     if "signal" not in state:
         raise InputError(f"{checkpoint} does not say which kind its picture was: it was written by another version")
-    picture = blank_picture(state["signal"])
-    loe = _filled(LoEConfig, model["loe"], config)
-    if loe.implementation in ("cpu", "triton"):
-        loe.implementation = "auto"
-    baseline = model["baseline"] and _filled(options_type(model["network"]), model["baseline"], config)
-    size = (picture.width, picture.height)
-    network = build_network(model["network"], loe, baseline, resolution=size, channels=picture.channels)
+    try:
+        picture = blank_picture(state["signal"])
+        size = (picture.width, picture.height)
+        loe = _filled(LoEConfig, model["loe"], config)
+        if loe.implementation in ("cpu", "triton"):
+            loe.implementation = "auto"
+        if model["network"] == "loe":
+            loe = loe.sized(size, picture.channels)
+        baseline = model["baseline"] and _filled(options_type(model["network"]), model["baseline"], config)
+        network = build_network(model["network"], loe, baseline, resolution=size, channels=picture.channels)
+    except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{config} or its checkpoint cannot be understood ({error}): get the run as it was") from None
     prefix = "_model.field."
     weights = {name.removeprefix("module."): w for name, w in state["pipeline"].items()}
     weights = {name.removeprefix(prefix): w for name, w in weights.items() if name.startswith(prefix)}

@@ -23,7 +23,7 @@ from nerfstudio.utils.rich_utils import CONSOLE
 from torch import Tensor, nn
 from torch.nn import Parameter
 
-from loe_field.adapter.network import LoEConfig, settled_network
+from loe_field.adapter.network import LoEConfig
 from loe_field.baselines import build
 from loe_field.baselines.choice import SCENE_GRID, HashGridChoice
 from loe_field.errors import InputError
@@ -88,7 +88,8 @@ class LoENerfModelConfig(ModelConfig):
     """Corrections of the poses while training."""
 
     def __post_init__(self) -> None:
-        self.network = settled_network(self.network, self.baseline)
+        if self.baseline is not None:
+            self.network = "hash-grid"
 
 
 class LoENerfModel(Model):

@@ -16,7 +16,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from loe_field.errors import InputError
 from loe_field.pictures.memory import check_picture_memory
-from loe_field.pictures.picture import CHANNEL_NAMES, EXR_CHANNELS, FORMATS, Picture
+from loe_field.pictures.picture import CHANNEL_NAMES, EXR_CHANNELS, FORMATS, MU, Picture
 
 _ORIENTATION = 0x0112  # the tag of EXIF and TIFF
 _EXR = b"v/1\x01"
@@ -260,6 +260,8 @@ def as_hdr(picture: Picture, name: str) -> Picture:
         values = np.maximum(values, 0)
     shown = values[..., : picture.channels - picture.has_alpha]
     peak = float(np.percentile(shown.astype(np.float32), _PEAK)) or float(shown.max()) or 1.0
+    if peak < MU / np.finfo(np.float32).max:
+        raise InputError(f"{name} goes up to {peak:g}, too small for floats of 32 bits on the HDR curve: scale it up")
     return replace(picture, values=values, note=note, peak=peak)
 
 

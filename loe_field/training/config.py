@@ -77,7 +77,8 @@ class LoETrainerConfig(TrainerConfig):
         CONSOLE.print(f"{self.method_name} on {self.machine.device_type}: {self.get_base_dir()}", soft_wrap=True)
 
     def save_config(self) -> None:
-        """Nothing yet: the host calls this before the input has been looked at. See write_config."""
+        """Look at the options: the host calls this before anything else, also before the input. See write_config."""
+        self.check()
 
     def write_config(self) -> None:
         """Write config.yml into the run's folder. Called by the Trainer once everything stands."""
@@ -96,6 +97,12 @@ class LoETrainerConfig(TrainerConfig):
         require_at_least(1, self, *counts, "num_threads", "logging.steps_per_log")
         if self.max_train_seconds is not None and not 0 < self.max_train_seconds < math.inf:
             raise InputError(f"--max-train-seconds is {self.max_train_seconds:g}: it must be above 0, and finite")
+        if self.target_psnr is not None and math.isnan(self.target_psnr):
+            raise InputError("--target-psnr is nan: give a number of dB")
+        if not 0 <= self.machine.seed < 2**32:
+            raise InputError(f"--machine.seed is {self.machine.seed}: it must be at least 0, and below 2^32")
+        if self.machine.device_type not in ("cpu", "cuda"):
+            raise InputError(f"--machine.device-type is {self.machine.device_type}: give cpu or cuda")
         if self.start_paused and not self.is_viewer_enabled():
             raise InputError("--start-paused waits for a click in the viewer: give --vis viewer with it")
         if self.precision == "tf32" and self.machine.device_type != "cuda":

@@ -21,6 +21,7 @@ def in_process(config: LoETrainerConfig, *, show: bool) -> Iterator[None]:
     memory from then on (see loe_field/training/machine.py), which has no way back. Ctrl-C is a KeyboardInterrupt once
     the Trainer has ended in its own way.
     """
+    config.check()
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     plain, numpys, threads, quiet = random.getstate(), np.random.get_state(), torch.get_num_threads(), CONSOLE.quiet
     CONSOLE.quiet = quiet or not show

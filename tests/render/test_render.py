@@ -218,6 +218,23 @@ def test_derivatives_as_numbers_and_as_pictures(runs, render, tmp_path):
     assert "straight pieces" in render(relu, tmp_path / "x.png", "--derivative", "laplacian")
 
 
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("pattern: fine_to_coarse", "pattern: zzz"),
+        ("layer_width: 16", "layer_width: -1"),
+        ("network: loe", "network: x"),
+    ],
+)
+def test_a_config_that_was_changed(runs, tmp_path, old, new):
+    shutil.copytree(runs("rgb8.png"), tmp_path / "run")
+    config = tmp_path / "run" / "config.yml"
+    assert old in config.read_text()
+    config.write_text(config.read_text().replace(old, new))
+    with pytest.raises(InputError, match="cannot be understood"):
+        load_run(config)
+
+
 def test_a_checkpoint_that_does_not_say_its_pictures_kind(runs, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(runs("rgb8.png"), folder)
