@@ -20,7 +20,8 @@ def pytest_ignore_collect(collection_path, config):
 
 
 def pytest_collection_modifyitems(items):
-    """Tests marked gpu are skipped where there is none."""
+    """Tests marked gpu are skipped where there is none; the tutorial, which takes minutes, comes first."""
+    items.sort(key=lambda item: "tutorial" not in item.name)
     if not torch.cuda.is_available():
         for item in items:
             if "gpu" in item.keywords:
