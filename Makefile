@@ -48,7 +48,8 @@ $(INSTALLED): pyproject.toml
 
 $(LOWEST)/.installed: pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -m venv $(LOWEST)
-	$(LOWEST)/bin/python -m pip install --quiet --editable ".[export]" --constraint $(CONSTRAINTS) \
+	$(LOWEST)/bin/python -m pip install --quiet --upgrade pip
+	$(LOWEST)/bin/python -m pip install --quiet --no-compile --editable ".[export]" --constraint $(CONSTRAINTS) \
 		hypothesis pytest pytest-xdist opencv-python-headless
 	touch $@
 
