@@ -316,10 +316,10 @@ def _picture(values: np.ndarray, hdr: bool, *, in_file: bool) -> "Picture":
 def _write(picture: "Picture", folder: Path) -> Path:
     """Write the picture into the run's folder."""
     from loe_field.files import write_whole
-    from loe_field.pictures.write import encode
+    from loe_field.pictures.write import write_picture
 
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"picture{picture.suffix}"
     with write_whole(path) as temporary:
-        temporary.write_bytes(encode(picture))
+        write_picture(temporary, picture)
     return path
