@@ -1,5 +1,6 @@
 """Checkpoints that a kill cannot break, and clear words about those that are broken."""
 
+import pickle
 import re
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,8 @@ def _try_read(path: Path) -> dict[str, Any] | str:
     """The checkpoint, or in a few words why it cannot be one."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:  # its own words lead to a way of reading that runs what is in the file
+        return "its list of contents is broken, or names more than tensors, numbers and text"
     except Exception as error:  # torch raises whatever the broken byte leads to
         words = str(error).splitlines()
         return words[0] if words else type(error).__name__
