@@ -83,6 +83,7 @@ def run(command: Sequence[str], deadline: float, folder: Path | None = None) -> 
     try:
         with _deferred_signals():  # between its start and the assignment nobody could end it
             process = subprocess.Popen(command, env=environment, start_new_session=True, **pipes)  # type: ignore[call-overload]
+        assert process.stdout is not None
         with process.stdout as output, selectors.DefaultSelector() as selector:
             selector.register(output, selectors.EVENT_READ)
             while part := _read(output.fileno(), selector, deadline):
