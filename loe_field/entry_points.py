@@ -49,9 +49,15 @@ def _unusable(name: str, problem: str) -> Any:
 
 
 def _show(kind: Any, error: BaseException, traceback: TracebackType | None, previous: Any = sys.excepthook) -> None:
-    """Let an uncaught InputError end the process with one line on stderr and status 1, and no traceback."""
+    """Let an uncaught InputError end the process with one line on stderr and status 1, and no traceback.
+
+    One of a process on another device comes as the text of its traceback, which ends with it.
+    """
+    where, _, message = str(error).rstrip().rpartition("\n")[2].partition(": ")
     if isinstance(error, InputError):
         print(f"error: {error}", file=sys.stderr)
+    elif kind.__name__ == "ProcessRaisedException" and where == f"{InputError.__module__}.{InputError.__name__}":
+        print(f"error: {message}", file=sys.stderr)
     else:
         previous(kind, error, traceback)
 

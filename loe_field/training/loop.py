@@ -7,8 +7,9 @@ loggers at steps_per_log, not at every step.
 
 import copy
 import time
+import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial, reduce
 from pathlib import Path
@@ -23,7 +24,7 @@ from nerfstudio.utils.decorators import check_main_thread
 from nerfstudio.utils.rich_utils import CONSOLE
 
 from loe_field.errors import InputError
-from loe_field.files import check_writable
+from loe_field.files import check_writable, locked, sweep
 from loe_field.stopping import stop_signals
 from loe_field.training.checkpoints import save_checkpoint
 from loe_field.training.config import LoETrainerConfig
@@ -63,6 +64,10 @@ class LoETrainer(Trainer):
             check_writable(config.output_dir, "--output-dir")
         super().__init__(config, local_rank, world_size)
         self.leaves_files = leaves_files
+        self._lock = ExitStack()
+        weakref.finalize(self, self._lock.close)  # the end of a run that does not come to its end
+        if self.base_dir.is_dir():
+            self._take_folder()
         # The host's autocast, without its loss scaling: bf16 has the range of fp32.
         self.mixed_precision = self.mixed_precision or self.precision == "bf16"
         self.record = RunRecord()
@@ -98,7 +103,16 @@ class LoETrainer(Trainer):
             say=partial(CONSOLE.print, soft_wrap=True),
         )
         if self.local_rank == 0 and self.leaves_files:
+            if not self.base_dir.is_dir():
+                self._take_folder()
             config.write_config()
+
+    def _take_folder(self) -> None:
+        """Keep other writers out of the run's folder, and remove what dead ones left in it and the runs beside it."""
+        if self.local_rank == 0 and self.leaves_files:
+            self._lock.enter_context(locked(self.base_dir))
+            for run in self.base_dir.parent.iterdir():
+                sweep(run)
 
     def _filled(self, config: Any) -> Any:
         """An optimizer's or scheduler's config, with the run's precision or end where it was not given one."""
@@ -162,6 +176,7 @@ class LoETrainer(Trainer):
                 self._after_step()
             torch.set_num_threads(self._most_threads)
             result = self._finish()
+            self._lock.close()
         if stopped:
             raise SystemExit(128 + stopped[0])
         if not self.config.viewer.quit_on_train_completion:
