@@ -101,7 +101,7 @@ class LoETrainerConfig(TrainerConfig):
             raise InputError("--target-psnr is nan: give a number of dB")
         if not 0 <= self.machine.seed < 2**32:
             raise InputError(f"--machine.seed is {self.machine.seed}: it must be at least 0, and below 2^32")
-        require_at_least(1, self, "machine.num-devices", "machine.num-machines")
+        require_at_least(1, self, "machine.num_devices", "machine.num_machines")
         if self.machine.device_type not in ("cpu", "cuda"):
             raise InputError(f"--machine.device-type is {self.machine.device_type}: give cpu or cuda")
         if self.start_paused and not self.is_viewer_enabled():
