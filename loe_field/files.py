@@ -1,5 +1,7 @@
 """Files that are there whole or not at all."""
 
+import contextlib
+import errno
 import fcntl
 import os
 import re
@@ -7,11 +9,16 @@ import secrets
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from loe_field.errors import InputError
+
+_KINDS = {
+    stat.S_IFDIR: "a folder", stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}  # fmt: skip
 
 
 @contextmanager
@@ -19,22 +26,84 @@ def write_whole(path: Path, *, staging: Path | None = None) -> Iterator[Path]:
     """Write to the temporary file yielded, which takes the place of `path` when the block ends without an exception.
 
     The content is on disk before the name changes: a kill or a power cut leaves the old file or the new, never a part.
+    Through a symbolic link its target is written, which need not be there, and the link stays. Other names of the old
+    file, hard links, keep its content.
 
     Args:
         path: where the file goes; its folder must exist.
-        staging: folder of the temporary file, on the same file system; the folder of `path` by default.
+        staging: folder of the temporary file, on the same file system; the folder of the file by default.
+
+    Raises:
+        InputError: it cannot be written, or what is there is no file; an OSError within the block is taken for that.
     """
-    temporary = (staging or path.parent) / f".{secrets.token_hex(8)}.tmp{path.suffix}"
-    sweep(temporary.parent)
-    try:  # from before the file is there: the exception of a signal may come at any moment
+    temporary: Path | None = None
+    try:
+        target = _replaceable(path)
+        temporary = (staging or target.parent) / f".{secrets.token_hex(8)}.tmp{target.suffix}"
+        sweep(temporary.parent)
+        # From before the file is there: the exception of a signal may come at any moment.
         temporary.touch(exist_ok=False)
         with owned(temporary):
             yield temporary
             with open(temporary, "rb+") as file:
+                if not os.fstat(file.fileno()).st_size:
+                    raise OSError(errno.EIO, "nothing of it came to the disk")
                 os.fsync(file.fileno())
-            os.replace(temporary, path)
+            os.replace(temporary, target)
+        _sync_folder(target.parent)
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror or error}") from None
     finally:
-        temporary.unlink(missing_ok=True)
+        if temporary is not None:
+            with contextlib.suppress(OSError):  # of a disk that can be read only by now
+                temporary.unlink(missing_ok=True)
+
+
+def _replaceable(path: Path) -> Path:
+    """The file that is written for a path: that itself, or what it links to.
+
+    Raises:
+        InputError: it is there, and no file.
+    """
+    try:
+        kind = stat.S_IFMT(os.stat(path).st_mode)
+    except FileNotFoundError:
+        kind = stat.S_IFREG
+    if kind != stat.S_IFREG:
+        raise InputError(f"{path} is {_KINDS.get(kind, 'no file')}: only a file is ever replaced, give another name")
+    return Path(os.path.realpath(path))
+
+
+def _sync_folder(folder: Path) -> None:
+    """Bring a folder's new name to the disk, where its file system knows that."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def write_each(writers: Mapping[Path, Callable[[Path], object]]) -> None:
+    """Write files, each whole or not at all, and the others too where one cannot be written.
+
+    Args:
+        writers: by a file's path what writes it to the path that it is given.
+
+    Raises:
+        InputError: some cannot be written.
+    """
+    problems: dict[Path, InputError] = {}
+    for path, write in writers.items():
+        try:
+            with write_whole(path) as temporary:
+                write(temporary)
+        except InputError as error:
+            problems[path] = error
+    if problems:
+        first, *others = problems
+        names = "".join(f", nor can {path.name}" for path in others)
+        raise InputError(f"{problems[first]}{names}")
 
 
 @contextmanager
@@ -42,14 +111,23 @@ def write_output(path: Path) -> Iterator[Path]:
     """`write_whole` for a file that the user named: makes its folder.
 
     Raises:
-        InputError: it cannot be written.
+        InputError: it cannot be written, or what is there is no file.
+    """
+    make_folder(Path(os.path.realpath(path)).parent)
+    with write_whole(path) as temporary:
+        yield temporary
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it, where they are not there.
+
+    Raises:
+        InputError: it cannot be made.
     """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with write_whole(path) as temporary:
-            yield temporary
+        folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"{path} cannot be written: {error.strerror or error}") from None
+        raise InputError(f"the folder {folder} cannot be made: {error.strerror or error}") from None
 
 
 def last_line(content: bytes | bytearray) -> str:
@@ -67,7 +145,7 @@ def check_writable(folder: Path, option: str) -> None:
     Raises:
         InputError: it can be neither made nor written; `option` is what should name another one.
     """
-    ancestor = next(path for path in (folder, *folder.parents) if path.exists())
+    ancestor = next(path for path in (folder, *folder.parents) if os.path.exists(path))
     try:
         with tempfile.TemporaryFile(dir=ancestor, prefix=".loe_field-"):
             pass  # it has no name where the system knows how, so that a kill leaves nothing
@@ -80,12 +158,16 @@ def check_output(path: Path) -> Path:
     """The absolute path of a file that --output names, once it is sure that it can be written.
 
     Raises:
-        InputError: it is a folder, or lies in one that can be neither made nor written.
+        InputError: it is a folder, or anything else but a file, or lies in one that can be neither made nor written.
     """
-    path = path.expanduser().resolve()
+    path = path.expanduser().absolute()
     if path.is_dir():
         raise InputError(f"{path} is a folder: give --output the name of a file")
-    check_writable(path.parent, "--output")
+    try:
+        target = _replaceable(path)
+    except OSError as error:  # a loop of links, a name that is too long
+        raise InputError(f"{path} cannot be written ({error.strerror}): give --output another name") from None
+    check_writable(target.parent, "--output")
     return path
 
 
@@ -106,7 +188,7 @@ def sweep(folder: Path) -> None:
     if folder in _swept:
         return
     _swept.add(folder)
-    with suppress(OSError):  # a folder that is not there, or cannot be listed, has nothing for us
+    with contextlib.suppress(OSError):  # a folder that is not there, or cannot be listed, has nothing for us
         names = {entry.name for entry in os.scandir(folder)}
         for name in filter(_TEMPORARY_FILE.fullmatch, names):
             _remove_dead(folder / name, os.O_RDWR)
@@ -116,7 +198,7 @@ def sweep(folder: Path) -> None:
 
 def _remove_dead(path: Path, flags: int) -> None:
     """Remove a file or folder of ours whose lock nobody holds."""
-    with suppress(OSError):
+    with contextlib.suppress(OSError):
         held = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
             kind = os.fstat(held)
@@ -169,7 +251,7 @@ def temporary_folder() -> Iterator[Path]:
     sweep(Path(tempfile.gettempdir()))
     while True:
         folder = Path(tempfile.mkdtemp(prefix="loe_field-held-"))
-        with suppress(FileNotFoundError):  # swept as soon as it was made
+        with contextlib.suppress(FileNotFoundError):  # swept as soon as it was made
             if (held := _lock(folder, os.O_RDONLY)) is not None:
                 break
     try:
@@ -193,11 +275,12 @@ def locked(folder: Path) -> Iterator[None]:
         if held is None:
             owner = path.read_text("utf8").strip() or "another"
             raise InputError(f"{folder} is being written by process {owner}: wait for its end, or give another folder")
-        os.ftruncate(held, 0)
-        os.write(held, str(os.getpid()).encode())
     except OSError as error:
         raise InputError(f"{folder} cannot be written: {error.strerror or error}") from None
     try:
+        with contextlib.suppress(OSError):  # of a full disk
+            os.ftruncate(held, 0)
+            os.write(held, str(os.getpid()).encode())
         yield
     finally:
         path.unlink(missing_ok=True)

@@ -21,6 +21,7 @@ import os
 import re
 import sys
 from collections import Counter
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ from loe_field.image.config import ImageTrainerConfig
 from loe_field.pictures.picture import FORMATS
 from loe_field.runs.child import Children
 from loe_field.runs.content import content_of, good_checkpoints, read_results
+from loe_field.training.folder import RunFolder
 
 SUMMARY, RUN = "summary.csv", "run.json"
 _NAMED = 5
@@ -152,6 +154,7 @@ class PictureSeries:
         self.pictures = pictures_of(data)
         config.set_experiment_name()
         config.output_dir = config.output_dir.expanduser().resolve()
+        self.goes_on = config.load_dir is not None
         self.config = replace(config, load_dir=None)
         self.folder = config.get_base_dir()
         self.rows: list[dict[str, Any]] = []
@@ -166,7 +169,13 @@ class PictureSeries:
         Raises:
             SystemExit: 1 if a run failed; 128 and the signal's number after Ctrl-C or SIGTERM, which stop the run too.
         """
-        with locked(self.folder), Children() as children:
+        with ExitStack() as held, Children() as children:
+            if self.goes_on:
+                held.enter_context(locked(self.folder))
+            else:
+                claimed = RunFolder(self.config)
+                held.callback(claimed.release)
+                self.folder = claimed.path
             self._write_summary()
             for number, (name, path) in enumerate(self.pictures.items(), 1):
                 CONSOLE.rule(escape(f"{number}/{len(self.pictures)}: {name}"))

@@ -1,17 +1,20 @@
 """Options of every run, whatever is fitted."""
 
 import math
+import os
 from dataclasses import dataclass, field
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import yaml
 from nerfstudio.configs.base_config import LocalWriterConfig, LoggingConfig, MachineConfig, ViewerConfig
 from nerfstudio.engine.trainer import TrainerConfig
 from nerfstudio.utils.rich_utils import CONSOLE
 
 from loe_field.errors import InputError
+from loe_field.files import write_whole
 from loe_field.training.checkpoints import find_checkpoint, read_checkpoint
 
 
@@ -82,7 +85,8 @@ class LoETrainerConfig(TrainerConfig):
 
     def write_config(self) -> None:
         """Write config.yml into the run's folder. Called by the Trainer once everything stands."""
-        super().save_config()
+        with write_whole(self.get_base_dir() / "config.yml") as path:
+            path.write_text(yaml.dump(self), "utf8")
 
     def get_checkpoint_dir(self) -> Path:
         """The run's checkpoint folder; an InputError if the latest checkpoint is damaged, not the host's traceback."""
@@ -106,6 +110,14 @@ class LoETrainerConfig(TrainerConfig):
             raise InputError(f"--machine.device-type is {self.machine.device_type}: give cpu or cuda")
         if self.start_paused and not self.is_viewer_enabled():
             raise InputError("--start-paused waits for a click in the viewer: give --vis viewer with it")
+        if self.load_dir is not None and self.load_checkpoint is not None:
+            raise InputError("--load-dir and --load-checkpoint are both given: give the one to go on from")
+        if self.load_step is not None and self.load_dir is None:
+            raise InputError(f"--load-step {self.load_step} is a checkpoint of --load-dir: give that too")
+        root, base = (Path(os.path.abspath(path)) for path in (self.output_dir, self.get_base_dir()))
+        if root not in base.parents:
+            names = f"--experiment-name {self.experiment_name} and --timestamp {self.timestamp}"
+            raise InputError(f"{names} lead out of the folder {root}: give names without '..'")
         if self.precision == "tf32" and self.machine.device_type != "cuda":
             raise InputError("--precision tf32 is an NVIDIA GPU's: give fp32 or bf16 on a CPU")
         if self.machine.device_type == "cuda" and not torch.cuda.is_available():
