@@ -90,4 +90,4 @@ def _problem(said: str) -> str:
     """The line of a message of tyro's that says what is wrong: the first one below its title."""
     lines = [line.strip(" │") for line in said.splitlines()]
     lines = [line for line in lines if line.strip("─-")]
-    return " ".join(lines[1].split()) if len(lines) > 1 else said.strip()
+    return " ".join(lines[1].split()) if len(lines) > 1 else said.strip() or "its words end the command before it runs"
