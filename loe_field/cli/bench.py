@@ -14,6 +14,7 @@ from rich.progress import TextColumn
 
 from loe_field.cli.command import progress_bar, run_command
 from loe_field.errors import InputError
+from loe_field.files import check_writable
 from loe_field.runs.child import Children
 from loe_field.runs.jobs import Outcome, finished, run_job
 from loe_field.runs.report import write_report
@@ -56,6 +57,7 @@ class Bench:
                 variables = [f"{name}={shlex.quote(value)}" for name, value in job.environment.items()]
                 print(" ".join([*variables, shlex.join(["ns-train", *job.words])]))
             return 0
+        check_writable(root, "--output-dir")
         console = Console()
         with Children() as children:
             runs = _Runs(suite, root, console, children)

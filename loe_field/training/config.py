@@ -2,6 +2,8 @@
 
 import math
 import os
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
 from pathlib import Path
@@ -24,6 +26,17 @@ def require_at_least(least: int, config: Any, *names: str, prefix: str = "") -> 
         value = attrgetter(name)(config)
         if value is not None and value < least:
             raise InputError(f"--{prefix}{name.replace('_', '-')} is {value}: it must be at least {least}")
+
+
+def _check_data_words(words: Sequence[str]) -> None:
+    """Refuse a --data that is empty, which the host would take for the folder one works in, or given more than once."""
+    options = ("--data", "--pipeline.datamanager.data")
+    given = [following for word, following in zip(words, words[1:]) if word in options]
+    given += [word.partition("=")[2] for word in words if word.startswith(tuple(f"{option}=" for option in options))]
+    if "" in given:
+        raise InputError("--data is empty: give it a path")
+    if len(given) > 1:
+        raise InputError(f"--data is given {len(given)} times ({', '.join(given)}): give one")
 
 
 @dataclass
@@ -81,6 +94,8 @@ class LoETrainerConfig(TrainerConfig):
 
     def save_config(self) -> None:
         """Look at the options: the host calls this before anything else, also before the input. See write_config."""
+        if sys.argv[1:2] == [self.method_name]:
+            _check_data_words(sys.argv[2:])
         self.check()
 
     def write_config(self) -> None:
