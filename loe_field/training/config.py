@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal
@@ -31,7 +32,7 @@ def require_at_least(least: int, config: Any, *names: str, prefix: str = "") -> 
 def _check_data_words(words: Sequence[str]) -> None:
     """Refuse a --data that is empty, which the host would take for the folder one works in, or given more than once."""
     options = ("--data", "--pipeline.datamanager.data")
-    given = [following for word, following in zip(words, words[1:]) if word in options]
+    given = [following for word, following in pairwise(words) if word in options]
     given += [word.partition("=")[2] for word in words if word.startswith(tuple(f"{option}=" for option in options))]
     if "" in given:
         raise InputError("--data is empty: give it a path")
