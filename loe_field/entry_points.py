@@ -53,9 +53,13 @@ def _unusable(name: str, problem: str) -> Any:
 def _show(kind: Any, error: BaseException, traceback: TracebackType | None, previous: Any = sys.excepthook) -> None:
     """Let an uncaught InputError end the process with one line on stderr and status 1, and no traceback.
 
-    A lack of memory, disk or rights too, where a method of ours is what runs.
+    One of a process on another device comes as the text of its traceback, which ends with it. A lack of memory, disk or
+    rights is a line too, where a method of ours is what runs.
     """
     line = str(error) if isinstance(error, InputError) else shortage(error) if sys.argv[1:2] in _COMMANDS else None
+    if kind.__name__ == "ProcessRaisedException":
+        where, _, message = str(error).rstrip().rpartition("\n")[2].partition(": ")
+        line = message if where == f"{InputError.__module__}.{InputError.__name__}" else None
     if line is not None:
         print(f"error: {line}", file=sys.stderr)
     else:

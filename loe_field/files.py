@@ -2,8 +2,11 @@
 
 import contextlib
 import errno
+import fcntl
 import os
+import re
 import secrets
+import shutil
 import stat
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -37,14 +40,16 @@ def write_whole(path: Path, *, staging: Path | None = None) -> Iterator[Path]:
     try:
         target = _replaceable(path)
         temporary = (staging or target.parent) / f".{secrets.token_hex(8)}.tmp{target.suffix}"
+        sweep(temporary.parent)
         # From before the file is there: the exception of a signal may come at any moment.
         temporary.touch(exist_ok=False)
-        yield temporary
-        with open(temporary, "rb+") as file:
-            if not os.fstat(file.fileno()).st_size:
-                raise OSError(errno.EIO, "nothing of it came to the disk")
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
+        with owned(temporary):
+            yield temporary
+            with open(temporary, "rb+") as file:
+                if not os.fstat(file.fileno()).st_size:
+                    raise OSError(errno.EIO, "nothing of it came to the disk")
+                os.fsync(file.fileno())
+            os.replace(temporary, target)
         _sync_folder(target.parent)
     except OSError as error:
         raise InputError(f"{path} cannot be written: {error.strerror or error}") from None
@@ -142,8 +147,8 @@ def check_writable(folder: Path, option: str) -> None:
     """
     ancestor = next(path for path in (folder, *folder.parents) if os.path.exists(path))
     try:
-        with tempfile.TemporaryDirectory(dir=ancestor, prefix=".loe_field-"):
-            pass
+        with tempfile.TemporaryFile(dir=ancestor, prefix=".loe_field-"):
+            pass  # it has no name where the system knows how, so that a kill leaves nothing
     except OSError as error:
         reason = f"{ancestor}: {error.strerror}"
         raise InputError(f"{folder} cannot be written ({reason}): give {option} another folder") from None
@@ -164,3 +169,119 @@ def check_output(path: Path) -> Path:
         raise InputError(f"{path} cannot be written ({error.strerror}): give --output another name") from None
     check_writable(target.parent, "--output")
     return path
+
+
+LOCK = ".loe_field.lock"
+"""The file in a folder whose lock `locked` holds."""
+_TEMPORARY_FILE = re.compile(rf"\.[0-9a-f]{{16}}\.tmp(\..*)?|{re.escape(LOCK)}")
+_TEMPORARY_FOLDER = re.compile(r"loe_field-held-[a-z0-9_]{8}")
+_swept: set[Path] = set()
+
+
+def sweep(folder: Path) -> None:
+    """Remove what writers that are dead left in a folder: temporary files, and folders by `temporary_folder`.
+
+    A writer holds the lock of what it writes, which the kernel takes from the dead, however they died and on whatever
+    machine that shares the folder. Nothing is removed where a lock cannot be had, or of other users. Done once a folder
+    in a process.
+    """
+    if folder in _swept:
+        return
+    _swept.add(folder)
+    with contextlib.suppress(OSError):  # a folder that is not there, or cannot be listed, has nothing for us
+        names = {entry.name for entry in os.scandir(folder)}
+        for name in filter(_TEMPORARY_FILE.fullmatch, names):
+            _remove_dead(folder / name, os.O_RDWR)
+        for name in filter(_TEMPORARY_FOLDER.fullmatch, names):
+            _remove_dead(folder / name, os.O_RDONLY | os.O_DIRECTORY)
+
+
+def _remove_dead(path: Path, flags: int) -> None:
+    """Remove a file or folder of ours whose lock nobody holds."""
+    with contextlib.suppress(OSError):
+        held = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            kind = os.fstat(held)
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if kind.st_uid != os.geteuid():
+                return
+            if stat.S_ISDIR(kind.st_mode):
+                shutil.rmtree(path)
+            elif stat.S_ISREG(kind.st_mode):
+                path.unlink()
+        finally:
+            os.close(held)
+
+
+def _lock(path: Path, flags: int) -> int | None:
+    """A descriptor that holds the lock of a file or folder until it is closed; None if another one holds it.
+
+    A file system that has no locks is taken to have one writer.
+    """
+    while True:
+        held = os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(held), os.stat(path)):
+                return held
+        except FileNotFoundError:
+            pass  # as below: somebody removed the path before the lock was had
+        except BlockingIOError:
+            os.close(held)
+            return None
+        except OSError:
+            return held
+        os.close(held)
+
+
+@contextmanager
+def owned(path: Path) -> Iterator[None]:
+    """Keep a temporary file, made if it is not there, from being swept for as long as this lasts."""
+    while (held := _lock(path, os.O_RDWR | os.O_CREAT)) is None:
+        pass  # a sweeper has it for a moment
+    try:
+        yield
+    finally:
+        os.close(held)
+
+
+@contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """A folder for files that must have a name. The next one that is made sweeps it if this process is killed."""
+    sweep(Path(tempfile.gettempdir()))
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix="loe_field-held-"))
+        with contextlib.suppress(FileNotFoundError):  # swept as soon as it was made
+            if (held := _lock(folder, os.O_RDONLY)) is not None:
+                break
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(held)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Make a folder if it is not there, and keep other writers out of it until this, or the process, ends.
+
+    Raises:
+        InputError: another one writes there, or it cannot be written.
+    """
+    path = folder / LOCK
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        held = _lock(path, os.O_RDWR | os.O_CREAT)
+        if held is None:
+            owner = path.read_text("utf8").strip() or "another"
+            raise InputError(f"{folder} is being written by process {owner}: wait for its end, or give another folder")
+    except OSError as error:
+        raise InputError(f"{folder} cannot be written: {error.strerror or error}") from None
+    try:
+        with contextlib.suppress(OSError):  # of a full disk
+            os.ftruncate(held, 0)
+            os.write(held, str(os.getpid()).encode())
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        os.close(held)

@@ -475,6 +475,8 @@ BAD_OPTIONS = {
     "seed": (("--machine.seed", -1), "machine.seed is -1"),
     "target": (("--target-psnr", "nan"), "target-psnr is nan"),
     "device": (("--machine.device-type", "mps"), "give cpu or cuda"),
+    "devices": (("--machine.device-type", "cpu", "--machine.num-devices", 2), "num-devices is 2: there is one CPU"),
+    "no device": (("--machine.num-devices", 0), "machine.num-devices is 0: it must be at least 1"),
     "two baselines": (("--pipeline.model.network", "finer", "siren"), "is finer and the command ends with siren"),
     "grid": (("hash-grid", "--max-resolution", 0), "max_resolution is 0"),
 }

@@ -2,7 +2,6 @@
 
 import io
 import math
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -15,6 +14,7 @@ import tifffile
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from loe_field.errors import InputError
+from loe_field.files import temporary_folder
 from loe_field.pictures.memory import check_picture_memory
 from loe_field.pictures.picture import CHANNEL_NAMES, EXR_CHANNELS, FORMATS, MU, Picture
 
@@ -226,7 +226,7 @@ def _opened(content: bytes, suffix: str, name: str) -> Iterator[Any]:
     hints = oiio.ImageSpec()
     hints.attribute("oiio:UnassociatedAlpha", 1)
     hints.attribute("oiio:RawColor", 1)
-    with tempfile.TemporaryDirectory(prefix="loe_field-") as folder:  # its binding has no files in memory
+    with temporary_folder() as folder:  # its binding has no files in memory
         path = Path(folder) / f"a{suffix}"
         path.write_bytes(content)
         file = oiio.ImageInput.open(str(path), hints)

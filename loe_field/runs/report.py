@@ -33,6 +33,14 @@ _COLUMNS: dict[str, tuple[str, int | None]] = {
 }
 """Heading and decimals of a figure; None: no decimals if all are whole, else one."""
 
+FIGURES = (
+    *_COLUMNS,
+    *("rays_per_second", "lpips", "num_views", "measured_on"),
+    *("width", "height", "channels", "radiance_peak", "num_targets", "pixels_per_batch"),
+    *("method", "data", "network", "implementation", "precision", "device", "seed", "target_psnr"),
+)
+"""What metrics.json may have, and columns of a table may show."""
+
 
 def write_report(folder: Path, suite: Suite, outcomes: Sequence[Outcome], searches: Sequence[Outcome]) -> None:
     """Write everything for the runs so far, each file whole or not at all."""

@@ -121,6 +121,7 @@ class LoETrainerConfig(TrainerConfig):
             raise InputError("--target-psnr is nan: give a number of dB")
         if not 0 <= self.machine.seed < 2**32:
             raise InputError(f"--machine.seed is {self.machine.seed}: it must be at least 0, and below 2^32")
+        require_at_least(1, self, "machine.num_devices", "machine.num_machines")
         if self.machine.device_type not in ("cpu", "cuda"):
             raise InputError(f"--machine.device-type is {self.machine.device_type}: give cpu or cuda")
         if self.start_paused and not self.is_viewer_enabled():
@@ -139,3 +140,7 @@ class LoETrainerConfig(TrainerConfig):
             raise InputError(
                 "--machine.device-type is cuda but torch finds no CUDA GPU: leave the option out, or give cpu"
             )
+        devices = torch.cuda.device_count() if self.machine.device_type == "cuda" else 1
+        if self.machine.num_devices > devices:
+            has = f"{devices} CUDA GPU{'s' * (devices > 1)}" if self.machine.device_type == "cuda" else "one CPU"
+            raise InputError(f"--machine.num-devices is {self.machine.num_devices}: there is {has}")

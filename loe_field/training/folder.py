@@ -6,19 +6,13 @@ import os
 import re
 import shutil
 import weakref
-from pathlib import Path
 
 from nerfstudio.utils.rich_utils import CONSOLE
 
 from loe_field.errors import InputError
-from loe_field.files import make_folder
+from loe_field.files import locked, make_folder, sweep
 from loe_field.training.checkpoints import checkpoint_steps
 from loe_field.training.config import LoETrainerConfig
-
-try:
-    import fcntl
-except ImportError:  # not Unix; names of the clock are exclusive there too
-    fcntl = None
 
 _CLOCK = re.compile(r"\d{4}-\d\d-\d\d_\d{6}")
 """A timestamp as the host makes it."""
@@ -46,16 +40,17 @@ class RunFolder:
             make_folder(self.path.parent)
             try:
                 self.path.mkdir(exist_ok=not by_clock)
-                self.release = weakref.finalize(self, os.close, _lock(self.path))
                 break
             except OSError as error:
-                if not isinstance(error, FileExistsError | BlockingIOError):
+                if not isinstance(error, FileExistsError):
                     raise InputError(f"the folder {self.path} cannot be made: {error.strerror}") from None
                 if not by_clock:
-                    what = "is being written by another run" if self.path.is_dir() else "is a file"
-                    raise InputError(f"{self.path} {what}: give another --timestamp") from None
+                    raise InputError(f"{self.path} is a file: give another --timestamp") from None
             config.timestamp = f"{timestamp}-{number}"
             self.path = config.get_base_dir()
+        lock = contextlib.ExitStack()
+        lock.enter_context(locked(self.path))
+        self.release = weakref.finalize(self, lock.close)
         if config.timestamp != timestamp:
             CONSOLE.print(f"{timestamp} is taken: this run's folder is {self.path}", soft_wrap=True, markup=False)
         if not by_clock and not goes_on and models.is_dir() and checkpoint_steps(models):
@@ -63,6 +58,8 @@ class RunFolder:
             raise InputError(
                 f"{self.path} holds a run: give another --timestamp, or go on from it with --load-dir {models}"
             )
+        for run in self.path.parent.iterdir():  # what dead writers left: a run that goes on may have another folder
+            sweep(run)
 
     def discard(self) -> None:
         """Remove the folder with its content, and those above it that were made for it; nothing that was there."""
@@ -72,22 +69,3 @@ class RunFolder:
             for folder in self._made[1:]:
                 with contextlib.suppress(OSError):  # another run's by now
                     folder.rmdir()
-
-
-def _lock(folder: Path) -> int:
-    """Lock a folder for as long as the descriptor returned is open; where its file system has no locks just open it.
-
-    Raises:
-        BlockingIOError: another process has locked it.
-        OSError: it cannot be opened.
-    """
-    descriptor = os.open(folder, os.O_RDONLY)
-    if fcntl is not None:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(descriptor)
-            raise
-        except OSError:
-            pass
-    return descriptor
