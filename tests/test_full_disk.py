@@ -284,6 +284,15 @@ def test_what_is_lacking():
     assert shortage(RuntimeError("another")) is None
 
 
+def test_fit_image_leaves_nothing_where_its_picture_does_not_fit(disk):
+    from loe_field import fit_image
+
+    folder, only = disk
+    with only(0), pytest.raises(InputError, match=rf"picture.png cannot be written: ({FULL})"):
+        fit_image(waves(8, 8, 3), num_steps=2, output_dir=folder / "out")
+    assert not (folder / "out").exists()
+
+
 SUITE = """
 title = "One"
 seeds = [1]
@@ -313,7 +322,7 @@ def test_bench(call, small_picture, disk):
         arguments = (folder / "one.toml", "--data", small_picture, "--output-dir", folder / "out")
         status, console = call(bench.main, "loe-bench", *arguments)
     assert status == 1
-    assert re.fullmatch(rf"error: \S+/out/\S+ cannot be written: ({FULL})\n", console.err)
+    assert re.fullmatch(rf"error: \S+/out/\S+ cannot be written: ({FULL})(, nor can .*)?\n", console.err)
     assert not [name for name in files_in(folder) if ".tmp" in name]
 
 
@@ -330,7 +339,7 @@ def test_a_folder_of_pictures(train, disk, tmp_path):
     assert re.fullmatch(rf"\S+/summary.csv cannot be written: ({FULL})", status)
     assert files_in(folder) == []
     with files_end_at(1000):
-        status, console = a_run(train, pictures, folder / "out", "--max-num-iterations", 3)
+        status, _ = a_run(train, pictures, folder / "out", "--max-num-iterations", 3)
     assert re.fullmatch(rf"{tempfile.gettempdir()}\S+/config.yml cannot be written: File too large", status)
 
 

@@ -105,8 +105,16 @@ class LoETrainerConfig(TrainerConfig):
             path.write_text(yaml.dump(self), "utf8")
 
     def get_checkpoint_dir(self) -> Path:
-        """The run's checkpoint folder; an InputError if the latest checkpoint is damaged, not the host's traceback."""
+        """The run's checkpoint folder; an InputError if the latest checkpoint is damaged, not the host's traceback.
+
+        The host's evaluation asks for it without a word on which config.yml it has read: of a run that was moved or
+        copied it would take the checkpoint of the place where it was trained.
+        """
         folder = super().get_checkpoint_dir()
+        caller = sys._getframe(1)
+        if caller.f_code.co_name == "eval_setup" and "config_path" in caller.f_locals:
+            beside = Path(caller.f_locals["config_path"]).parent / self.relative_model_dir
+            folder = beside if beside.is_dir() else folder
         if folder.is_dir() and any(folder.glob("step-*.ckpt")):
             read_checkpoint(find_checkpoint(folder))
         return folder
