@@ -161,7 +161,7 @@ def check_output(path: Path) -> Path:
         InputError: it is a folder, or anything else but a file, or lies in one that can be neither made nor written.
     """
     path = path.expanduser().absolute()
-    if path.is_dir():
+    if os.path.isdir(path):
         raise InputError(f"{path} is a folder: give --output the name of a file")
     try:
         target = _replaceable(path)

@@ -90,8 +90,12 @@ class Children(ExitStack):
             output: file to which stdout and stderr are appended; None: they are this process's own.
             show: called with each line for the file, or else for stderr, in another thread.
             environment: variables to add to this process's own.
+
+        Raises:
+            OSError: the file for the output cannot be opened.
         """
         sys.stdout.flush()
+        log = open(output, "ab", buffering=0) if output else None  # noqa: SIM115  (_read closes it)
         process = self._process = subprocess.Popen(
             [sys.executable, "-c", _LEASH + NS_TRAIN, *words],
             stdin=subprocess.PIPE,
@@ -105,7 +109,7 @@ class Children(ExitStack):
                 process.terminate()
             tail: deque[bytes] = deque(maxlen=_TAIL)
             stream = process.stdout or process.stderr
-            reader = threading.Thread(target=_read, args=(stream, output, tail, show), daemon=True)
+            reader = threading.Thread(target=_read, args=(stream, log, tail, show), daemon=True)
             reader.start()
             status = process.wait()
             _kill(process)
@@ -131,15 +135,19 @@ def _kill(process: "subprocess.Popen[bytes]") -> None:
     process.stdin.close()
 
 
-def _read(stream: IO[bytes], output: Path | None, tail: deque[bytes], show: Callable[[str], None] | None) -> None:
-    """Pass a stream on as it comes, to a file or to stderr, and keep its end."""
-    with stream, open(output, "ab", buffering=0) if output else nullcontext() as file:
+def _read(stream: IO[bytes], log: IO[bytes] | None, tail: deque[bytes], show: Callable[[str], None] | None) -> None:
+    """Pass a stream on as it comes, to a file or to stderr, and keep its end.
+
+    It is read to its end also where it can be passed on no more: the run would die of a pipe that nobody reads.
+    """
+    with stream, log or nullcontext():
         for line in stream:
             tail.append(line)
-            if file is None:
-                sys.stderr.write(line.decode("utf8", "replace"))
-                sys.stderr.flush()
-            else:
-                file.write(line)
+            with suppress(OSError):
+                if log is None:
+                    sys.stderr.write(line.decode("utf8", "replace"))
+                    sys.stderr.flush()
+                else:
+                    log.write(line)
             if show is not None and (said := last_line(line)):
                 show(said)

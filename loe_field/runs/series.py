@@ -168,7 +168,24 @@ class PictureSeries:
 
         Raises:
             SystemExit: 1 if a run failed; 128 and the signal's number after Ctrl-C or SIGTERM, which stop the run too.
+        InputError: the folder is another's, or cannot be written any more; what is done is shown all the same.
         """
+        try:
+            children = self._run_all()
+        except (InputError, OSError):
+            if self.rows:
+                self._show()
+            raise
+        self._show()
+        if children.stopped:
+            begun = f"{len(self.rows)} of {len(self.pictures)} pictures were begun"
+            on = f"the same command with --load-dir {self.folder} goes on"
+            CONSOLE.print(f"stopped; {begun}; {on}", soft_wrap=True, highlight=False, markup=False)
+            raise SystemExit(128 + children.stopped)
+        if any(row["problem"] for row in self.rows):
+            raise SystemExit(1)
+
+    def _run_all(self) -> Children:
         with ExitStack() as held, Children() as children:
             if self.goes_on:
                 held.enter_context(locked(self.folder))
@@ -183,14 +200,7 @@ class PictureSeries:
                 self._write_summary()
                 if children.stopped:
                     break
-        self._show()
-        if children.stopped:
-            begun = f"{len(self.rows)} of {len(self.pictures)} pictures were begun"
-            on = f"the same command with --load-dir {self.folder} goes on"
-            CONSOLE.print(f"stopped; {begun}; {on}", soft_wrap=True, highlight=False, markup=False)
-            raise SystemExit(128 + children.stopped)
-        if any(row["problem"] for row in self.rows):
-            raise SystemExit(1)
+        return children
 
     def _run(self, name: str, path: Path, children: Children) -> dict[str, Any]:
         """Fit one picture in a process of its own, which speaks for itself on the console; figures, if it left any.
@@ -214,7 +224,8 @@ class PictureSeries:
         config.load_dir = good_checkpoints(folder)
         with temporary_folder() as work:
             file = work / "config.yml"
-            file.write_text(yaml.dump(config), "utf8")
+            with write_whole(file) as whole:
+                whole.write_text(yaml.dump(config), "utf8")
             end = children.run([str(config.method_name), "--load-config", str(file)])
         row = _row(name, folder)
         if not end.problem and row is not None:

@@ -2,7 +2,10 @@
 
 import math
 import os
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal
@@ -24,6 +27,17 @@ def require_at_least(least: int, config: Any, *names: str, prefix: str = "") -> 
         value = attrgetter(name)(config)
         if value is not None and value < least:
             raise InputError(f"--{prefix}{name.replace('_', '-')} is {value}: it must be at least {least}")
+
+
+def _check_data_words(words: Sequence[str]) -> None:
+    """Refuse a --data that is empty, which the host would take for the folder one works in, or given more than once."""
+    options = ("--data", "--pipeline.datamanager.data")
+    given = [following for word, following in pairwise(words) if word in options]
+    given += [word.partition("=")[2] for word in words if word.startswith(tuple(f"{option}=" for option in options))]
+    if "" in given:
+        raise InputError("--data is empty: give it a path")
+    if len(given) > 1:
+        raise InputError(f"--data is given {len(given)} times ({', '.join(given)}): give one")
 
 
 @dataclass
@@ -81,6 +95,8 @@ class LoETrainerConfig(TrainerConfig):
 
     def save_config(self) -> None:
         """Look at the options: the host calls this before anything else, also before the input. See write_config."""
+        if sys.argv[1:2] == [self.method_name]:
+            _check_data_words(sys.argv[2:])
         self.check()
 
     def write_config(self) -> None:
@@ -89,8 +105,16 @@ class LoETrainerConfig(TrainerConfig):
             path.write_text(yaml.dump(self), "utf8")
 
     def get_checkpoint_dir(self) -> Path:
-        """The run's checkpoint folder; an InputError if the latest checkpoint is damaged, not the host's traceback."""
+        """The run's checkpoint folder; an InputError if the latest checkpoint is damaged, not the host's traceback.
+
+        The host's evaluation asks for it without a word on which config.yml it has read: of a run that was moved or
+        copied it would take the checkpoint of the place where it was trained.
+        """
         folder = super().get_checkpoint_dir()
+        caller = sys._getframe(1)
+        if caller.f_code.co_name == "eval_setup" and "config_path" in caller.f_locals:
+            beside = Path(caller.f_locals["config_path"]).parent / self.relative_model_dir
+            folder = beside if beside.is_dir() else folder
         if folder.is_dir() and any(folder.glob("step-*.ckpt")):
             read_checkpoint(find_checkpoint(folder))
         return folder
