@@ -30,13 +30,13 @@ LONG = (*LONG, "--max-num-iterations", "800")
 
 
 def alive(tag):
-    """Processes with the tag in their environment, which is handed on to all that they start."""
+    """Commands with the tag in their environment, which is handed on to all that they start."""
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         try:
             tagged = f"{TAG}={tag}".encode() in (process / "environ").read_bytes().split(b"\0")
             if tagged and (process / "stat").read_text().rpartition(")")[2].split()[0] != "Z":
-                found.append(process.name)
+                found.append((process / "cmdline").read_bytes())
         except OSError:
             continue
     return found
@@ -66,7 +66,7 @@ class Command:
         deadline = time.monotonic() + 10
         while (left := alive(self.tag)) and time.monotonic() < deadline:
             time.sleep(0.05)
-        assert not left, f"still running after a kill at {seconds:.2f} s"
+        assert not left, f"after a kill at {seconds:.2f} s"
 
     def finish(self, *more):
         process = self.start(*more)
