@@ -3,6 +3,7 @@
 `LOE_FIELD_KILLS=50` spreads so many over all commands that write, which takes a quarter of an hour.
 """
 
+import contextlib
 import functools
 import json
 import os
@@ -56,8 +57,22 @@ class Command:
                 [*self.words, *more], env=environment, stdout=console, stderr=console, cwd=self.folder
             )
 
-    def kill_at(self, seconds, *more):
+    def saved(self):
+        """When the last checkpoint was written."""
+        times = [0]
+        for path in self.folder.glob("out/**/step-*.ckpt"):
+            with contextlib.suppress(FileNotFoundError):  # the next one has taken its place
+                times.append(path.stat().st_mtime_ns)
+        return max(times)
+
+    def kill_in_the_work(self, seconds, *more):
+        """So many seconds after the first checkpoint."""
+        self.kill_at(seconds, *more, once=self.saved())
+
+    def kill_at(self, seconds, *more, once=None):
         process = self.start(*more)
+        while once is not None and self.saved() == once and process.poll() is None:
+            time.sleep(0.02)
         try:
             process.wait(seconds)
         except subprocess.TimeoutExpired:
@@ -99,6 +114,14 @@ def moments(kind, last, few):
         pytest.skip("LOE_FIELD_KILLS=50 runs it")
     source = random.Random(f"kills of {kind}")
     return [source.uniform(0.01, last) * pace() for _ in range(number)]
+
+
+def kill(command, number, moment, *more):
+    """Every second time the command is killed in its work, so that a slow start does not hide that."""
+    if number % 2:
+        command.kill_at(moment, *more)
+    else:
+        command.kill_in_the_work(moment % 1.5, *more)
 
 
 @pytest.fixture(scope="module")
@@ -145,8 +168,8 @@ def test_train(tmp_path):
         return ("--load-dir", str(runs[-1].parent)) if runs else ()
 
     reached = 0
-    for moment in kills:
-        command.kill_at(moment, *going_on())
+    for number, moment in enumerate(kills):
+        kill(command, number, moment, *going_on())
         steps = [step for run in tmp_path.glob("out/p/loe-image/*") for step in whole(run)]
         assert max(steps, default=0) >= reached
         reached = max(steps, default=0)
@@ -167,8 +190,8 @@ def done(run):
 def killed_and_gone_on(command, kills, root, going_on=tuple):
     """Kill, look and start again; what is finished is not touched any more. Returns the metrics that are left."""
     before = {}
-    for moment in kills:
-        command.kill_at(moment, *going_on())
+    for number, moment in enumerate(kills):
+        kill(command, number, moment, *going_on())
         for run in {path.parent for path in root.rglob("config.yml")}:
             whole(run)
         now = finished(root)
