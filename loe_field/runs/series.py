@@ -168,7 +168,7 @@ class PictureSeries:
 
         Raises:
             SystemExit: 1 if a run failed; 128 and the signal's number after Ctrl-C or SIGTERM, which stop the run too.
-        InputError: the folder is another's, or cannot be written any more; what is done is shown all the same.
+            InputError: the folder is another's, or cannot be written any more; what is done is shown all the same.
         """
         try:
             children = self._run_all()
@@ -193,7 +193,8 @@ class PictureSeries:
                 claimed = RunFolder(self.config)
                 held.callback(claimed.release)
                 self.folder = claimed.path
-            self._write_summary()
+            if not (self.folder / SUMMARY).exists():  # by which a folder is known to be a series'
+                self._write_summary()
             for number, (name, path) in enumerate(self.pictures.items(), 1):
                 CONSOLE.rule(escape(f"{number}/{len(self.pictures)}: {name}"))
                 self.rows.append(self._run(name, path, children))
