@@ -41,6 +41,7 @@ def write_whole(path: Path, *, staging: Path | None = None) -> Iterator[Path]:
         target = _replaceable(path)
         temporary = (staging or target.parent) / f".{secrets.token_hex(8)}.tmp{target.suffix}"
         sweep(temporary.parent)
+        sweep()
         # From before the file is there: the exception of a signal may come at any moment.
         temporary.touch(exist_ok=False)
         with owned(temporary):
@@ -178,17 +179,19 @@ _TEMPORARY_FOLDER = re.compile(r"loe_field-held-[a-z0-9_]{8}")
 _swept: set[Path] = set()
 
 
-def sweep(folder: Path) -> None:
+def sweep(folder: Path | None = None) -> None:
     """Remove what writers that are dead left in a folder: temporary files, and folders by `temporary_folder`.
 
+    None is the folder of the latter, which a compiler of kernels has too.
     A writer holds the lock of what it writes, which the kernel takes from the dead, however they died and on whatever
     machine that shares the folder. Nothing is removed where a lock cannot be had, or of other users. Done once a folder
     in a process.
     """
-    if folder in _swept:
-        return
-    _swept.add(folder)
     with contextlib.suppress(OSError):  # a folder that is not there, or cannot be listed, has nothing for us
+        folder = folder or Path(tempfile.gettempdir())
+        if folder in _swept:
+            return
+        _swept.add(folder)
         names = {entry.name for entry in os.scandir(folder)}
         for name in filter(_TEMPORARY_FILE.fullmatch, names):
             _remove_dead(folder / name, os.O_RDWR)
@@ -248,7 +251,7 @@ def owned(path: Path) -> Iterator[None]:
 @contextmanager
 def temporary_folder() -> Iterator[Path]:
     """A folder for files that must have a name. The next one that is made sweeps it if this process is killed."""
-    sweep(Path(tempfile.gettempdir()))
+    sweep()
     while True:
         folder = Path(tempfile.mkdtemp(prefix="loe_field-held-"))
         with contextlib.suppress(FileNotFoundError):  # swept as soon as it was made

@@ -13,7 +13,7 @@ from support import GROUND
 
 from loe_field import files
 from loe_field.errors import InputError
-from loe_field.files import LOCK, check_output, locked, sweep, temporary_folder, write_each, write_output, write_whole
+from loe_field.files import LOCK, check_output, locked, write_each, write_output, write_whole
 
 
 def test_the_new_file_takes_the_old_ones_place_with_the_users_own_mode(tmp_path):
@@ -86,9 +86,9 @@ def writer(tmp_path, monkeypatch):
 
 def sweep_all(tmp_path):
     files._swept.clear()
-    sweep(tmp_path / "out")
-    with temporary_folder():
-        pass
+    with write_whole(tmp_path / "out" / "g.txt") as path:
+        path.write_text("new")
+    (tmp_path / "out" / "g.txt").unlink()
     return {path.name for place in ("out", "tmp") for path in (tmp_path / place).iterdir()}
 
 
