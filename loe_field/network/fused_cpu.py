@@ -55,7 +55,7 @@ def _gradients(
     """First derivatives by the kernel; where a graph or a batch of them is wanted, by torch on the same inputs."""
     x, index, z, *parameters = saved
     graph = torch.is_grad_enabled()  # create_graph: the gradient is to be differentiated itself
-    if not graph and not transformed():
+    if not graph and not transformed(grad):
         grad_x, grads = kernel(x, index, z, grad, parameters, shape, bf16, need_x, any(need))
         return grad_x, [g if needed else None for g, needed in zip(grads or [None] * len(need), need)]
     inputs = [t for t, needed in zip((x, *parameters), (need_x, *need)) if needed]

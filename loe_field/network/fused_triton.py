@@ -55,9 +55,9 @@ def _gradients(
     need: Sequence[bool],
     kernel: Callable[..., Sequence[Tensor | None]],
 ) -> Sequence[Tensor | None]:
-    """First derivatives for x, weight and bias by the kernel, or by torch where a graph or a batch of them is wanted."""
+    """First derivatives for x, weight and bias by the kernel; by torch where a graph or a batch of them is wanted."""
     graph, need = torch.is_grad_enabled(), [needed and t is not None for t, needed in zip(inputs, need)]
-    if not graph and not transformed():
+    if not graph and not transformed(grad_y):
         return kernel(grad_y, *inputs, order, starts, how, need)
     with torch.enable_grad():
         # Views, so that a gradient counts the ways through this level only, should one input depend on another.

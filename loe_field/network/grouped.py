@@ -94,20 +94,20 @@ class _GroupedOuter(torch.autograd.Function):
 
 
 def _permute_rows(x: Tensor, perm: Tensor, pads: Tensor | None, inverse: Tensor, pads_before: Tensor | None) -> Tensor:
-    if transformed():
+    if transformed(x):
         out = x.index_select(0, perm)
         return out if pads is None else out.index_fill(0, pads, 0)
     return _PermuteRows.apply(x, perm, pads, inverse, pads_before)  # type: ignore[return-value]
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None, splits: list[int]) -> Tensor:
-    if transformed():
+    if transformed(x, weight):
         return torch.cat([torch.nn.functional.linear(xs, w, bias) for xs, w in zip(x.split(splits), weight)])
     return _GroupedLinear.apply(x, weight, bias, splits)  # type: ignore[return-value]
 
 
 def _outer(a: Tensor, b: Tensor, splits: list[int]) -> Tensor:
-    if transformed():
+    if transformed(a, b):
         return torch.stack([rows_a.t() @ rows_b for rows_a, rows_b in zip(a.split(splits), b.split(splits))])
     return _GroupedOuter.apply(a, b, splits)  # type: ignore[return-value]
 

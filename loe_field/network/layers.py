@@ -292,7 +292,7 @@ class LoEMLP(nn.Module):
         for i, (layer, level) in enumerate(zip(self.layers, self.levels)):
             if reason := _changed(layer, PositionDependentLinear):
                 return f"layers.{i} {reason}"
-            sizes = (layer.level, layer.dim, layer.tile_size, layer.blending, *layer._parameters["weight"].shape)
+            sizes = (layer.level, layer.dim, layer.tile_size, layer.blending, *layer.weight.shape)  # type: ignore[union-attr, misc]
             if sizes != (level, self.dim, self.tile_size, self.blending, experts, width, fan_in):
                 return f"layers.{i} is not like the others"
             fan_in = width
@@ -409,5 +409,5 @@ class LoEMLP(nn.Module):
     def __prepare_scriptable__(self) -> nn.Module:
         """Refuse torch.jit.script, which would translate the source and cannot."""
         raise TypeError(
-            "torch.jit.script cannot take a LoEMLP: use torch.jit.trace(field, coords), which takes any number of points"
+            "torch.jit.script cannot take a LoEMLP: use torch.jit.trace(field, coords), for any number of points"
         )

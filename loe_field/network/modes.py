@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_legacy_batchedtensor
 from torch.autograd import forward_ad
 
 
@@ -17,15 +18,15 @@ def needs_plain(*tensors: Tensor) -> bool:
         return torch.compiler.is_exporting()
     return torch.jit.is_tracing() or any(
         t.is_meta
-        or type(t).__torch_dispatch__ is not Tensor.__torch_dispatch__
+        or type(t).__torch_dispatch__ is not Tensor.__torch_dispatch__  # pyright: ignore[reportAttributeAccessIssue]
         or forward_ad.unpack_dual(t).tangent is not None
         for t in tensors
     )
 
 
-def transformed() -> bool:
-    """Whether a transform of torch.func, or a batch of gradients, is under way."""
-    return torch._C._are_functorch_transforms_active()
+def transformed(*tensors: Tensor) -> bool:
+    """Whether a transform of torch.func is under way, or one of the tensors is a batch of gradients."""
+    return torch._C._are_functorch_transforms_active() or any(map(is_legacy_batchedtensor, tensors))
 
 
 def needs_operators() -> bool:

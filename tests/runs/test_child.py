@@ -217,3 +217,27 @@ def test_a_child_reads_no_input(child_runs, tmp_path):
     with Children() as children:
         children.run([], output=tmp_path / "log")
     assert (tmp_path / "log").read_text() == "''\n"
+
+
+COMPILES = f"""{GROUND}
+import time
+for name in ("network", "network.kernels"):
+    sys.modules["loe_field." + name] = types.ModuleType(name)
+    sys.modules["loe_field." + name].__path__ = [sys.modules["loe_field"].__path__[0] + "/" + name.replace(".", "/")]
+from loe_field.network.kernels.compiling import run
+print("ready", flush=True)
+run(["sh", "-c", "sleep 60; true"], time.monotonic() + 100)
+"""
+
+
+def test_a_compiler_dies_with_the_process_that_started_it():
+    parent = subprocess.Popen([sys.executable, "-c", COMPILES], stdout=subprocess.PIPE, text=True)
+    parent.stdout.readline()
+    below = []
+    deadline = time.monotonic() + 20
+    while len(below) < 3 and time.monotonic() < deadline:
+        below = psutil.Process(parent.pid).children(recursive=True)
+    parent.kill()
+    parent.wait()
+    assert len(below) == 3
+    assert still_there(below) == []

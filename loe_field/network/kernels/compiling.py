@@ -9,6 +9,7 @@ to others, every process compiles for itself, and says so.
 import ctypes
 import fcntl
 import hashlib
+import itertools
 import os
 import secrets
 import selectors
@@ -31,6 +32,10 @@ COMPILE_SECONDS = 120
 _MOST_OUTPUT = 2**20
 """Bytes that a compiler may print."""
 _OPEN_SYMBOLS = ("-undefined", "dynamic_lookup") if sys.platform == "darwin" else ()
+
+
+_loaded = itertools.count()
+"""Libraries loaded so far."""
 
 
 class Unavailable(RuntimeError):
@@ -80,28 +85,29 @@ def run(command: Sequence[str], deadline: float, folder: Path | None = None) -> 
     environment = {**os.environ, "LC_ALL": "C"} | ({} if folder is None else {"TMPDIR": str(folder)})
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     leashed = ["sh", "-c", _LEASH, "sh", *command]
+    printed, process = bytearray(), None
     try:
-        process = subprocess.Popen(leashed, env=environment, start_new_session=True, **pipes)  # type: ignore[call-overload]
-    except (OSError, ValueError) as error:
-        raise Unavailable(f"{words}: {error}") from None
-    assert process.stdin is not None
-    assert process.stdout is not None
-    printed = bytearray()
-    try:
-        with process.stdout, selectors.DefaultSelector() as selector:
-            selector.register(process.stdout, selectors.EVENT_READ)
-            while part := _read(process.stdout.fileno(), selector, deadline):
+        with _deferred_signals():  # between its start and the assignment nobody could end it
+            process = subprocess.Popen(leashed, env=environment, start_new_session=True, **pipes)  # type: ignore[call-overload]
+        assert process.stdout is not None
+        with process.stdout as output, selectors.DefaultSelector() as selector:
+            selector.register(output, selectors.EVENT_READ)
+            while part := _read(output.fileno(), selector, deadline):
                 printed += part
                 if len(printed) > _MOST_OUTPUT:
                     raise Unavailable(f"{words} prints without end")
         status = process.wait(max(0.0, deadline - time.monotonic()))
     except (TimeoutError, subprocess.TimeoutExpired):
         raise TooSlow(f"{words} had not ended after {COMPILE_SECONDS} s") from None
+    except (OSError, ValueError) as error:
+        raise Unavailable(f"{words}: {one_line(str(error))}") from None
     finally:
-        with suppress(OSError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        process.stdin.close()
+        if process is not None:
+            with suppress(OSError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            assert process.stdin is not None
+            process.stdin.close()
     text = printed.decode(errors="replace")
     if status != 0:
         raise Unavailable(f"{words} failed: {one_line(text) or f'exit status {status}'}")
@@ -159,6 +165,23 @@ def _held(folder: str) -> Iterator[None]:
 
 
 @contextmanager
+def _deferred_signals() -> Iterator[None]:
+    """A signal that comes within it does what it does when it is over."""
+    received: list[int] = []
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    if threading.current_thread() is not threading.main_thread():
+        numbers = ()
+    previous = {number: signal.signal(number, lambda number, frame: received.append(number)) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, before in previous.items():
+            signal.signal(number, before)
+        for number in received:
+            signal.raise_signal(number)
+
+
+@contextmanager
 def _ends_orderly() -> Iterator[None]:
     """A signal that would end the process on the spot, within it, leads out of it by an exception."""
     ending = []
@@ -188,8 +211,8 @@ def load(content: bytes, functions: Sequence[str]) -> ctypes.CDLL:
         with open(os.memfd_create("loe_field"), "wb") as file:
             file.write(content)
             file.flush()
-            # Not /proc/self: what the loader opened once under a name it gives again, and others may load this way.
-            loaded = ctypes.CDLL(f"/proc/{os.getpid()}/fd/{file.fileno()}")
+            # What the loader opened once under a name it gives again: every name is another.
+            loaded = ctypes.CDLL(f"/proc/{os.getpid()}/{'./' * next(_loaded)}fd/{file.fileno()}")
     else:
         with tempfile.TemporaryDirectory(prefix="loe_field-") as folder:
             path = Path(folder, "library.so")
