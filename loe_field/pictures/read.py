@@ -30,7 +30,7 @@ _ORIENTATION = 0x0112  # the tag of EXIF
 _EXR = b"v/1\x01"
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _PNG = b"\x89PNG\r\n\x1a\n"
-_SIGNATURES = (_PNG, b"\xff\xd8\xff", b"BM")
+_STARTS = {"PNG": _PNG, "JPEG": b"\xff\xd8\xff", "BMP": b"BM", "WEBP": b"RIFF"}
 _CLEAR = "has one transparent colour: read as alpha, and written back as alpha"
 _LONGEST_TEXT = 2**26  # bytes of a PNG's colour profile, or of one text, inflated
 
@@ -52,7 +52,7 @@ def read_picture(path: Path) -> Picture:
             raise InputError(f"{path} is not a file: {what}")
         with open(path, "rb") as file:
             return _read(file, str(path))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise InputError(f"{path} does not exist: {what}") from None
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from None
@@ -101,7 +101,7 @@ def _unreadable(name: str, problem: str = "") -> InputError:
 
 
 def _decode(file: BinaryIO, name: str) -> Picture:
-    start = file.read(32)
+    start, size = file.read(70), file.seek(0, io.SEEK_END)
     file.seek(0)
     if not start:
         raise InputError(f"{name} is empty (0 bytes): it holds no picture")
@@ -114,8 +114,11 @@ def _decode(file: BinaryIO, name: str) -> Picture:
     except UnidentifiedImageError:
         if start.startswith(_PNG) and b"\0\0\0\0" in (start[16:20], start[20:24]):
             raise InputError(f"{name} has no pixels: its width or height is 0") from None
-        if start.startswith(_SIGNATURES) or start[8:12] == b"WEBP":
-            raise
+        for kind, mark in _STARTS.items():
+            if start.startswith(mark) and (kind != "WEBP" or start[8:12] == b"WEBP"):
+                file.seek(0)
+                Image.OPEN[kind][0](file, "")  # says why, where Image.open does not
+                raise
         raise InputError(f"{name} is not a picture that can be read: {', '.join(FORMATS)} are supported") from None
     file_format = "JPEG" if image.format == "MPO" else image.format or "?"  # MPO: a phone's JPEG with a second view
     if file_format not in FORMATS:
@@ -123,18 +126,24 @@ def _decode(file: BinaryIO, name: str) -> Picture:
     pictures = 1 if file_format == "JPEG" else getattr(image, "n_frames", 1)
     if pictures > 1:
         raise InputError(f"{name} holds {pictures} pictures: save the one that you want on its own")
+    if file_format == "JPEG" and 8 * size < (image.height // 8) * (
+        image.width // 8
+    ):  # each of 8 x 8 pixels takes a bit
+        raise ValueError(f"{size} bytes do not hold {image.width} x {image.height} pixels")
     bits = start[24] if file_format == "PNG" else 8
     channels = 4 if image.mode == "P" else len(image.getbands()) + ("transparency" in image.info)
     check_picture_memory(image.height, image.width, channels, 2 if bits == 16 else 1, name)
     if bits == 16:
         file.seek(0)
         return _read_deep_png(file.read(), image, name)
-    return _read_with_pillow(image, file_format, bits, name)
+    has_mask = file_format == "BMP" and image.mode == "RGB" and start[14] >= 56 and start[30] == 3
+    note = f"{name} has alpha in 16 bits per pixel: left out" if has_mask and any(start[66:70]) else ""
+    return _read_with_pillow(image, file_format, bits, note, name)
 
 
-def _read_with_pillow(image: Image.Image, file_format: str, bits: int, name: str) -> Picture:
+def _read_with_pillow(image: Image.Image, file_format: str, bits: int, note: str, name: str) -> Picture:
     """A picture of at most 8 bits per channel; `bits` are those of a grey PNG."""
-    note, icc_profile = "", image.info.get("icc_profile")
+    icc_profile = image.info.get("icc_profile")
     if image.mode in ("CMYK", "RGBX"):
         note = f"{name} is {image.mode}: converted to RGB, and written back as RGB"
         image, icc_profile = image.convert("RGB"), None
@@ -151,7 +160,8 @@ def _read_with_pillow(image: Image.Image, file_format: str, bits: int, name: str
         values = np.atleast_3d(np.asarray(image.convert("L") if mode == "1" else image))
         if clear is not None:
             note = f"{name} {_CLEAR}"
-            colour = np.multiply(clear, 255 // (2**bits - 1))  # the file's own number; Pillow has scaled the values
+            white = 2**bits - 1  # the colour is the file's own number, or of one bit Pillow's; values are scaled
+            colour = np.minimum(clear, white) * (255 // white)
             alpha = np.any(values != colour, -1, keepdims=True) * np.uint8(255)
             values = np.concatenate([values, alpha], -1)
             mode = CHANNEL_NAMES[values.shape[2]]
@@ -174,9 +184,10 @@ def _read_exr(content: bytes, name: str) -> Picture:
     """An EXR of one part with the channels Y or R, G and B, alpha or not; half or float."""
     with _opened(content, ".exr", name) as file:
         spec = file.spec()
-        if spec.deep or file.seek_subimage(1, 0):
-            what = "deep pixels, of many samples each" if spec.deep else "several pictures"
-            raise InputError(f"{name} holds {what}: save the one that you want on its own")
+        if spec.deep:
+            raise InputError(f"{name} holds deep pixels, of many samples each: flatten it")
+        if file.seek_subimage(1, 0):
+            raise InputError(f"{name} holds several pictures: save the one that you want on its own")
         file.seek_subimage(0, 0)
         names = [channel.rsplit(".", 1)[-1] for channel in spec.channelnames]
         wanted = next((c for c in reversed(EXR_CHANNELS.values()) if sorted(c) == sorted(names)), None)
@@ -192,14 +203,16 @@ def _read_exr(content: bytes, name: str) -> Picture:
     check_finite(values, name)
     if wanted[-1] == "A":
         values = straight(values)
-    window, shown = (
-        f"{width}x{height} at ({x}, {y})"
-        for width, height, x, y in (
-            (spec.width, spec.height, spec.x, spec.y),
-            (spec.full_width, spec.full_height, spec.full_x, spec.full_y),
+    notes = []
+    if spec.getattribute("openexr:luminancechroma"):
+        notes.append("is luminance and chroma: converted to RGB, and written back as RGB")
+    if (spec.x, spec.y, spec.width, spec.height) != (spec.full_x, spec.full_y, spec.full_width, spec.full_height):
+        notes.append(
+            f"has {spec.width}x{spec.height} pixels from ({spec.x}, {spec.y}) on and shows "
+            f"{spec.full_width}x{spec.full_height} from ({spec.full_x}, {spec.full_y}) on: its pixels are read, all of "
+            "them and no others"
         )
-    )
-    note = "" if window == shown else f"{name} has pixels for {window} and shows {shown}: all its pixels are read"
+    note = f"{name} {', and '.join(notes)}" if notes else ""
     dtype = np.float16 if spec.format == oiio.HALF else np.float32
     return as_hdr(Picture(values.astype(dtype), "EXR", CHANNEL_NAMES[len(wanted)], note=note), name)
 

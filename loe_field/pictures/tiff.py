@@ -20,7 +20,7 @@ _COLOURS = {
 }  # fmt: skip
 """Channels of each kind of colours that is read, alpha not counted."""
 _CONVERTED = {PHOTOMETRIC.SEPARATED: "CMYK", PHOTOMETRIC.YCBCR: "YCbCr", PHOTOMETRIC.CIELAB: "CIELAB"}
-_FAX = (COMPRESSION.CCITTRLE, COMPRESSION.CCITTFAX3, COMPRESSION.CCITTFAX4)
+_FAX = (2, 3, 4)  # compressions of CCITT, whose names differ between versions of tifffile
 _PRIVATE = 700  # code of the first tag that is none of TIFF's own
 _MAPPED_FROM = 2**26  # values from which on a picture is mapped rather than read
 _D50 = np.array([0.96422, 1.0, 0.82521])  # XYZ of the white that CIELAB is relative to
