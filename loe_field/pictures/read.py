@@ -126,9 +126,8 @@ def _decode(file: BinaryIO, name: str) -> Picture:
     pictures = 1 if file_format == "JPEG" else getattr(image, "n_frames", 1)
     if pictures > 1:
         raise InputError(f"{name} holds {pictures} pictures: save the one that you want on its own")
-    if file_format == "JPEG" and 8 * size < (image.height // 8) * (
-        image.width // 8
-    ):  # each of 8 x 8 pixels takes a bit
+    blocks = (image.height // 8) * (image.width // 8)
+    if file_format == "JPEG" and 8 * size < blocks:  # each takes a bit at least; libjpeg fills up what is lacking
         raise ValueError(f"{size} bytes do not hold {image.width} x {image.height} pixels")
     bits = start[24] if file_format == "PNG" else 8
     channels = 4 if image.mode == "P" else len(image.getbands()) + ("transparency" in image.info)
