@@ -134,15 +134,15 @@ class _NerfstudioParser(LookingParser, Nerfstudio):
                     raise InputError(f"{path}, frame {number}: {what}")
         if "fl_x" not in content and "fl_x" not in frames[0] and "camera_angle_x" in content:
             raise InputError(
-                f"{path} has camera_angle_x and no fl_x, as Blender's scenes do: append instant-ngp-data to the command "
-                "(blender-data for a folder with transforms_train.json)"
+                f"{path} has camera_angle_x and no fl_x, as Blender's scenes do: append instant-ngp-data to the "
+                "command (blender-data for a folder with transforms_train.json)"
             )
         _check_lens(content, str(path))
         files = _Files(path.parent)
         poses = _poses(frames, path)
         kept: dict[str, int] = {}
         for number, frame in enumerate(frames):
-            _check_lens(frame, f"{path}, frame {number}")
+            _check_lens(frame | {"camera_model": None}, f"{path}, frame {number}")
             name = files.found(frame["file_path"])
             whole = os.path.normpath(path.parent / name)
             if (other := kept.setdefault(whole, number)) == number:
@@ -290,7 +290,7 @@ class _Files:
     def found(self, name: str) -> str:
         """As slashed, and with the ending that the picture has and the name lacks."""
         name = self.slashed(name)
-        if name in self:
+        if name.endswith(_ENDINGS) or name in self:
             return name
         return next((name + ending for ending in _ENDINGS if name + ending in self), name)
 
@@ -351,19 +351,29 @@ def _check_lens(source: dict[str, Any], where: str) -> None:
         if name not in source:
             continue
         value = source[name]
-        try:
-            number = math.nan if isinstance(value, bool) else float(value)
-        except (TypeError, ValueError, OverflowError):
-            number = math.nan
         shown = f"{value!r:.40}"
-        if not math.isfinite(number):
+        if not _is_number(value):
             raise InputError(f"{where}: {name} of the lens is {shown}, not a number that is finite")
+        number = float(value)
         if name in ("fl_x", "fl_y") and number <= 0:
             raise InputError(f"{where}: {name} is {shown}: a focal length is above 0 pixels")
         if name in ("w", "h") and not 1 <= number <= 1e6:
             raise InputError(f"{where}: {name} is {shown}: a picture has from 1 to 1,000,000 pixels along a side")
+    wanted = 12 if source.get("camera_model") == "FISHEYE624" else 6
+    parameters = source.get("distortion_params", [0] * wanted if wanted == 6 else None)
+    if not isinstance(parameters, list) or len(parameters) != wanted or not all(map(_is_number, parameters)):
+        shown = f"{parameters!r:.80}"
+        raise InputError(f"{where}: distortion_params is {shown}: this camera_model has {wanted} numbers there")
     if source.get("k5") or source.get("k6"):
         raise InputError(f"{where}: the lens has k5 and k6, which the host has not: undistort the pictures first")
+
+
+def _is_number(value: object) -> bool:
+    """Whether float() makes a finite number of it."""
+    try:
+        return not isinstance(value, bool) and math.isfinite(float(value))  # type: ignore[arg-type]
+    except (TypeError, ValueError, OverflowError):
+        return False
 
 
 def _centre(poses: np.ndarray, center_method: str) -> np.ndarray:
@@ -421,7 +431,7 @@ def _check_factor(factor: int) -> None:
 
 def _shrunk(factor: int, folder: str) -> float:
     _say(
-        f"there is no folder {folder}: pictures are scaled to 1/{factor} while they are read (--downscale-factor chooses)"
+        f"there is no folder {folder}: pictures are scaled to 1/{factor} as they are read (--downscale-factor chooses)"
     )
     return 1 / factor
 

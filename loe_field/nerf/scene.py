@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from nerfstudio.cameras.cameras import Cameras
+from nerfstudio.cameras.camera_utils import radial_and_tangential_undistort
+from nerfstudio.cameras.cameras import Cameras, CameraType
 from nerfstudio.data.dataparsers.base_dataparser import DataParserConfig, DataparserOutputs
 from nerfstudio.data.dataparsers.blender_dataparser import BlenderDataParserConfig
 from nerfstudio.data.dataparsers.colmap_dataparser import ColmapDataParserConfig
@@ -16,6 +17,7 @@ from nerfstudio.data.dataparsers.instant_ngp_dataparser import InstantNGPDataPar
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
 from nerfstudio.utils.rich_utils import CONSOLE
 from PIL import Image
+from torch import Tensor
 
 from loe_field.errors import InputError
 from loe_field.nerf.pictures import Unreadable, opened, sees_through
@@ -54,6 +56,8 @@ def check_scene(config: DataParserConfig) -> None:
         return
     if not isinstance(config, NerfstudioDataParserConfig | InstantNGPDataParserConfig) or data.suffix == ".json":
         return
+    if os.path.exists(data / "transforms.json") and not os.path.isfile(data / "transforms.json"):
+        raise InputError(f"{data / 'transforms.json'} is not a file")
     if not os.path.isfile(data / "transforms.json"):
         hint = _hint(data) or "; ns-process-data makes one of pictures or a video"
         raise InputError(f"{data} has no transforms.json{hint}")
@@ -65,7 +69,7 @@ def _has_colmap(folder: Path) -> bool:
 
 def _hint(data: Path) -> str:
     """What to append to the command for a scene of another format."""
-    word = next((word for name, word in _OTHER_FORMATS.items() if os.path.exists(data / name)), None)
+    word = next((word for name, word in _OTHER_FORMATS.items() if os.path.isfile(data / name)), None)
     found = next((folder for folder in _COLMAP_FOLDERS if _has_colmap(data / folder)), None)
     if word is None and found is not None:
         word = "colmap" if found == _COLMAP_FOLDERS[0] else f"colmap --colmap-path {found or '.'}"
@@ -83,6 +87,8 @@ def usable(outputs: DataparserOutputs, split: str, *, whole: bool = False) -> Da
     ends if whole, else only their heads.
     """
     cameras, kept, lost = outputs.cameras, [], []
+    if not len(outputs.image_filenames):
+        return outputs
     if not cameras.shape:
         raise InputError(
             f"there is one single {split} view, whose pose this format's reader in the host loses: have more of them "
@@ -161,7 +167,7 @@ def _wrong_size(path: Path, size: tuple[int, int], wanted: tuple[int, int], turn
 
 
 def _check_cameras(cameras: Cameras, paths: Sequence[Path]) -> None:
-    """Refuse poses and lenses that are not finite, poses that make space flat, and focal lengths that are not above 0."""
+    """Refuse poses and lenses that are not finite, poses that make space flat, and lenses that see no picture."""
     if not torch.isfinite(cameras.camera_to_worlds).all():
         raise InputError("the cameras' poses are not finite once read, centred and scaled: mend them in the scene")
     sizes = torch.linalg.svdvals(cameras.camera_to_worlds[:, :, :3])
@@ -170,13 +176,47 @@ def _check_cameras(cameras: Cameras, paths: Sequence[Path]) -> None:
         path = paths[int(flat.nonzero()[0])]
         raise InputError(f"the pose of {path} is singular, not a rotation: mend or remove its frame")
     lens = lens_numbers(cameras)
-    wrong = ~torch.isfinite(lens).all(1) | (lens[:, :2] <= 0).any(1)
+    focal, middle, size, kind = lens[:, :2], lens[:, 2:4], lens[:, 4:6], lens[:, 6]
+    wrong = ~torch.isfinite(lens).all(1) | (focal <= 0).any(1)
     if wrong.any():
-        first = int(wrong.nonzero()[0])
         raise InputError(
-            f"the lens of {paths[first]} has numbers that are not finite, or a focal length that is not above 0: mend fl_x, fl_y, cx, "
-            "cy and k1, k2, ... of the scene"
+            f"the lens of {paths[int(wrong.nonzero()[0])]} has numbers that are not finite, or a focal length that is "
+            "not above 0: mend fl_x, fl_y, cx, cy and k1, k2, ... of the scene"
         )
+    absurd = (((size / focal).log10().abs() > 4) | ((middle / size).abs() > 1e3)).any(1)
+    absurd &= kind != CameraType.ORTHOPHOTO.value
+    if absurd.any():
+        first = int(absurd.nonzero()[0])
+        (fx, fy), (cx, cy), (width, height) = (x[first].tolist() for x in (focal, middle, size))
+        raise InputError(
+            f"{paths[first]} has {width:.0f}x{height:.0f} pixels, and its lens a focal length of {fx:g} and {fy:g} "
+            f"pixels and its middle at {cx:g}, {cy:g}: mend fl_x, fl_y, cx and cy"
+        )
+    _check_distortion(lens[(kind == CameraType.PERSPECTIVE.value) | (kind == CameraType.FISHEYE.value)])
+
+
+def _check_distortion(lens: Tensor) -> None:
+    """Refuse lenses [N, lens_numbers] whose distortion cannot be undone over most of the picture; say where some is."""
+    if lens.shape[1] != 13 or not len(lens := lens.unique(dim=0)):
+        return
+    part = torch.linspace(0.02, 0.98, 17, dtype=lens.dtype)
+    grid = torch.cartesian_prod(part, part)
+    wanted = (grid * lens[:, None, 4:6] - lens[:, None, 2:4]) / lens[:, None, :2]
+    k1, k2, k3, k4, p1, p2 = lens[:, None, 7:].unbind(-1)
+    x, y = radial_and_tangential_undistort(wanted, lens[:, None, 7:]).unbind(-1)
+    r = x * x + y * y
+    d = 1 + r * (k1 + r * (k2 + r * (k3 + r * k4)))
+    found = torch.stack(
+        [d * x + 2 * p1 * x * y + p2 * (r + 2 * x * x), d * y + 2 * p2 * x * y + p1 * (r + 2 * y * y)], -1
+    )
+    lost = float((~(((found - wanted) * lens[:, None, :2]).norm(dim=-1) < 1)).double().mean(1).max())
+    if lost > 0.5:
+        raise InputError(
+            f"the distortion of a lens cannot be undone for {lost:.0%} of its picture: mend k1, k2, k3, k4, p1 and p2 "
+            "of the scene"
+        )
+    if lost:
+        CONSOLE.print(f"the distortion of a lens cannot be undone for {lost:.0%} of its picture: rays are wrong there")
 
 
 def _check_mask(mask: Path, path: Path, size: tuple[int, int]) -> None:
