@@ -174,7 +174,7 @@ def test_refused(change, words, small_scene):
 
 def test_deep_json(small_scene):
     (small_scene / "transforms.json").write_text('{"frames": ' + "[" * 100_000)
-    with pytest.raises(InputError, match="cannot be read as JSON .maximum recursion depth"):
+    with pytest.raises(InputError, match=r"cannot be read as JSON .maximum recursion depth"):
         opened(small_scene)
 
 
