@@ -51,6 +51,9 @@ class NerfTrainer(LoETrainer):
         """Build everything, and say what is fitted to what."""
         super().setup(test_mode)
         datamanager = self.pipeline.datamanager
+        if self.local_rank == 0 and self.leaves_files:
+            with write_whole(self.base_dir / "dataparser_transforms.json") as path:  # as the host's Trainer leaves it
+                datamanager.train_dataparser_outputs.save_dataparser_transform(path)
         views, pixels = len(datamanager.train_dataset), datamanager.train_pixel_sampler.num_pixels
         seen = f"{views} training views of {pixels:,} pixels in all"
         CONSOLE.print(f"{self._num_parameters:,} parameters{self.computed_by}, {seen}", soft_wrap=True)

@@ -237,6 +237,8 @@ class LoETrainer(Trainer):
             CONSOLE.print(f"the checkpoint has {part}: evaluating only")
         else:
             self.prepare()
+        if self.local_rank == 0:
+            self._state.go_on()
         self.record.start()
         self._progress = TrainProgress(self.record, step, total, num_seconds, per_step=per_step, unit=self.unit)
         with stop_signals(self._stop_soon) as stopped, self._progress:
