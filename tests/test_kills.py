@@ -3,6 +3,7 @@
 `LOE_FIELD_KILLS=50` spreads so many over all commands that write, which takes a quarter of an hour.
 """
 
+import contextlib
 import functools
 import json
 import os
@@ -30,13 +31,13 @@ LONG = (*LONG, "--max-num-iterations", "800")
 
 
 def alive(tag):
-    """Processes with the tag in their environment, which is handed on to all that they start."""
+    """Commands with the tag in their environment, which is handed on to all that they start."""
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         try:
             tagged = f"{TAG}={tag}".encode() in (process / "environ").read_bytes().split(b"\0")
             if tagged and (process / "stat").read_text().rpartition(")")[2].split()[0] != "Z":
-                found.append(process.name)
+                found.append((process / "cmdline").read_bytes())
         except OSError:
             continue
     return found
@@ -56,8 +57,22 @@ class Command:
                 [*self.words, *more], env=environment, stdout=console, stderr=console, cwd=self.folder
             )
 
-    def kill_at(self, seconds, *more):
+    def saved(self):
+        """When the last checkpoint was written."""
+        times = [0]
+        for path in self.folder.glob("out/**/step-*.ckpt"):
+            with contextlib.suppress(FileNotFoundError):  # the next one has taken its place
+                times.append(path.stat().st_mtime_ns)
+        return max(times)
+
+    def kill_in_the_work(self, seconds, *more):
+        """So many seconds after the first checkpoint."""
+        self.kill_at(seconds, *more, once=self.saved())
+
+    def kill_at(self, seconds, *more, once=None):
         process = self.start(*more)
+        while once is not None and self.saved() == once and process.poll() is None:
+            time.sleep(0.02)
         try:
             process.wait(seconds)
         except subprocess.TimeoutExpired:
@@ -66,7 +81,7 @@ class Command:
         deadline = time.monotonic() + 10
         while (left := alive(self.tag)) and time.monotonic() < deadline:
             time.sleep(0.05)
-        assert not left, f"still running after a kill at {seconds:.2f} s"
+        assert not left, f"after a kill at {seconds:.2f} s"
 
     def finish(self, *more):
         process = self.start(*more)
@@ -86,7 +101,9 @@ def whole(folder):
 
 @functools.cache
 def pace():
-    """Seconds that the host takes to start on this machine, as busy as it is."""
+    """Seconds that the host takes to start on this machine, as busy as it is; of a few kills just a guess."""
+    if not KILLS:
+        return 8.0
     start = time.monotonic()
     subprocess.run([sys.executable, "-W", "ignore", "-c", "import loe_field.methods"], check=True)
     return time.monotonic() - start
@@ -101,6 +118,14 @@ def moments(kind, last, few):
     return [source.uniform(0.01, last) * pace() for _ in range(number)]
 
 
+def kill(command, number, moment, *more):
+    """Every second time the command is killed in its work, so that a slow start does not hide that."""
+    if number % 2:
+        command.kill_at(moment, *more)
+    else:
+        command.kill_in_the_work(moment % 1.5, *more)
+
+
 @pytest.fixture(scope="module")
 def fitted(tmp_path_factory):
     """A run's folder."""
@@ -113,7 +138,7 @@ def test_render(fitted, tmp_path):
         tmp_path, "loe-render", "--load-config", fitted / "config.yml", "--output", tmp_path / "r.png", "--scale", "60"
     )
     Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "r.png")
-    for moment in moments("render", 0.9, few=3):
+    for moment in moments("render", 0.9, few=2):
         command.kill_at(moment)
         with Image.open(tmp_path / "r.png") as picture:
             picture.load()
@@ -127,7 +152,7 @@ def test_export(fitted, tmp_path):
     command = Command(
         tmp_path, "loe-export", "--load-config", fitted / "config.yml", "--format", "safetensors", "--output", path
     )
-    for moment in moments("export", 0.9, few=2):
+    for moment in moments("export", 0.9, few=1):
         command.kill_at(moment)
         assert not path.exists() or load_field(path)
     command.finish()
@@ -145,8 +170,8 @@ def test_train(tmp_path):
         return ("--load-dir", str(runs[-1].parent)) if runs else ()
 
     reached = 0
-    for moment in kills:
-        command.kill_at(moment, *going_on())
+    for number, moment in enumerate(kills):
+        kill(command, number, moment, *going_on())
         steps = [step for run in tmp_path.glob("out/p/loe-image/*") for step in whole(run)]
         assert max(steps, default=0) >= reached
         reached = max(steps, default=0)
@@ -167,8 +192,8 @@ def done(run):
 def killed_and_gone_on(command, kills, root, going_on=tuple):
     """Kill, look and start again; what is finished is not touched any more. Returns the metrics that are left."""
     before = {}
-    for moment in kills:
-        command.kill_at(moment, *going_on())
+    for number, moment in enumerate(kills):
+        kill(command, number, moment, *going_on())
         for run in {path.parent for path in root.rglob("config.yml")}:
             whole(run)
         now = finished(root)

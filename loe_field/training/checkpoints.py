@@ -1,6 +1,7 @@
 """Checkpoints that a kill cannot break, and clear words about those that are broken."""
 
 import io
+import pickle
 import re
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,8 @@ def _try_read(path: Path) -> dict[str, Any] | str:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:  # that says nothing of the file
         raise InputError(f"{path} cannot be read: {error.strerror or error}") from None
+    except pickle.UnpicklingError:  # its own words lead to a way of reading that runs what is in the file
+        return "its list of contents is broken, or names more than tensors, numbers and text"
     except Exception as error:  # torch raises whatever the broken byte leads to
         words = str(error).splitlines()
         return words[0] if words else type(error).__name__

@@ -24,6 +24,7 @@ from nerfstudio.utils.rich_utils import CONSOLE
 
 from loe_field.errors import InputError, shortage
 from loe_field.files import check_writable
+from loe_field.network.kernels import cpu
 from loe_field.stopping import stop_signals
 from loe_field.training.checkpoints import checkpoint_path, checkpoint_steps, save_checkpoint
 from loe_field.training.config import LoETrainerConfig
@@ -203,8 +204,10 @@ class LoETrainer(Trainer):
             return ""
         with torch.autocast(self.device.split(":")[0], enabled=self.mixed_precision):
             used = f", implementation {self.pipeline.implementations()[0]}, {self.precision}"
-            obstacle = self.pipeline.networks[0].obstacle
-        return used if obstacle is None else f"{used} ({obstacle})"
+            remark = self.pipeline.networks[0].obstacle
+        if self.pipeline.implementations()[0] == "cpu":
+            remark = cpu.remark()
+        return used if remark is None else f"{used} ({remark})"
 
     def train(self) -> Any:
         """Train, evaluate, write the results; stop early at the target or when asked to. Returns `result`.

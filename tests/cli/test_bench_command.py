@@ -92,14 +92,14 @@ def test_a_failed_run_is_a_row(suite):
     assert f"quad tree, waves, seed 1: {metrics['psnr']:.2f} dB" in page
 
 
-def test_what_is_done_is_not_done_again(suite, small_picture):
+def test_what_is_done_is_not_done_again(suite, small_picture, capsys):
     path, output, _ = suite
     (metrics,) = output.rglob("metrics.json")
     before = metrics.stat().st_mtime_ns
-    again = run("loe-bench", path, "--data", small_picture, "--output-dir", output, "--runs", "Quad")
-    assert again.returncode == 0, again.stderr
+    assert Bench(path, data=(small_picture,), output_dir=output, runs=("Quad",)).main() == 0
     assert metrics.stat().st_mtime_ns == before
-    assert f"quad tree, waves, seed 1: PSNR {read_metrics(metrics.parent)['psnr']:.2f} dB" in again.stdout
+    said = capsys.readouterr().out
+    assert f"quad tree, waves, seed 1: PSNR {read_metrics(metrics.parent)['psnr']:.2f} dB" in said
 
 
 def test_a_stopped_run_goes_on(suite, small_picture):
@@ -107,8 +107,7 @@ def test_a_stopped_run_goes_on(suite, small_picture):
     path, output, _ = suite
     (metrics,) = output.rglob("metrics.json")
     (metrics.parent / "complete.json").unlink()
-    done = run("loe-bench", path, "--data", small_picture, "--output-dir", output, "--runs", "quad")
-    assert done.returncode == 0, done.stderr
+    assert Bench(path, data=(small_picture,), output_dir=output, runs=("quad",)).main() == 0
     assert "the checkpoint has 12 steps already" in (metrics.parent / "log.txt").read_text()
     assert json.loads((metrics.parent / "complete.json").read_text())["options"][:3] == [
         *("loe-image", "--machine.seed", "1")
@@ -149,9 +148,7 @@ def test_equal_seconds(small_picture, tmp_path):
         overrides = { "pipeline.model.layer_width" = 128 }
         """
     )
-    options = ("--data", small_picture, "--output-dir", tmp_path / "out")
-    done = run("loe-bench", tmp_path / "equal.toml", *options)
-    assert done.returncode == 0, done.stderr
+    assert Bench(tmp_path / "equal.toml", data=(small_picture,), output_dir=tmp_path / "out").main() == 0
     for row in rows_of(tmp_path / "out"):
         assert "--max-train-seconds 2" in row["options"]
         assert 2 <= float(row["train_seconds"]) < 10
@@ -171,7 +168,7 @@ def test_dry_run(suite, small_picture, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
-def test_methods_for_comparison_are_shown_to_their_runs(tmp_path, monkeypatch):
+def test_methods_for_comparison_are_shown_to_their_runs(tmp_path, monkeypatch, capsys):
     """The printed command works as it stands: the host finds the method."""
     monkeypatch.setenv("NERFSTUDIO_METHOD_CONFIGS", "mine=loe_field.methods:loe_nerf")
     (tmp_path / "s.toml").write_text(
@@ -183,8 +180,8 @@ def test_methods_for_comparison_are_shown_to_their_runs(tmp_path, monkeypatch):
         name = "nerfacto"
         """
     )
-    done = run("loe-bench", tmp_path / "s.toml", "--dry-run", "--data", tmp_path)
-    (line,) = done.stdout.splitlines()
+    assert Bench(tmp_path / "s.toml", data=(tmp_path,), dry_run=True).main() == 0
+    (line,) = capsys.readouterr().out.splitlines()
     variable, command, method, *_ = shlex.split(line)
     assert (command, method) == ("ns-train", "baseline-nerfacto")
     name, _, value = variable.partition("=")

@@ -175,7 +175,7 @@ def refused(monkeypatch):
     return refused
 
 
-@pytest.mark.parametrize("option", ["--load-checkpoint", "--load-step"])
+@pytest.mark.parametrize("option", ["--load-checkpoint"])
 def test_going_on_is_for_one_picture(refused, photos, option):
     said = refused("--data", photos, option, 3, "--output-dir", photos / "out")
     assert option in said
