@@ -84,12 +84,14 @@ class LoETrainer(Trainer):
     def setup(self, test_mode: Literal["test", "val", "inference"] = "val") -> None:
         """Build everything, load the checkpoint if one is wanted, then write config.yml."""
         try:
-            with self._shortage_told():
-                self._setup(test_mode)
-        except BaseException:
+            self._setup(test_mode)
+        except BaseException as error:
             if self._folder is not None:
                 self._folder.discard()
-            raise
+            problem = shortage(error)
+            if problem is None:
+                raise
+            raise InputError(problem) from None
 
     def _setup(self, test_mode: Literal["test", "val", "inference"]) -> None:
         config = self.config
