@@ -11,7 +11,7 @@ from nerfstudio.pipelines.base_pipeline import VanillaPipelineConfig
 from nerfstudio.utils.rich_utils import CONSOLE
 from PIL import Image
 
-from loe_field.files import make_folder, write_each
+from loe_field.files import make_folder, write_each, write_whole
 from loe_field.nerf.datamanager import SceneDataManagerConfig
 from loe_field.nerf.pipeline import NerfPipeline, NerfPipelineConfig
 from loe_field.training.config import LoETrainerConfig
