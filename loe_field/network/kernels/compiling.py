@@ -7,6 +7,7 @@ to others, every process compiles for itself, and says so.
 """
 
 import ctypes
+import fcntl
 import hashlib
 import itertools
 import os
@@ -45,6 +46,10 @@ class TooSlow(Unavailable):
     """The compiler's time is up."""
 
 
+_LEASH = 'exec 3<&0 </dev/null; { read _ <&3; kill -9 0; } >/dev/null 2>&1 & exec "$@" 3<&-'
+"""A shell's words before a command: stdin is a pipe that ends with this process, and all of the group with it."""
+
+
 def compiler() -> list[str]:
     """The words of the C compiler's command: $CC, cc, gcc or clang.
 
@@ -78,11 +83,12 @@ def run(command: Sequence[str], deadline: float, folder: Path | None = None) -> 
     """
     words = one_line(shlex.join(command))
     environment = {**os.environ, "LC_ALL": "C"} | ({} if folder is None else {"TMPDIR": str(folder)})
-    pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    leashed = ["sh", "-c", _LEASH, "sh", *command]
     printed, process = bytearray(), None
     try:
         with _deferred_signals():  # between its start and the assignment nobody could end it
-            process = subprocess.Popen(command, env=environment, start_new_session=True, **pipes)  # type: ignore[call-overload]
+            process = subprocess.Popen(leashed, env=environment, start_new_session=True, **pipes)  # type: ignore[call-overload]
         assert process.stdout is not None
         with process.stdout as output, selectors.DefaultSelector() as selector:
             selector.register(output, selectors.EVENT_READ)
@@ -100,6 +106,8 @@ def run(command: Sequence[str], deadline: float, folder: Path | None = None) -> 
             with suppress(OSError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
+            assert process.stdin is not None
+            process.stdin.close()
     text = printed.decode(errors="replace")
     if status != 0:
         raise Unavailable(f"{words} failed: {one_line(text) or f'exit status {status}'}")
@@ -131,7 +139,7 @@ def build(source: Path, command: Sequence[str], link_flags: Sequence[str], deadl
         TooSlow: it has not ended at the deadline.
     """
     try:
-        with _ends_orderly(), tempfile.TemporaryDirectory(prefix="loe_field-") as name:
+        with _ends_orderly(), tempfile.TemporaryDirectory(prefix="loe_field-held-") as name, _held(name):
             folder = Path(name)
             compiled, linked = folder / "library.o", folder / "library.so"
             run([*command, "-c", str(source), "-o", str(compiled)], deadline, folder)
@@ -142,6 +150,18 @@ def build(source: Path, command: Sequence[str], link_flags: Sequence[str], deadl
             return linked.read_bytes()
     except OSError as error:
         raise Unavailable(f"no room to compile in ({one_line(str(error))}): set TMPDIR") from None
+
+
+@contextmanager
+def _held(folder: str) -> Iterator[None]:
+    """Lock a temporary folder: files.sweep removes those whose writer is dead, and so holds no lock."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # a file system without locks, where nothing is swept
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager
