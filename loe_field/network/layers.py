@@ -53,7 +53,8 @@ def _changed(module: nn.Module, kind: type[nn.Module]) -> str | None:
         return "was replaced"
     if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
         return "has a hook"
-    if kind is not PositionalEncoding and any(module._parameters.get(name) is None for name in ("weight", "bias")):
+    parameters = module._parameters
+    if kind is not PositionalEncoding and (parameters.get("weight") is None or parameters.get("bias") is None):
         return "lacks a parameter"
     return None
 
@@ -250,17 +251,19 @@ class LoEMLP(nn.Module):
         return out.view(*batch, out.shape[-1])
 
     def _evaluate(self, coords: Tensor, rows: ExpertRows | None) -> Tensor:
-        if needs_plain(coords, *self.parameters()):
-            return self._layer_by_layer(coords)
         circumstances = self._circumstances
-        resolved, altered = resolve_implementation(self.implementation, **circumstances), circumstances["altered"]
+        altered = circumstances["altered"]
+        weights, biases = self._weights_and_biases if altered is None else (list(self.parameters()), [])
+        if needs_plain(coords, *weights, *biases):
+            return self._layer_by_layer(coords)
+        resolved = resolve_implementation(self.implementation, **circumstances)
         if resolved == "cpu":
-            return fused_cpu.evaluate(coords, *self._weights_and_biases, self.shape)
+            return fused_cpu.evaluate(coords, weights, biases, self.shape)
         if resolved == "triton":
-            return fused_triton.evaluate(coords, *self._weights_and_biases, self.shape, rows=rows)
+            return fused_triton.evaluate(coords, weights, biases, self.shape, rows=rows)
         by_layers = resolved == "reference" or self.blending == "linear" or self.tile_size == 1 or needs_operators()
         if altered is None and not by_layers:
-            return grouped.evaluate(coords, *self._weights_and_biases, self.shape)
+            return grouped.evaluate(coords, weights, biases, self.shape)
         if altered is not None and self.implementation == "auto" and not torch.compiler.is_compiling():
             warnings.warn(f"the network is computed layer by layer, without kernels: {altered}", stacklevel=5)
         return self._layer_by_layer(coords)
@@ -287,22 +290,25 @@ class LoEMLP(nn.Module):
             return f"encoding {reason}"
         if reason := _changed(self.head, nn.Linear):
             return f"head {reason}"
-        width, fan_in = self.head.in_features, self.encoding.out_features
-        experts = num_experts(self.tile_size, self.dim)
+        width, experts = self.head.in_features, num_experts(self.tile_size, self.dim)
+        shape = (experts, width, self.encoding.out_features)
         for i, (layer, level) in enumerate(zip(self.layers, self.levels)):
             if reason := _changed(layer, PositionDependentLinear):
                 return f"layers.{i} {reason}"
-            sizes = (layer.level, layer.dim, layer.tile_size, layer.blending, *layer.weight.shape)  # type: ignore[union-attr, misc]
-            if sizes != (level, self.dim, self.tile_size, self.blending, experts, width, fan_in):
+            choices = (layer.level, layer.dim, layer.tile_size, layer.blending)
+            if (
+                choices != (level, self.dim, self.tile_size, self.blending)
+                or layer._parameters["weight"].shape != shape
+            ):  # type: ignore[union-attr]
                 return f"layers.{i} is not like the others"
-            fan_in = width
+            shape = (experts, width, width)
         return None
 
     @property
     def _weights_and_biases(self) -> tuple[list[Tensor], list[Tensor]]:
         """First layer to head."""
-        layers = [*self.layers, self.head]
-        return [layer.weight for layer in layers], [layer.bias for layer in layers]  # type: ignore[return-value, misc]
+        parameters = [layer._parameters for layer in (*self.layers, self.head)]
+        return [p["weight"] for p in parameters], [p["bias"] for p in parameters]  # type: ignore[misc]
 
     def outputs_to_fit(self, coords: Tensor, rows: ExpertRows | None = None) -> list[Tensor]:
         """`forward` alone."""
