@@ -206,7 +206,8 @@ def _remove_dead(path: Path, flags: int) -> None:
         try:
             kind = os.fstat(held)
             fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if kind.st_uid != os.geteuid():
+            # Another sweeper may have removed it before this lock was had, and a writer made it anew.
+            if kind.st_uid != os.geteuid() or not os.path.samestat(kind, os.lstat(path)):
                 return
             if stat.S_ISDIR(kind.st_mode):
                 shutil.rmtree(path)
@@ -286,5 +287,6 @@ def locked(folder: Path) -> Iterator[None]:
             os.write(held, str(os.getpid()).encode())
         yield
     finally:
-        path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # of a disk that can be read only by now
+            path.unlink(missing_ok=True)
         os.close(held)

@@ -257,7 +257,7 @@ class LoETrainer(Trainer):
                 self._after_step()
             torch.set_num_threads(self._most_threads)
             result = self._finish()
-        if stopped:
+        if stopped and not self._problems:  # which are told otherwise
             raise SystemExit(128 + stopped[0])
         if not self.config.viewer.quit_on_train_completion and not self._problems:
             self._train_complete_viewer()
