@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Any
 
 from loe_field.errors import InputError
+from loe_field.words import say
 
 _NAMES = ("loe-image", "loe-image-smooth", "loe-image-paper", "loe-nerf")
 
@@ -51,7 +52,7 @@ def _unusable(name: str, problem: str) -> Any:
 def _show(kind: Any, error: BaseException, traceback: TracebackType | None, previous: Any = sys.excepthook) -> None:
     """Let an uncaught InputError end the process with one line on stderr and status 1, and no traceback."""
     if isinstance(error, InputError):
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}", sys.stderr)
     else:
         previous(kind, error, traceback)
 

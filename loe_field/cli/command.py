@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 
 from loe_field.errors import InputError
 from loe_field.stopping import stop_signals
+from loe_field.words import say
 
 
 class Command(Protocol):
@@ -41,14 +42,15 @@ def run_command(command: type[Command], name: str) -> None:
             status = arguments.main()
         sys.stdout.flush()
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}", sys.stderr)
         status = 1
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 128 + signal.SIGPIPE
     except _Stopped as stopped:
         stopped.with_traceback(None)  # closes a `with` that was just being entered, and its temporary file with it
-        print(f"stopped: {output} was not written", file=sys.stderr, flush=True)
+        say(f"stopped: {output} was not written", sys.stderr)
+        sys.stderr.flush()
         os._exit(128 + stopped.args[0])  # at once: libpng would still complain of the picture that it did not get
     if status:
         sys.exit(status)
@@ -56,7 +58,12 @@ def run_command(command: type[Command], name: str) -> None:
 
 def progress_bar(console: Console, *columns: ProgressColumn, transient: bool = False) -> Progress:
     """A bar with a description, counts and `columns`; nothing where the console is no terminal."""
-    bar = (TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeElapsedColumn())
+    bar = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
     return Progress(*bar, *columns, console=console, transient=transient, disable=not console.is_terminal)
 
 

@@ -17,6 +17,7 @@ from PIL import Image
 from loe_field.errors import InputError
 from loe_field.nerf.pictures import UNREADABLE, sees_through
 from loe_field.nerf.rays import lens_numbers
+from loe_field.words import say
 
 _OTHER_FORMATS = {
     "transforms_train.json": "blender-data",
@@ -140,10 +141,10 @@ def usable(outputs: DataparserOutputs, split: str, *, whole: bool = False) -> Da
     if not lost:
         return outputs
     count = len(outputs.image_filenames)
-    CONSOLE.print(
+    say(
         f"{len(lost)} of {count} pictures of the {split} views are missing or cannot be opened and left out, the first "
         f"is {lost[0]}",
-        soft_wrap=True,
+        CONSOLE,
     )
 
     def left(value: Any) -> Any:

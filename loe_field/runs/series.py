@@ -23,14 +23,15 @@ from typing import Any
 import yaml
 from nerfstudio.utils.rich_utils import CONSOLE
 from PIL import Image
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from loe_field.errors import InputError
 from loe_field.files import write_whole
 from loe_field.image.config import ImageTrainerConfig
 from loe_field.pictures.picture import FORMATS
 from loe_field.runs.child import Children
+from loe_field.words import printable, say
 
 _NAMED = 5
 """Files that are left out and named; of more, how many."""
@@ -98,7 +99,7 @@ def pictures_of(data: Path) -> dict[str, Path]:
     others = [path.name for path in files if path not in set(pictures)]
     if others:
         names = ", ".join(others[:_NAMED]) + (f" and {len(others) - _NAMED} more" if len(others) > _NAMED else "")
-        CONSOLE.print(f"left out, no pictures by their names: {names}", soft_wrap=True, highlight=False, markup=False)
+        say(f"left out, no pictures by their names: {names}", CONSOLE)
     root = Path(os.path.commonpath([path.parent for path in pictures]))
     short = [path.relative_to(root).with_suffix("") for path in pictures]
     times = Counter(short)
@@ -147,7 +148,7 @@ class PictureSeries:
         """
         with Children() as children:
             for number, (name, path) in enumerate(self.pictures.items(), 1):
-                CONSOLE.rule(escape(f"{number}/{len(self.pictures)}: {name}"))
+                CONSOLE.rule(_shown(f"{number}/{len(self.pictures)}: {name}"))
                 self.rows.append(self._run(name, path, children))
                 self._write_summary()
                 if children.stopped:
@@ -188,7 +189,7 @@ class PictureSeries:
         with write_whole(self.folder / "summary.csv") as path, open(path, "w", encoding="utf8", newline="") as file:
             writer = csv.DictWriter(file, ["name", "size", *_FIGURES, "problem"], lineterminator="\n")
             writer.writeheader()
-            writer.writerows(self.rows)
+            writer.writerows(row | {key: printable(row[key]) for key in ("name", "problem")} for row in self.rows)
 
     def _show(self) -> None:
         """The table, and where it lies."""
@@ -200,8 +201,13 @@ class PictureSeries:
             table.add_column("problem", overflow="fold")
         for row in self.rows:
             figures = ("" if row.get(key) is None else form.format(row[key]) for key, form in _FIGURES.items())
-            problem = [escape(row["problem"])] if with_problems else []
-            table.add_row(escape(row["name"]), row.get("size"), *figures, *problem)
+            problem = [_shown(row["problem"])] if with_problems else []
+            table.add_row(_shown(row["name"]), row.get("size"), *figures, *problem)
         CONSOLE.rule()
         CONSOLE.print(table)
-        CONSOLE.print(f"  summary        {self.folder / 'summary.csv'}", soft_wrap=True, highlight=False, markup=False)
+        say(f"  summary        {self.folder / 'summary.csv'}", CONSOLE)
+
+
+def _shown(text: str) -> Text:
+    """For a table or a rule, which take text without markup."""
+    return Text(printable(text, CONSOLE.encoding))

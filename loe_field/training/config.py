@@ -13,6 +13,8 @@ from nerfstudio.utils.rich_utils import CONSOLE
 
 from loe_field.errors import InputError
 from loe_field.training.checkpoints import find_checkpoint, read_checkpoint
+from loe_field.training.console import host_lines_as_they_are
+from loe_field.words import say
 
 
 def require_at_least(least: int, config: Any, *names: str, prefix: str = "") -> None:
@@ -74,7 +76,7 @@ class LoETrainerConfig(TrainerConfig):
 
     def print_to_terminal(self) -> None:
         """Say where the run goes; the full configuration is written to config.yml."""
-        CONSOLE.print(f"{self.method_name} on {self.machine.device_type}: {self.get_base_dir()}", soft_wrap=True)
+        say(f"{self.method_name} on {self.machine.device_type}: {self.get_base_dir()}", CONSOLE)
 
     def save_config(self) -> None:
         """Look at the options: the host calls this before anything else, also before the input. See write_config."""
@@ -82,7 +84,8 @@ class LoETrainerConfig(TrainerConfig):
 
     def write_config(self) -> None:
         """Write config.yml into the run's folder. Called by the Trainer once everything stands."""
-        super().save_config()
+        with host_lines_as_they_are():
+            super().save_config()
 
     def get_checkpoint_dir(self) -> Path:
         """The run's checkpoint folder; an InputError if the latest checkpoint is damaged, not the host's traceback."""

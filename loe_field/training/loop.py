@@ -27,6 +27,7 @@ from loe_field.files import check_writable
 from loe_field.stopping import stop_signals
 from loe_field.training.checkpoints import save_checkpoint
 from loe_field.training.config import LoETrainerConfig
+from loe_field.training.console import host_lines_as_they_are
 from loe_field.training.machine import keep_freed_memory
 from loe_field.training.optimizers import DecayConfig, MuonConfig
 from loe_field.training.pipeline import LoEPipeline
@@ -36,6 +37,7 @@ from loe_field.training.results import environment
 from loe_field.training.resume import RunState
 from loe_field.training.step import TrainStep
 from loe_field.training.threads import ThreadTuner
+from loe_field.words import say
 
 
 class LoETrainer(Trainer):
@@ -61,7 +63,8 @@ class LoETrainer(Trainer):
             config.pipeline.datamanager.data = Path(data).expanduser().resolve()
         if leaves_files:
             check_writable(config.output_dir, "--output-dir")
-        super().__init__(config, local_rank, world_size)
+        with host_lines_as_they_are():
+            super().__init__(config, local_rank, world_size)
         self.leaves_files = leaves_files
         # The host's autocast, without its loss scaling: bf16 has the range of fp32.
         self.mixed_precision = self.mixed_precision or self.precision == "bf16"
@@ -95,7 +98,7 @@ class LoETrainer(Trainer):
             accumulate=self.gradient_accumulation_steps,
             max_norm={name: group["optimizer"].max_norm for name, group in config.optimizers.items()},
             capture=self.world_size == 1 and not config.log_gradients,
-            say=partial(CONSOLE.print, soft_wrap=True),
+            say=partial(say, to=CONSOLE),
         )
         if self.local_rank == 0 and self.leaves_files:
             config.write_config()
@@ -111,6 +114,8 @@ class LoETrainer(Trainer):
     def setup_optimizers(self) -> Optimizers:
         """The host's optimizers, with the checkpoint loaded: the host does it after its viewer has made files."""
         _ = self.computed_by  # refuses before anything is written
+        if self.precision == "bf16" and any(network.recipe is not None for network in self.pipeline.networks):
+            raise InputError("--precision bf16 is for levels of experts: baselines are trained in fp32, leave it out")
         try:
             optimizers = super().setup_optimizers()
         except ValueError as error:
@@ -143,7 +148,7 @@ class LoETrainer(Trainer):
             part = f"{step} steps already, of {total}"
             if num_seconds is not None:
                 part = f"{self.record.seconds:.0f} s already, of {num_seconds:g}"
-            CONSOLE.print(f"the checkpoint has {part}: evaluating only")
+            say(f"the checkpoint has {part}: evaluating only", CONSOLE)
         else:
             self.prepare()
         self.record.start()
@@ -323,7 +328,7 @@ class LoETrainer(Trainer):
         """Print where config, checkpoints and results lie."""
         files = {"config": self.base_dir / "config.yml", "checkpoints": self.checkpoint_dir, **results}
         for name, path in files.items():
-            CONSOLE.print(f"  {name:<14} {path}", soft_wrap=True, highlight=False)
+            say(f"  {name:<14} {path}", CONSOLE)
 
     def _load_checkpoint(self) -> None:
         """Done by setup_optimizers."""

@@ -13,6 +13,7 @@ from loe_field.training.checkpoints import find_checkpoint, read_checkpoint, req
 from loe_field.training.config import LoETrainerConfig
 from loe_field.training.pipeline import LoEPipeline
 from loe_field.training.record import RunRecord
+from loe_field.words import say
 
 
 @dataclass
@@ -59,7 +60,7 @@ class RunState:
         self.scaler.load_state_dict(state["scalers"])
         if "record" in state:
             self.record.load_state_dict(state["record"])
-        CONSOLE.print(f"going on after step {state['step'] + 1} of {path}", soft_wrap=True)
+        say(f"going on after step {state['step'] + 1} of {path}", CONSOLE)
         return state["step"] + 1
 
 
