@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeElapsedColumn
 
 from loe_field.errors import InputError
+from loe_field.files import check_name
 from loe_field.stopping import stop_signals
 from loe_field.words import say
 
@@ -38,6 +39,10 @@ def run_command(command: type[Command], name: str) -> None:
     arguments = tyro.cli(command, prog=name, description=inspect.getdoc(command))
     output: Path | None = getattr(arguments, "output", None)
     try:
+        for option, value in vars(arguments).items():
+            for path in value if isinstance(value, tuple) else [value]:
+                if isinstance(path, Path):
+                    check_name(path, f"--{option.replace('_', '-')}")
         with nullcontext() if output is None else stop_signals(_stop):
             status = arguments.main()
         sys.stdout.flush()

@@ -1,6 +1,7 @@
 """Options of every run, whatever is fitted."""
 
 import math
+import socket
 from dataclasses import dataclass, field
 from operator import attrgetter
 from pathlib import Path
@@ -12,9 +13,10 @@ from nerfstudio.engine.trainer import TrainerConfig
 from nerfstudio.utils.rich_utils import CONSOLE
 
 from loe_field.errors import InputError
+from loe_field.files import check_name
 from loe_field.training.checkpoints import find_checkpoint, read_checkpoint
 from loe_field.training.console import host_lines_as_they_are
-from loe_field.words import say
+from loe_field.words import printable, say
 
 
 def require_at_least(least: int, config: Any, *names: str, prefix: str = "") -> None:
@@ -68,6 +70,26 @@ class LoETrainerConfig(TrainerConfig):
     )
     """Loggers; the console has its own lines."""
 
+    def __post_init__(self) -> None:
+        """Look at --load-config while the command line is read: the host opens it before anything else is called."""
+        if self.load_config is not None:
+            try:
+                begins = self.load_config.read_text("utf8")[:16]
+            except (OSError, UnicodeDecodeError) as error:
+                raise InputError(f"--load-config {printable(self.load_config)} cannot be read: {error}") from None
+            if begins != "!!python/object:":
+                raise InputError(f"--load-config {printable(self.load_config)} is not the config.yml of a run")
+
+    def set_timestamp(self) -> None:
+        """Set it, which is the first thing that the host asks for, and refuse names that no file can have."""
+        super().set_timestamp()
+        paths = {"--data": self.pipeline.datamanager.data, "--output-dir": self.output_dir, "--load-dir": self.load_dir}
+        paths |= {"--load-checkpoint": self.load_checkpoint, "--relative-model-dir": self.relative_model_dir}
+        for option, path in paths.items():
+            if path is not None:
+                check_name(Path(path), option)
+        check_name(self.get_base_dir(), "--experiment-name or --timestamp")
+
     def set_experiment_name(self) -> None:
         """Name the experiment after the data: a file's stem or a folder's name."""
         if self.experiment_name is None:
@@ -108,9 +130,23 @@ class LoETrainerConfig(TrainerConfig):
             raise InputError(f"--machine.device-type is {self.machine.device_type}: give cpu or cuda")
         if self.start_paused and not self.is_viewer_enabled():
             raise InputError("--start-paused waits for a click in the viewer: give --vis viewer with it")
+        if self.is_viewer_enabled():
+            self._check_port()
         if self.precision == "tf32" and self.machine.device_type != "cuda":
             raise InputError("--precision tf32 is an NVIDIA GPU's: give fp32 or bf16 on a CPU")
         if self.machine.device_type == "cuda" and not torch.cuda.is_available():
             raise InputError(
                 "--machine.device-type is cuda but torch finds no CUDA GPU: leave the option out, or give cpu"
             )
+
+    def _check_port(self) -> None:
+        """Refuse a port for the viewer that cannot be listened on; the viewer would fail in another thread."""
+        host, port = self.viewer.websocket_host, self.viewer.websocket_port
+        if port is not None and not 1 <= port <= 65535:
+            raise InputError(f"--viewer.websocket-port is {port}: give 1 to 65535, or leave it out")
+        try:
+            socket.create_server((host, port or 0)).close()
+        except OSError as error:
+            reason = str(error.strerror).split(" (")[0]
+            where = f"--viewer.websocket-host {host}" + (f" and --viewer.websocket-port {port}" if port else "")
+            raise InputError(f"{where} cannot be listened on ({reason}): give others, or leave them out") from None
