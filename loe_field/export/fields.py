@@ -173,8 +173,10 @@ def read_field(path: Path, *, implementation: Implementation = "auto") -> tuple[
             field = typed(LoEMLP, {**details.network, "implementation": implementation}, "network").float()
         _check_tensors(tensors, field.state_dict())
         field.to_empty(device="cpu").load_state_dict(dequantized(tensors))
-    except (InputError, TypeError, RuntimeError) as error:  # torch has both for sizes beyond all memory
-        raise InputError(f"{path} contradicts itself: {' '.join(str(error).split())}") from None
+    except InputError as error:
+        raise InputError(f"{path} contradicts itself: {error}") from None
+    except (TypeError, RuntimeError) as error:  # torch has both for sizes beyond all memory
+        raise InputError(f"{path} contradicts itself: {' '.join(str(error).split())[:200]}") from None
     for name, value in field.state_dict().items():
         if not value.isfinite().all():
             raise InputError(f"{path} has numbers in {name} that are not finite: get a whole copy of it")

@@ -164,7 +164,7 @@ def read_suite(path: Path) -> Suite:
         content = tomllib.loads(path.read_text("utf8"))
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}): give a TOML file, see configs/") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InputError(f"{path} is not TOML: {error}") from None
     if not isinstance(content.get("runs"), list) or not content["runs"]:
         raise InputError(f"{path} lists no [[runs]]: a suite has at least one, with a name")
