@@ -230,7 +230,7 @@ CHANGES = (flip, cut, splice, extreme)
 
 
 def inner(change):
-    """The change within a member of a zip archive, or within the text of a safetensors file, whose frame stays whole."""
+    """The change within a member of a zip archive, or the text of a safetensors file; the frame stays whole."""
 
     def changed(rng, content, others):
         if content[:2] == b"PK":

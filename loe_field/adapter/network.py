@@ -162,6 +162,7 @@ def build_network(
     """
     if name == "loe":
         assert loe.tile_size is not None
+        check_between(1, max(8, *resolution), tile_size=loe.tile_size)
         # The largest tile covers the signal once: with smaller cells, none of its experts goes without samples.
         refinement = max(1.0, loe.tile_size / 2)
         return built(lambda: loe.build(len(resolution), channels, refinement=refinement))

@@ -18,6 +18,8 @@ from loe_field.training.checkpoints import find_checkpoint, read_checkpoint
 from loe_field.training.console import host_lines_as_they_are
 from loe_field.words import printable, say
 
+_MOST_THREADS = 1024
+
 
 def require_at_least(least: int, config: Any, *names: str, prefix: str = "") -> None:
     """Refuse options of a config that are below the least; those that are None pass."""
@@ -120,6 +122,8 @@ class LoETrainerConfig(TrainerConfig):
         """Refuse options that cannot be, before anything is built."""
         counts = ("max_num_iterations", "steps_per_eval_all_images", "steps_per_save", "steps_per_iteration")
         require_at_least(1, self, *counts, "num_threads", "logging.steps_per_log")
+        if self.num_threads is not None and self.num_threads > _MOST_THREADS:
+            raise InputError(f"--num-threads is {self.num_threads}: it must be at most {_MOST_THREADS}")
         if self.max_train_seconds is not None and not 0 < self.max_train_seconds < math.inf:
             raise InputError(f"--max-train-seconds is {self.max_train_seconds:g}: it must be above 0, and finite")
         if self.target_psnr is not None and math.isnan(self.target_psnr):
