@@ -79,7 +79,7 @@ def results_csv(outcomes: Sequence[Outcome]) -> str:
 
 def table(suite: Suite, outcomes: Sequence[Outcome], searches: Sequence[Outcome]) -> str:
     """Markdown: a row per run, mean and half the spread over seeds and pictures."""
-    lines = [f"# {suite.title}", "", *([suite.text.strip(), ""] if suite.text else [])]
+    lines = [f"# {printable(suite.title)}", "", *([suite.text.strip(), ""] if suite.text else [])]
     published = any(run.published for run in suite.runs)
     heads = [_COLUMNS.get(name, (name.replace("_", " "),))[0] for name in suite.columns]
     if suite.target_psnr and "seconds_to_target" in suite.columns:

@@ -6,6 +6,7 @@ loggers at steps_per_log, not at every step.
 """
 
 import copy
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -272,6 +273,11 @@ class LoETrainer(Trainer):
         with self.train_lock, self.record.clock_stopped():
             self.pipeline.eval()
             psnr = self.evaluate()
+        if math.isnan(psnr):
+            raise InputError(
+                f"the fit's values are no numbers any more after step {self.step + 1}: lower the learning rates "
+                "(--optimizers...optimizer.lr) or the frequencies (omega_0, sigma), and start anew"
+            )
         self.record.add(self.step + 1, psnr)
         self._evaluated_at = self.step
         if self.local_rank == 0:
