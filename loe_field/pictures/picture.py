@@ -7,6 +7,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy.spatial import KDTree
 
+from loe_field.errors import InputError
+
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP", "EXR")
 """Formats that are read and written, by Pillow's names."""
 MU = 5000.0
@@ -14,6 +16,7 @@ MU = 5000.0
 CHANNEL_NAMES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 EXR_CHANNELS = {1: ("Y",), 2: ("Y", "A"), 3: ("R", "G", "B"), 4: ("R", "G", "B", "A")}
 
+_PEAK = 99.9  # percentile of an HDR picture's values that stands for 1
 _SUFFIX = {"PNG": ".png", "JPEG": ".jpg", "TIFF": ".tif", "BMP": ".bmp", "WEBP": ".webp", "EXR": ".exr"}
 
 
@@ -143,3 +146,44 @@ def hdr_values(values: np.ndarray, dtype: np.dtype, *, alpha: bool) -> np.ndarra
     if alpha:
         largest[-1] = 1
     return np.clip(values, 0, largest).astype(dtype)
+
+
+def as_hdr(picture: Picture, name: str) -> Picture:
+    """The picture as HDR: nothing negative, and a peak."""
+    values, note = picture.values, picture.note
+    if negative := int((values < 0).sum()):
+        what = f"holds {negative:,} negative values, down to {values.min():g}: taken as 0"
+        note = f"{note}, and {what}" if note else f"{name} {what}"
+        values = np.maximum(values, 0)
+    shown = values[..., : picture.channels - picture.has_alpha]
+    peak = float(np.percentile(shown.astype(np.float32), _PEAK)) or float(shown.max()) or 1.0
+    if peak < MU / np.finfo(np.float32).max:
+        raise InputError(f"{name} goes up to {peak:g}, too small for floats of 32 bits on the HDR curve: scale it up")
+    return replace(picture, values=values, note=note, peak=peak)
+
+
+def check_finite(values: np.ndarray, name: str) -> None:
+    """Refuse NaN and infinity with InputError."""
+    if bad := int(values.size - np.isfinite(values).sum()):
+        raise InputError(f"{name} holds {bad} values that are NaN or infinite: replace them before fitting")
+
+
+def straight(values: np.ndarray) -> np.ndarray:
+    """Colours that are multiplied by the alpha behind them, [..., channels], divided by it; 0 where nothing is seen."""
+    if values.dtype.kind == "f":
+        alpha = values[..., -1:].clip(0, 1)
+        colours = np.zeros_like(values[..., :-1])
+        np.divide(values[..., :-1], alpha, out=colours, where=alpha > 0)
+    else:
+        white, alpha = int(np.iinfo(values.dtype).max), values[..., -1:]
+        divisor = np.maximum(alpha, 1).astype(np.uint32)  # in which 65535 * 65535 and its rounding fit
+        colours = (values[..., :-1].astype(np.uint32) * white + divisor // 2) // divisor
+        colours = np.minimum(colours, white) * (alpha > 0)
+    return np.concatenate([colours.astype(values.dtype, copy=False), alpha], -1)
+
+
+def upright(values: np.ndarray, orientation: int) -> np.ndarray:
+    """Apply EXIF orientation 1 to 8 to [height, width, channels]."""
+    values = values.swapaxes(0, 1) if orientation in (5, 6, 7, 8) else values
+    values = values[:, ::-1] if orientation in (2, 3, 6, 7) else values
+    return values[::-1] if orientation in (3, 4, 7, 8) else values

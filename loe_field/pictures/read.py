@@ -1,203 +1,191 @@
-"""Pictures read from files: one reader for each of Pillow's formats of 8 bits, deep PNG, deep TIFF and EXR."""
+"""Pictures read from files: one reader each for Pillow's formats of 8 bits, deep PNG, TIFF and EXR."""
 
 import io
-import math
+import logging
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import OpenImageIO as oiio
-import tifffile
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 
 from loe_field.errors import InputError
 from loe_field.pictures.memory import check_picture_memory
-from loe_field.pictures.picture import CHANNEL_NAMES, EXR_CHANNELS, FORMATS, MU, Picture
+from loe_field.pictures.picture import (
+    CHANNEL_NAMES,
+    EXR_CHANNELS,
+    FORMATS,
+    Picture,
+    as_hdr,
+    check_finite,
+    straight,
+    upright,
+)
+from loe_field.pictures.tiff import read_tiff
 
-_ORIENTATION = 0x0112  # the tag of EXIF and TIFF
+_ORIENTATION = 0x0112  # the tag of EXIF
 _EXR = b"v/1\x01"
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-_SIGNATURES = (b"\x89PNG", b"\xff\xd8\xff", b"BM", _EXR, *_TIFF)
-_PEAK = 99.9  # percentile of an HDR picture's values that stands for 1
-_MAPPED_FROM = 2**26  # values from which on a TIFF is mapped rather than read
+_PNG = b"\x89PNG\r\n\x1a\n"
+_STARTS = {"PNG": _PNG, "JPEG": b"\xff\xd8\xff", "BMP": b"BM", "WEBP": b"RIFF"}
+_CLEAR = "has one transparent colour: read as alpha, and written back as alpha"
+_LONGEST_TEXT = 2**26  # bytes of a PNG's colour profile, or of one text, inflated
 
 
 def read_picture(path: Path) -> Picture:
-    """Read a PNG, JPEG, TIFF, BMP, WebP or EXR file, turned upright as its EXIF orientation says.
+    """Read a PNG, JPEG, TIFF, BMP, WebP or EXR file, turned upright as its orientation says.
 
     Grey, grey with alpha, RGB, RGBA, palette and black-and-white; 8 and 16 bit; floats in TIFF, within [0, 1] or else
-    HDR; EXR, which is HDR always. CMYK becomes RGB, and negative HDR 0, with a note.
+    HDR; EXR, which is HDR always. Whatever is changed in reading is said in the picture's note; see also `read_tiff`.
 
     Raises:
         InputError: the file is missing, no picture, damaged, of a kind that is not supported, too large for this
             machine's memory, or it holds NaN or infinity.
     """
-    if not path.exists():
-        raise InputError(f"{path} does not exist: give --data the path of a picture ({', '.join(FORMATS)})")
-    if not path.is_file():
-        raise InputError(f"{path} is not a file: give --data the path of one picture ({', '.join(FORMATS)})")
-    if mapped := _mapped_tiff(path):
-        return mapped
+    what = f"give --data the path of a picture ({', '.join(FORMATS)})"
     try:
-        content = path.read_bytes()
+        path.stat()
+        if not path.is_file():  # to open a pipe would wait for ever
+            raise InputError(f"{path} is not a file: {what}")
+        with open(path, "rb") as file:
+            return _read(file, str(path))
+    except (FileNotFoundError, NotADirectoryError):
+        raise InputError(f"{path} does not exist: {what}") from None
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from None
-    if not content:
-        raise InputError(f"{path} is empty (0 bytes): it holds no picture")
-    return decode_picture(content, name=str(path))
 
 
 def decode_picture(content: bytes, *, name: str) -> Picture:
     """read_picture for a file's content in memory; `name` stands for it in error messages."""
-    pixel_limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None  # the real limit is memory, checked below
+    return _read(io.BytesIO(content), name)
+
+
+def _read(file: BinaryIO, name: str) -> Picture:
     try:
-        return _decode(content, name)
+        with _decoders_at_work():
+            return _decode(file, name)
     except InputError:
         raise
-    except (OSError, SyntaxError, ValueError, tifffile.TiffFileError, EOFError) as error:
-        raise _damaged(name, str(error)) from None
-    finally:
-        Image.MAX_IMAGE_PIXELS = pixel_limit
+    except Exception as error:  # decoders raise anything at bytes that are not what they should be
+        raise _unreadable(name, str(error)) from error
 
 
-def _damaged(name: str, problem: str = "") -> InputError:
-    problem = f": {problem.strip().rstrip('.')}" if problem else ""
-    return InputError(f"{name} is damaged or cut short{problem}. Get a whole copy of it")
+@contextmanager
+def _decoders_at_work() -> Iterator[None]:
+    """Pillow without its limits, tifffile without its log.
 
-
-def _decode(content: bytes, name: str) -> Picture:
-    if content.startswith(_EXR):
-        return _read_exr(content, name)
-    if content.startswith(_TIFF) and (deep_tiff := _read_deep_tiff(content, name)):
-        return deep_tiff
+    Sizes are checked against the real limit, memory, and a profile or a text may have more than 1 MB. The log says in
+    several lines what one line says here.
+    """
+    log = logging.getLogger("tifffile")
+    was_disabled, log.disabled = log.disabled, True
+    was = Image.MAX_IMAGE_PIXELS, PngImagePlugin.MAX_TEXT_CHUNK, PngImagePlugin.MAX_TEXT_MEMORY
+    Image.MAX_IMAGE_PIXELS = None
+    PngImagePlugin.MAX_TEXT_CHUNK, PngImagePlugin.MAX_TEXT_MEMORY = _LONGEST_TEXT, 4 * _LONGEST_TEXT
     try:
-        image = Image.open(io.BytesIO(content))
+        yield
+    finally:
+        log.disabled = was_disabled
+        Image.MAX_IMAGE_PIXELS, PngImagePlugin.MAX_TEXT_CHUNK, PngImagePlugin.MAX_TEXT_MEMORY = was
+
+
+def _unreadable(name: str, problem: str = "") -> InputError:
+    problem = f" ({' '.join(problem.split()).rstrip('.')})" if problem else ""
+    return InputError(
+        f"{name} is damaged or cut short, or of a kind that cannot be read{problem}: get a whole copy of it, or save "
+        "it anew as PNG or TIFF"
+    )
+
+
+def _decode(file: BinaryIO, name: str) -> Picture:
+    start, size = file.read(70), file.seek(0, io.SEEK_END)
+    file.seek(0)
+    if not start:
+        raise InputError(f"{name} is empty (0 bytes): it holds no picture")
+    if start.startswith(_EXR):
+        return _read_exr(file.read(), name)
+    if start.startswith(_TIFF):
+        return read_tiff(file, name)
+    try:
+        image = Image.open(file)
     except UnidentifiedImageError:
-        if content[:8] == b"\x89PNG\r\n\x1a\n" and b"\0\0\0\0" in (content[16:20], content[20:24]):
+        if start.startswith(_PNG) and b"\0\0\0\0" in (start[16:20], start[20:24]):
             raise InputError(f"{name} has no pixels: its width or height is 0") from None
-        if content.startswith(_SIGNATURES) or content[8:12] == b"WEBP":
-            raise _damaged(name) from None
+        for kind, mark in _STARTS.items():
+            if start.startswith(mark) and (kind != "WEBP" or start[8:12] == b"WEBP"):
+                file.seek(0)
+                Image.OPEN[kind][0](file, "")  # says why, where Image.open does not
+                raise
         raise InputError(f"{name} is not a picture that can be read: {', '.join(FORMATS)} are supported") from None
     file_format = "JPEG" if image.format == "MPO" else image.format or "?"  # MPO: a phone's JPEG with a second view
     if file_format not in FORMATS:
         raise InputError(f"{name} is a {file_format} picture: convert it to one of {', '.join(FORMATS)}")
-    if file_format != "JPEG":
-        _check_single(getattr(image, "n_frames", 1), name)
-    deep_png = file_format == "PNG" and content[24] == 16
-    check_picture_memory(image.height, image.width, len(image.getbands()), 2 if deep_png else 1, name)
-    return _read_deep_png(content, image, name) if deep_png else _read_with_pillow(image, file_format, name)
-
-
-def _check_single(pictures: int, name: str) -> None:
+    pictures = 1 if file_format == "JPEG" else getattr(image, "n_frames", 1)
     if pictures > 1:
         raise InputError(f"{name} holds {pictures} pictures: save the one that you want on its own")
+    if file_format == "JPEG" and 8 * size < (image.height // 8) * (
+        image.width // 8
+    ):  # each of 8 x 8 pixels takes a bit
+        raise ValueError(f"{size} bytes do not hold {image.width} x {image.height} pixels")
+    bits = start[24] if file_format == "PNG" else 8
+    channels = 4 if image.mode == "P" else len(image.getbands()) + ("transparency" in image.info)
+    check_picture_memory(image.height, image.width, channels, 2 if bits == 16 else 1, name)
+    if bits == 16:
+        file.seek(0)
+        return _read_deep_png(file.read(), image, name)
+    has_mask = file_format == "BMP" and image.mode == "RGB" and start[14] >= 56 and start[30] == 3
+    note = f"{name} has alpha in 16 bits per pixel: left out" if has_mask and any(start[66:70]) else ""
+    return _read_with_pillow(image, file_format, bits, note, name)
 
 
-def _read_with_pillow(image: Image.Image, file_format: str, name: str) -> Picture:
-    """A picture of at most 8 bits per channel."""
-    note, icc_profile = "", image.info.get("icc_profile")
-    if image.mode in ("CMYK", "YCbCr", "LAB", "RGBX", "RGBa"):
-        target = "RGBA" if image.mode == "RGBa" else "RGB"
-        note = f"{name} is {image.mode}: converted to {target}, and written back as {target}"
-        image, icc_profile = image.convert(target), None
+def _read_with_pillow(image: Image.Image, file_format: str, bits: int, note: str, name: str) -> Picture:
+    """A picture of at most 8 bits per channel; `bits` are those of a grey PNG."""
+    icc_profile = image.info.get("icc_profile")
+    if image.mode in ("CMYK", "RGBX"):
+        note = f"{name} is {image.mode}: converted to RGB, and written back as RGB"
+        image, icc_profile = image.convert("RGB"), None
     image.load()
     image = ImageOps.exif_transpose(image)
-    palette, mode = None, image.mode
-    if mode == "PA":
-        raise InputError(f"{name} has a palette with an alpha channel beside it: convert it to RGBA")
+    palette, mode, clear = None, image.mode, image.info.get("transparency")
     if mode == "P":
         entries = len(image.getpalette() or ()) // 3
         ramp = image.crop((0, 0, entries, 1))  # every entry once
         ramp.putdata(range(entries))
-        palette = np.asarray(ramp.convert("RGBA" if "transparency" in image.info else "RGB")).reshape(entries, -1)
+        palette = np.asarray(ramp.convert("RGB" if clear is None else "RGBA")).reshape(entries, -1)
         values = palette[np.minimum(np.asarray(image), entries - 1)]
     elif mode in ("1", "L", "LA", "RGB", "RGBA"):
-        values = np.asarray(image.convert("L") if mode == "1" else image)
+        values = np.atleast_3d(np.asarray(image.convert("L") if mode == "1" else image))
+        if clear is not None:
+            note = f"{name} {_CLEAR}"
+            white = 2**bits - 1  # the colour is the file's own number, or of one bit Pillow's; values are scaled
+            colour = np.minimum(clear, white) * (255 // white)
+            alpha = np.any(values != colour, -1, keepdims=True) * np.uint8(255)
+            values = np.concatenate([values, alpha], -1)
+            mode = CHANNEL_NAMES[values.shape[2]]
     else:
         raise InputError(f"{name} has pixels of kind {mode!r}: convert it to 8 or 16 bits per channel, grey or colour")
-    return Picture(np.array(np.atleast_3d(values)), file_format, mode, palette, icc_profile, note)
+    return Picture(np.array(values), file_format, mode, palette, icc_profile, note)
 
 
 def _read_deep_png(content: bytes, image: Image.Image, name: str) -> Picture:
     """A PNG of 16 bits per channel, which Pillow, that has opened it as `image`, would cut down to 8 in colour."""
-    icc_profile, orientation = image.info.get("icc_profile"), image.getexif().get(_ORIENTATION, 1)
     image.load()  # Pillow says best what is wrong with a damaged file
     with _opened(content, ".png", name) as file:
-        values = _upright(_pixels(file, "uint16", name), orientation)
-    return Picture(np.ascontiguousarray(values), "PNG", CHANNEL_NAMES[values.shape[2]], None, icc_profile)
-
-
-def _mapped_tiff(path: Path) -> Picture | None:
-    """A large TIFF of whole numbers without compression, left where it lies and mapped; None for everything else."""
-    try:
-        with tifffile.TiffFile(path) as tiff:
-            page = tiff.pages.first
-            shape = (page.imagelength, page.imagewidth, page.samplesperpixel)
-            plain = (
-                len(tiff.pages) == 1
-                and page.is_memmappable
-                and page.photometric in (tifffile.PHOTOMETRIC.MINISBLACK, tifffile.PHOTOMETRIC.RGB)
-                and page.planarconfig == tifffile.PLANARCONFIG.CONTIG
-                and page.dtype in (np.uint8, np.uint16)
-                and tiff.byteorder == "<"
-                and shape[2] in CHANNEL_NAMES
-                and page.imagedepth == 1
-                and page.tags.valueof(_ORIENTATION, 1) == 1
-                and math.prod(shape) >= _MAPPED_FROM
-            )
-            profile = page.iccprofile
-        if not plain:
-            return None
-        # Copy on write: nothing is written, but torch takes no memory that could not be.
-        values = tifffile.memmap(path, mode="c").reshape(shape)
-    except (OSError, ValueError, tifffile.TiffFileError):
-        return None  # decode_picture says what is wrong
-    check_picture_memory(*shape, values.itemsize, str(path))
-    return Picture(values, "TIFF", CHANNEL_NAMES[shape[2]], None, profile)
-
-
-def _read_deep_tiff(content: bytes, name: str) -> Picture | None:
-    """A TIFF of 16 bits or of floats per channel; None for everything that Pillow reads in full."""
-    with tifffile.TiffFile(io.BytesIO(content)) as tiff:
-        page = tiff.pages.first
-        if page.dtype is None or page.dtype in (np.uint8, np.bool_):
-            return None
-        _check_single(len(tiff.pages), name)
-        if page.dtype.kind not in "uf" or (page.dtype.kind == "u" and page.dtype.itemsize > 2):
-            raise InputError(f"{name} holds {page.dtype} numbers: convert it to 8 or 16 bits per channel, or to floats")
-        if page.photometric == tifffile.PHOTOMETRIC.SEPARATED:
-            raise InputError(f"{name} is CMYK of more than 8 bits: convert it to RGB")
-        height, width, channels = page.imagelength, page.imagewidth, page.samplesperpixel
-        if channels not in CHANNEL_NAMES or page.imagedepth != 1:
-            raise InputError(
-                f"{name} has {channels} channels and depth {page.imagedepth}: 1 to 4 channels are supported"
-            )
-        check_picture_memory(height, width, channels, page.dtype.itemsize, name)
-        is_float = page.dtype.kind == "f"
-        try:
-            values = page.asarray()
-            if page.planarconfig == tifffile.PLANARCONFIG.SEPARATE and channels > 1:
-                values = np.moveaxis(values, 0, -1)
-        except ValueError:  # a compression that tifffile leaves to other packages
-            with _opened(content, ".tif", name) as file:
-                values = _pixels(file, "float" if is_float else "uint16", name)
-        values = _upright(values.reshape(height, width, channels), page.tags.valueof(_ORIENTATION, 1))
-        values = np.array(values, np.float32 if is_float else np.uint16, order="C")
-        picture = Picture(values, "TIFF", CHANNEL_NAMES[channels], None, page.iccprofile)
-    if not is_float:
-        return picture
-    _check_finite(values, name)
-    return picture if values.min() >= 0 and values.max() <= 1 else as_hdr(picture, name)
+        values = upright(_pixels(file, "uint16"), image.getexif().get(_ORIENTATION, 1))
+    note = f"{name} {_CLEAR}" if "transparency" in image.info else ""
+    mode, icc_profile = CHANNEL_NAMES[values.shape[2]], image.info.get("icc_profile")
+    return Picture(np.ascontiguousarray(values), "PNG", mode, None, icc_profile, note)
 
 
 def _read_exr(content: bytes, name: str) -> Picture:
     """An EXR of one part with the channels Y or R, G and B, alpha or not; half or float."""
     with _opened(content, ".exr", name) as file:
         spec = file.spec()
+        if spec.deep:
+            raise InputError(f"{name} holds deep pixels, of many samples each: flatten it")
         if file.seek_subimage(1, 0):
             raise InputError(f"{name} holds several pictures: save the one that you want on its own")
         file.seek_subimage(0, 0)
@@ -207,17 +195,26 @@ def _read_exr(content: bytes, name: str) -> Picture:
             raise InputError(
                 f"{name} has the channels {', '.join(spec.channelnames)}: R, G, B or Y, alone or with A, can be fitted"
             )
+        if spec.format.basetype not in (oiio.HALF, oiio.FLOAT):
+            raise InputError(f"{name} holds {spec.format} numbers: convert it to halves or floats")
         check_picture_memory(spec.height, spec.width, len(wanted), 4, name)
-        values = _pixels(file, "float", name)
-        half = spec.format == oiio.HALF
+        values = _pixels(file, "float")
     values = np.ascontiguousarray(values[..., [names.index(channel) for channel in wanted]])
-    _check_finite(values, name)
+    check_finite(values, name)
     if wanted[-1] == "A":
-        alpha = values[..., -1:] = values[..., -1:].clip(0, 1)
-        np.divide(values[..., :-1], alpha, out=values[..., :-1], where=alpha > 0)
-        values[..., :-1] *= alpha > 0
-    picture = Picture(values.astype(np.float16 if half else np.float32), "EXR", CHANNEL_NAMES[len(wanted)])
-    return as_hdr(picture, name)
+        values = straight(values)
+    notes = []
+    if spec.getattribute("openexr:luminancechroma"):
+        notes.append("is luminance and chroma: converted to RGB, and written back as RGB")
+    if (spec.x, spec.y, spec.width, spec.height) != (spec.full_x, spec.full_y, spec.full_width, spec.full_height):
+        notes.append(
+            f"has {spec.width}x{spec.height} pixels from ({spec.x}, {spec.y}) on and shows "
+            f"{spec.full_width}x{spec.full_height} from ({spec.full_x}, {spec.full_y}) on: its pixels are read, all of "
+            "them and no others"
+        )
+    note = f"{name} {', and '.join(notes)}" if notes else ""
+    dtype = np.float16 if spec.format == oiio.HALF else np.float32
+    return as_hdr(Picture(values.astype(dtype), "EXR", CHANNEL_NAMES[len(wanted)], note=note), name)
 
 
 @contextmanager
@@ -231,42 +228,17 @@ def _opened(content: bytes, suffix: str, name: str) -> Iterator[Any]:
         path.write_bytes(content)
         file = oiio.ImageInput.open(str(path), hints)
         if file is None:
-            raise _damaged(name, oiio.geterror())
+            raise ValueError(oiio.geterror().replace(str(path), "the file"))
         try:
             yield file
         finally:
             file.close()
 
 
-def _pixels(file: Any, dtype: str, name: str) -> np.ndarray:
+def _pixels(file: Any, dtype: str) -> np.ndarray:
     """All values of an open file, [height, width, channels], in a dtype by OpenImageIO's name."""
     values = file.read_image(dtype)
     problem = file.geterror()
     if values is None or problem:
-        raise _damaged(name, problem)
+        raise ValueError(problem)
     return np.atleast_3d(values)
-
-
-def _check_finite(values: np.ndarray, name: str) -> None:
-    if bad := int(values.size - np.isfinite(values).sum()):
-        raise InputError(f"{name} holds {bad} values that are NaN or infinite: replace them before fitting")
-
-
-def as_hdr(picture: Picture, name: str) -> Picture:
-    """The picture as HDR: nothing negative, and a peak."""
-    values, note = picture.values, picture.note
-    if negative := int((values < 0).sum()):
-        note = f"{name} holds {negative:,} negative values, down to {values.min():g}: taken as 0"
-        values = np.maximum(values, 0)
-    shown = values[..., : picture.channels - picture.has_alpha]
-    peak = float(np.percentile(shown.astype(np.float32), _PEAK)) or float(shown.max()) or 1.0
-    if peak < MU / np.finfo(np.float32).max:
-        raise InputError(f"{name} goes up to {peak:g}, too small for floats of 32 bits on the HDR curve: scale it up")
-    return replace(picture, values=values, note=note, peak=peak)
-
-
-def _upright(values: np.ndarray, orientation: int) -> np.ndarray:
-    """Apply EXIF orientation 1 to 8 to [height, width, channels]."""
-    values = values.swapaxes(0, 1) if orientation in (5, 6, 7, 8) else values
-    values = values[:, ::-1] if orientation in (2, 3, 6, 7) else values
-    return values[::-1] if orientation in (3, 4, 7, 8) else values

@@ -1,6 +1,7 @@
 """HDR: EXR and floats beyond 1, on the curve on which they are fitted."""
 
 import io
+import struct
 
 import numpy as np
 import OpenImageIO as oiio
@@ -118,3 +119,72 @@ def test_nothing_to_be_seen_is_black(tmp_path):
     values[0, 0, 3] = 0
     picture = decode_picture(exr(values, tmp_path), name="a")
     assert picture.values[0, 0].max() == 0
+
+
+def written(spec, tmp_path, values=None):
+    """The content of an EXR by a spec of OpenImageIO."""
+    output = oiio.ImageOutput.create("exr")
+    assert output.open(str(tmp_path / "a.exr"), spec), output.geterror()
+    if spec.deep:
+        pixels = oiio.DeepData()
+        pixels.init(spec.width * spec.height, spec.nchannels, spec.channelformats, spec.channelnames)
+        assert output.write_deep_image(pixels)
+    else:
+        assert output.write_image(
+            light(spec.nchannels, height=spec.height, width=spec.width) if values is None else values
+        )
+    assert output.close()
+    return (tmp_path / "a.exr").read_bytes()
+
+
+def test_windows_of_an_exr_that_differ_are_said(tmp_path):
+    spec, values = oiio.ImageSpec(14, 9, 3, "float"), light(3)
+    spec.x, spec.full_x, spec.full_y, spec.full_width, spec.full_height = 2, -5, -6, 40, 30
+    picture = decode_picture(written(spec, tmp_path, values), name="a")
+    np.testing.assert_array_equal(picture.values, values)
+    assert picture.note.startswith("a has 14x9 pixels from (2, 0) on and shows 40x30 from (-5, -6) on")
+
+
+def test_exr_of_other_kinds(tmp_path):
+    """Tiles and every compression are read; deep pixels and whole numbers are named."""
+    spec, values = oiio.ImageSpec(64, 64, 3, "float"), light(3, height=64, width=64)
+    spec.tile_width = spec.tile_height = 16
+    np.testing.assert_array_equal(decode_picture(written(spec, tmp_path, values), name="a").values, values)
+    for compression in ("none", "rle", "zips", "piz", "pxr24", "b44", "dwaa"):
+        spec = oiio.ImageSpec(64, 64, 3, "float")
+        spec.attribute("compression", compression)
+        picture = decode_picture(written(spec, tmp_path, values), name="a")
+        lossless = compression in ("none", "rle", "zips", "piz", "b44")  # which leaves floats of 32 bits alone
+        np.testing.assert_allclose(picture.values, values, rtol=1e-6 if lossless else 0.2)
+    deep = oiio.ImageSpec(4, 3, 3, "float")
+    deep.deep, deep.channelformats = True, (oiio.TypeDesc("float"),) * 3
+    for spec, words in ((deep, "deep pixels"), (oiio.ImageSpec(4, 3, 3, "uint"), "holds uint numbers")):
+        with pytest.raises(InputError, match=words):
+            decode_picture(written(spec, tmp_path), name="a")
+
+
+def test_luminance_and_chroma_become_rgb():
+    """Y of every pixel, RY and BY of every fourth, as OpenEXR's RgbaOutputFile writes them."""
+
+    def attribute(name, kind, content):
+        return name + b"\0" + kind + b"\0" + struct.pack("<I", len(content)) + content
+
+    channels = [(b"BY", 2), (b"RY", 2), (b"Y", 1)]
+    layout = b"".join(name + b"\0" + struct.pack("<iIii", 1, 0, step, step) for name, step in channels) + b"\0"
+    window = struct.pack("<4i", 0, 0, 3, 3)
+    head = b"v/1\1" + struct.pack("<I", 2) + attribute(b"channels", b"chlist", layout)
+    head += attribute(b"compression", b"compression", b"\0") + attribute(b"dataWindow", b"box2i", window)
+    head += attribute(b"displayWindow", b"box2i", window) + attribute(b"lineOrder", b"lineOrder", b"\0")
+    head += attribute(b"pixelAspectRatio", b"float", struct.pack("<f", 1))
+    head += attribute(b"screenWindowCenter", b"v2f", bytes(8))
+    head += attribute(b"screenWindowWidth", b"float", struct.pack("<f", 1)) + b"\0"
+    chroma, rows = np.full(2, [-0.5], np.float16).tobytes() + np.full(2, [0.25], np.float16).tobytes(), []
+    for y in range(4):
+        row = (b"" if y % 2 else chroma) + np.full(4, 0.5, np.float16).tobytes()
+        rows.append(struct.pack("<iI", y, len(row)) + row)
+    places = np.cumsum([len(head) + 32, *map(len, rows[:-1])]).astype("<u8").tobytes()
+    picture = decode_picture(head + places + b"".join(rows), name="a")
+    assert picture.note == "a is luminance and chroma: converted to RGB, and written back as RGB"
+    red, blue = 0.5 * (1 + 0.25), 0.5 * (1 - 0.5)
+    green = (0.5 - 0.2126 * red - 0.0722 * blue) / 0.7152
+    np.testing.assert_allclose(picture.values.astype(float), np.broadcast_to([red, green, blue], (4, 4, 3)), rtol=2e-3)
