@@ -43,6 +43,10 @@ def check_scene(config: DataParserConfig) -> None:
         raise InputError(f"{data} is not there: --data takes the folder of a scene, or its transforms.json")
     if not isinstance(config, NerfstudioDataParserConfig):
         return
+    if not 0 < (part := config.train_split_fraction) <= 1:
+        raise InputError(
+            f"--train-split-fraction is {part:g}: it is the part of the views to train on, above 0 and up to 1"
+        )
     path = data if data.suffix == ".json" else data / "transforms.json"
     if not path.is_file():
         others = [word for name, word in _OTHER_FORMATS.items() if (data / name).exists()]
