@@ -41,7 +41,7 @@ def test_consoles_and_streams_show_it(name, encoding):
     ids=["utf8", "ascii"],
 )
 def test_a_run_of_that_name(name, encoding, tmp_path, monkeypatch):
-    """All that a run prints, the host's lines too, with the name in the picture's, the experiment's and the folder's."""
+    """All that a run prints, the host's lines too; picture, experiment and folder have the name."""
     import copy
 
     import numpy as np

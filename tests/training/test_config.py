@@ -57,7 +57,7 @@ def test_load_config_is_looked_at_before_the_host_opens_it(content, tmp_path):
     path = tmp_path / "[red]config.yml"
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(InputError, match="--load-config .*config.yml"):
+    with pytest.raises(InputError, match=r"--load-config .*config\.yml"):
         type(loe_image.config)(method_name="loe-image", load_config=path)
 
 
