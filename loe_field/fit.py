@@ -290,7 +290,8 @@ def _checked(array: ArrayLike, hdr: bool) -> np.ndarray:
 
     if 0 in values.shape:
         raise InputError(f"the array has no pixels: its shape is {list(values.shape)}")
-    check_picture_memory(*np.atleast_3d(values).shape, values.itemsize, "the array")
+    height, width, channels = np.atleast_3d(values).shape
+    check_picture_memory(height, width, channels, values.itemsize, "the array")
     if hdr and values.dtype.kind != "f":
         raise InputError(f"the array holds {values.dtype} numbers: hdr=True is for floats")
     if values.dtype not in (np.uint8, np.uint16) and values.dtype.kind != "f":
