@@ -91,6 +91,7 @@ name = "b"
 [search]
 options = ["a"]
 values = [1.0]
+seed = 3
 """
 
 
