@@ -5,14 +5,16 @@ cannot be imported, each name holds a method that says so in one line when it is
 """
 
 import sys
+import threading
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
-from loe_field.errors import InputError
+from loe_field.errors import InputError, shortage
 from loe_field.words import say
 
 _NAMES = ("loe-image", "loe-image-smooth", "loe-image-paper", "loe-nerf")
+_COMMANDS = [[name] for name in _NAMES]
 
 
 def _problem(error: Exception) -> str:
@@ -50,14 +52,30 @@ def _unusable(name: str, problem: str) -> Any:
 
 
 def _show(kind: Any, error: BaseException, traceback: TracebackType | None, previous: Any = sys.excepthook) -> None:
-    """Let an uncaught InputError end the process with one line on stderr and status 1, and no traceback."""
-    if isinstance(error, InputError):
-        say(f"error: {error}", sys.stderr)
+    """Let an uncaught InputError end the process with one line on stderr and status 1, and no traceback.
+
+    One of a process on another device comes as the text of its traceback, which ends with it. A lack of memory, disk or
+    rights is a line too, where a method of ours is what runs.
+    """
+    line = str(error) if isinstance(error, InputError) else shortage(error) if sys.argv[1:2] in _COMMANDS else None
+    if kind.__name__ == "ProcessRaisedException":
+        where, _, message = str(error).rstrip().rpartition("\n")[2].partition(": ")
+        line = message if where == f"{InputError.__module__}.{InputError.__name__}" else None
+    if line is not None:
+        say(f"error: {line}", sys.stderr)
     else:
         previous(kind, error, traceback)
 
 
-sys.excepthook = _show
+def _show_of_thread(of: threading.ExceptHookArgs, previous: Any = threading.excepthook) -> None:
+    """The same for threads: a logger of the host writes in one."""
+    if of.exc_value is not None and isinstance(of.exc_value, OSError):
+        _show(of.exc_type, of.exc_value, of.exc_traceback, lambda *_: previous(of))
+    else:
+        previous(of)
+
+
+sys.excepthook, threading.excepthook = _show, _show_of_thread
 try:
     from loe_field.methods import loe_image, loe_image_paper, loe_image_smooth, loe_nerf
 except Exception as error:  # a missing package, a library that cannot be loaded, versions that do not fit: whatever

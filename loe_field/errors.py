@@ -1,5 +1,22 @@
 """Errors that are meant for the person at the keyboard."""
 
+import re
+
 
 class InputError(ValueError):
     """Input that cannot be used; the message says what came, what was wanted and what to do."""
+
+
+def shortage(error: BaseException) -> str | None:
+    """What a machine lacked, in words: memory, or anything that is an OSError. None for other errors."""
+    words = " ".join(str(error).split())
+    no_memory = (
+        "can't allocate memory" in words or type(error).__name__ == "OutOfMemoryError"
+    )  # torch's, of CPU and GPU
+    if isinstance(error, MemoryError) or no_memory:
+        size = re.search(r"allocate ([\d.]+ \w+)", words)
+        return "memory ran out" + (f" ({size[1]} more were wanted)" if size else "")
+    if isinstance(error, OSError):
+        what = error.strerror or words or type(error).__name__
+        return what if error.filename is None else f"{error.filename}: {what}"
+    return None

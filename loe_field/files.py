@@ -1,13 +1,24 @@
 """Files that are there whole or not at all."""
 
+import contextlib
+import errno
+import fcntl
 import os
+import re
 import secrets
+import shutil
+import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 from loe_field.errors import InputError
+
+_KINDS = {
+    stat.S_IFDIR: "a folder", stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}  # fmt: skip
 
 
 @contextmanager
@@ -15,20 +26,85 @@ def write_whole(path: Path, *, staging: Path | None = None) -> Iterator[Path]:
     """Write to the temporary file yielded, which takes the place of `path` when the block ends without an exception.
 
     The content is on disk before the name changes: a kill or a power cut leaves the old file or the new, never a part.
+    Through a symbolic link its target is written, which need not be there, and the link stays. Other names of the old
+    file, hard links, keep its content.
 
     Args:
         path: where the file goes; its folder must exist.
-        staging: folder of the temporary file, on the same file system; the folder of `path` by default.
+        staging: folder of the temporary file, on the same file system; the folder of the file by default.
+
+    Raises:
+        InputError: it cannot be written, or what is there is no file; an OSError within the block is taken for that.
     """
-    temporary = (staging or path.parent) / f".{secrets.token_hex(8)}.tmp{path.suffix}"
-    try:  # from before the file is there: the exception of a signal may come at any moment
+    temporary: Path | None = None
+    try:
+        target = _replaceable(path)
+        temporary = (staging or target.parent) / f".{secrets.token_hex(8)}.tmp{target.suffix}"
+        sweep(temporary.parent)
+        sweep()
+        # From before the file is there: the exception of a signal may come at any moment.
         temporary.touch(exist_ok=False)
-        yield temporary
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        with owned(temporary):
+            yield temporary
+            with open(temporary, "rb+") as file:
+                if not os.fstat(file.fileno()).st_size:
+                    raise OSError(errno.EIO, "nothing of it came to the disk")
+                os.fsync(file.fileno())
+            os.replace(temporary, target)
+        _sync_folder(target.parent)
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror or error}") from None
     finally:
-        temporary.unlink(missing_ok=True)
+        if temporary is not None:
+            with contextlib.suppress(OSError):  # of a disk that can be read only by now
+                temporary.unlink(missing_ok=True)
+
+
+def _replaceable(path: Path) -> Path:
+    """The file that is written for a path: that itself, or what it links to.
+
+    Raises:
+        InputError: it is there, and no file.
+    """
+    try:
+        kind = stat.S_IFMT(os.stat(path).st_mode)
+    except FileNotFoundError:
+        kind = stat.S_IFREG
+    if kind != stat.S_IFREG:
+        raise InputError(f"{path} is {_KINDS.get(kind, 'no file')}: only a file is ever replaced, give another name")
+    return Path(os.path.realpath(path))
+
+
+def _sync_folder(folder: Path) -> None:
+    """Bring a folder's new name to the disk, where its file system knows that."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def write_each(writers: Mapping[Path, Callable[[Path], object]]) -> None:
+    """Write files, each whole or not at all, and the others too where one cannot be written.
+
+    Args:
+        writers: by a file's path what writes it to the path that it is given.
+
+    Raises:
+        InputError: some cannot be written.
+    """
+    problems: dict[Path, InputError] = {}
+    for path, write in writers.items():
+        try:
+            with write_whole(path) as temporary:
+                write(temporary)
+        except InputError as error:
+            problems[path] = error
+    if problems:
+        first, *others = problems
+        names = "".join(f", nor can {path.name}" for path in others)
+        raise InputError(f"{problems[first]}{names}")
 
 
 @contextmanager
@@ -36,14 +112,23 @@ def write_output(path: Path) -> Iterator[Path]:
     """`write_whole` for a file that the user named: makes its folder.
 
     Raises:
-        InputError: it cannot be written.
+        InputError: it cannot be written, or what is there is no file.
+    """
+    make_folder(Path(os.path.realpath(path)).parent)
+    with write_whole(path) as temporary:
+        yield temporary
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it, where they are not there.
+
+    Raises:
+        InputError: it cannot be made.
     """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with write_whole(path) as temporary:
-            yield temporary
+        folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"{path} cannot be written: {error.strerror or error}") from None
+        raise InputError(f"the folder {folder} cannot be made: {error.strerror or error}") from None
 
 
 def last_line(content: bytes | bytearray) -> str:
@@ -61,10 +146,10 @@ def check_writable(folder: Path, option: str) -> None:
     Raises:
         InputError: it can be neither made nor written; `option` is what should name another one.
     """
-    ancestor = next(path for path in (folder, *folder.parents) if path.exists())
+    ancestor = next(path for path in (folder, *folder.parents) if os.path.exists(path))
     try:
-        with tempfile.TemporaryDirectory(dir=ancestor, prefix=".loe_field-"):
-            pass
+        with tempfile.TemporaryFile(dir=ancestor, prefix=".loe_field-"):
+            pass  # it has no name where the system knows how, so that a kill leaves nothing
     except OSError as error:
         reason = f"{ancestor}: {error.strerror}"
         raise InputError(f"{folder} cannot be written ({reason}): give {option} another folder") from None
@@ -88,10 +173,132 @@ def check_output(path: Path) -> Path:
     """The absolute path of a file that --output names, once it is sure that it can be written.
 
     Raises:
-        InputError: it is a folder, or lies in one that can be neither made nor written.
+        InputError: it is a folder, or anything else but a file, or lies in one that can be neither made nor written.
     """
-    path = path.expanduser().resolve()
-    if path.is_dir():
+    path = path.expanduser().absolute()
+    if os.path.isdir(path):
         raise InputError(f"{path} is a folder: give --output the name of a file")
-    check_writable(path.parent, "--output")
+    try:
+        target = _replaceable(path)
+    except OSError as error:  # a loop of links, a name that is too long
+        raise InputError(f"{path} cannot be written ({error.strerror}): give --output another name") from None
+    check_writable(target.parent, "--output")
     return path
+
+
+LOCK = ".loe_field.lock"
+"""The file in a folder whose lock `locked` holds."""
+_TEMPORARY_FILE = re.compile(rf"\.[0-9a-f]{{16}}\.tmp(\..*)?|{re.escape(LOCK)}")
+_TEMPORARY_FOLDER = re.compile(r"loe_field-held-[a-z0-9_]{8}")
+_swept: set[Path] = set()
+
+
+def sweep(folder: Path | None = None) -> None:
+    """Remove what writers that are dead left in a folder: temporary files, and folders by `temporary_folder`.
+
+    None is the folder of the latter, which a compiler of kernels has too.
+    A writer holds the lock of what it writes, which the kernel takes from the dead, however they died and on whatever
+    machine that shares the folder. Nothing is removed where a lock cannot be had, or of other users. Done once a folder
+    in a process.
+    """
+    with contextlib.suppress(OSError):  # a folder that is not there, or cannot be listed, has nothing for us
+        folder = folder or Path(tempfile.gettempdir())
+        if folder in _swept:
+            return
+        _swept.add(folder)
+        names = {entry.name for entry in os.scandir(folder)}
+        for name in filter(_TEMPORARY_FILE.fullmatch, names):
+            _remove_dead(folder / name, os.O_RDWR)
+        for name in filter(_TEMPORARY_FOLDER.fullmatch, names):
+            _remove_dead(folder / name, os.O_RDONLY | os.O_DIRECTORY)
+
+
+def _remove_dead(path: Path, flags: int) -> None:
+    """Remove a file or folder of ours whose lock nobody holds."""
+    with contextlib.suppress(OSError):
+        held = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            kind = os.fstat(held)
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if kind.st_uid != os.geteuid():
+                return
+            if stat.S_ISDIR(kind.st_mode):
+                shutil.rmtree(path)
+            elif stat.S_ISREG(kind.st_mode):
+                path.unlink()
+        finally:
+            os.close(held)
+
+
+def _lock(path: Path, flags: int) -> int | None:
+    """A descriptor that holds the lock of a file or folder until it is closed; None if another one holds it.
+
+    A file system that has no locks is taken to have one writer.
+    """
+    while True:
+        held = os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(held), os.stat(path)):
+                return held
+        except FileNotFoundError:
+            pass  # as below: somebody removed the path before the lock was had
+        except BlockingIOError:
+            os.close(held)
+            return None
+        except OSError:
+            return held
+        os.close(held)
+
+
+@contextmanager
+def owned(path: Path) -> Iterator[None]:
+    """Keep a temporary file, made if it is not there, from being swept for as long as this lasts."""
+    while (held := _lock(path, os.O_RDWR | os.O_CREAT)) is None:
+        pass  # a sweeper has it for a moment
+    try:
+        yield
+    finally:
+        os.close(held)
+
+
+@contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """A folder for files that must have a name. The next one that is made sweeps it if this process is killed."""
+    sweep()
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix="loe_field-held-"))
+        with contextlib.suppress(FileNotFoundError):  # swept as soon as it was made
+            if (held := _lock(folder, os.O_RDONLY)) is not None:
+                break
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(held)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Make a folder if it is not there, and keep other writers out of it until this, or the process, ends.
+
+    Raises:
+        InputError: another one writes there, or it cannot be written.
+    """
+    path = folder / LOCK
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        held = _lock(path, os.O_RDWR | os.O_CREAT)
+        if held is None:
+            owner = path.read_text("utf8").strip() or "another"
+            raise InputError(f"{folder} is being written by process {owner}: wait for its end, or give another folder")
+    except OSError as error:
+        raise InputError(f"{folder} cannot be written: {error.strerror or error}") from None
+    try:
+        with contextlib.suppress(OSError):  # of a full disk
+            os.ftruncate(held, 0)
+            os.write(held, str(os.getpid()).encode())
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        os.close(held)

@@ -6,7 +6,6 @@ The host of the training, nerfstudio, is imported when the first fit begins.
 import copy
 import dataclasses
 import functools
-import shutil
 import tempfile
 import threading
 import warnings
@@ -241,14 +240,14 @@ def fit_image(
         trainer = SignalTrainer(config, leaves_files=output_dir is not None)
         datamanager: Any = trainer.config.pipeline.datamanager
         datamanager.picture = picture
-        if output_dir is not None:
-            datamanager.data = _write(picture, trainer.base_dir)
-        try:
-            trainer.setup()
-        except InputError:
-            if output_dir is not None:
-                shutil.rmtree(trainer.base_dir)
-            raise
+        folder = trainer.claim_folder()
+        if folder is not None:
+            try:
+                datamanager.data = _write(picture, folder.path)
+            except InputError:
+                folder.discard()
+                raise
+        trainer.setup()
         reconstruction, metrics = trainer.train()
         field = trainer.pipeline.model.field
         assert isinstance(field, LoEMLP)
@@ -339,7 +338,6 @@ def _write(picture: "Picture", folder: Path) -> Path:
     from loe_field.files import write_whole
     from loe_field.pictures.write import write_picture
 
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"picture{picture.suffix}"
     with write_whole(path) as temporary:
         write_picture(temporary, picture)

@@ -464,6 +464,8 @@ BAD_OPTIONS = {
     "pause": (("--start-paused", "True"), "give --vis viewer"),
     "output": (("--output-dir", "/proc/no-such-place"), "cannot be written"),
     "checkpoint": (("--load-checkpoint", "none.ckpt"), "none.ckpt does not exist"),
+    "folder as checkpoint": (("--load-checkpoint", "/tmp"), "/tmp is a folder: --load-checkpoint wants a step-*.ckpt"),
+    "a name that leads out": (("--experiment-name", "../../x"), "lead out of the folder"),
     "turns": (("--steps-per-iteration", 0), "steps-per-iteration is 0"),
     "tf32": (("--precision", "tf32", "--machine.device-type", "cpu"), "an NVIDIA GPU's"),
     "triton": (
@@ -475,6 +477,8 @@ BAD_OPTIONS = {
     "seed": (("--machine.seed", -1), "machine.seed is -1"),
     "target": (("--target-psnr", "nan"), "target-psnr is nan"),
     "device": (("--machine.device-type", "mps"), "give cpu or cuda"),
+    "devices": (("--machine.device-type", "cpu", "--machine.num-devices", 2), "num-devices is 2: there is one CPU"),
+    "no device": (("--machine.num-devices", 0), "machine.num-devices is 0: it must be at least 1"),
     "two baselines": (("--pipeline.model.network", "finer", "siren"), "is finer and the command ends with siren"),
     "grid": (("hash-grid", "--max-resolution", 0), "max_resolution is 0"),
 }
@@ -557,6 +561,22 @@ def test_a_damaged_checkpoint_with_a_good_one_beside_it(call, fitted, small_pict
     arguments = ("--data", small_picture, "--load-dir", folder, *FAST)
     refused(call, tmp_path / "out", f"{good.name} beside it is good", *arguments)
     assert damaged.exists()
+
+
+def test_ns_eval_on_a_run_that_was_copied(call, small_picture, tmp_path):
+    folder = fit(call, small_picture, tmp_path / "out", "--max-num-iterations", 3)
+    copied = shutil.copytree(folder, tmp_path / "copied")
+    shutil.rmtree(tmp_path / "out")
+    status, console = call("ns-eval", "--load-config", copied / "config.yml", "--output-path", tmp_path / "e.json")
+    assert status == 0
+    assert str(copied / "nerfstudio_models") in console.out.replace("\n", "")
+
+
+def test_a_checkpoint_of_a_picture_of_another_size(call, fitted, small_picture, tmp_path):
+    Image.fromarray(waves(30, 60, 3)).save(tmp_path / "other.png")
+    arguments = ("--data", tmp_path / "other.png", "--load-dir", fitted[0] / "nerfstudio_models", *FAST)
+    words = "was trained on 60 x 40 pixels of 3 channels, and {} has 60 x 30 pixels of 3 channels: give the --data"
+    refused(call, tmp_path / "out", words.format(tmp_path / "other.png"), *arguments)
 
 
 def test_ns_eval_on_a_damaged_checkpoint(call, small_picture, tmp_path):

@@ -14,6 +14,7 @@ from torch import Tensor
 from loe_field.adapter.datamanager import SignalDataManager, SignalDataManagerConfig
 from loe_field.adapter.model import SignalModel, SignalModelConfig
 from loe_field.errors import InputError
+from loe_field.files import make_folder
 from loe_field.network.protocol import Network
 from loe_field.network.rows import ExpertRows
 from loe_field.pictures.memory import available_memory
@@ -111,7 +112,7 @@ class SignalPipeline(LoEPipeline):
         if get_std:
             metrics |= {f"{name}_std": 0.0 for name in tuple(metrics)}
         if output_path is not None:
-            output_path.mkdir(parents=True, exist_ok=True)
+            make_folder(output_path)
             reconstruction.write(output_path)
         return metrics
 

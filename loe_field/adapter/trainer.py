@@ -10,6 +10,7 @@ from nerfstudio.utils.rich_utils import CONSOLE
 from loe_field.adapter.model import SignalModelConfig
 from loe_field.adapter.pipeline import SignalPipeline, SignalPipelineConfig
 from loe_field.baselines import recipe
+from loe_field.errors import InputError
 from loe_field.signals.signal import Reconstruction
 from loe_field.training.config import LoETrainerConfig
 from loe_field.training.loop import LoETrainer
@@ -95,14 +96,24 @@ class SignalTrainer(LoETrainer):
         """The signal's kind: the field can be evaluated without the signal."""
         return {"signal": self.pipeline.signal.kind}
 
+    def check_state(self, state: dict[str, Any], path: Path) -> None:
+        """Refuse a checkpoint of a signal of another size."""
+        signal = self.pipeline.signal
+        was, now = (list(kind.get("shape", [])) for kind in (state.get("signal", {}), signal.kind))
+        if was and was != now:
+            there, here = (
+                f"{' x '.join(map(str, [*s[-2::-1]]))} {signal.unit} of {s[-1]} channels" for s in (was, now)
+            )
+            data = self.pipeline.datamanager.get_datapath()
+            raise InputError(f"{path} was trained on {there}, and {data} has {here}: give the --data of that run")
+
     def result(self) -> SignalFit:
         """The last reconstruction and all figures."""
         return SignalFit(self._reconstruction, self._metrics(self._reconstruction.figures()))
 
     def write_results(self, result: SignalFit) -> dict[str, Path]:
-        """Write reconstruction, figures and curve; print the figures."""
+        """Print the figures; write figures, curve and reconstruction."""
         metrics = result.metrics
-        paths = result.reconstruction.write(self.base_dir) | write_results(self.base_dir, self.record, metrics)
         exact = " (not one value differs)" if metrics["psnr"] == float("inf") else ""
         ssim = "" if metrics.get("ssim") is None else f", SSIM {metrics['ssim']:.4f}"
         CONSOLE.print(
@@ -111,7 +122,13 @@ class SignalTrainer(LoETrainer):
             f"({metrics['parameters_per_target']:.3f} per target)",
             soft_wrap=True,
         )
-        return paths
+        figures: dict[str, Path] = {}
+        reconstruction: dict[str, Path] = {}
+        with self.going_on():
+            figures = write_results(self.base_dir, self.record, metrics)
+        with self.going_on():
+            reconstruction = result.reconstruction.write(self.base_dir)
+        return reconstruction | figures
 
     def _metrics(self, figures: dict[str, Any]) -> dict[str, Any]:
         """The content of metrics.json."""

@@ -15,10 +15,12 @@ from rich.progress import TextColumn
 
 from loe_field.cli.command import progress_bar, run_command
 from loe_field.errors import InputError
+from loe_field.files import check_writable, locked
+from loe_field.runs.check import check_suite
 from loe_field.runs.child import Children
-from loe_field.runs.jobs import Outcome, finished, run_job
+from loe_field.runs.jobs import Outcome, finished, run_job, was_other
 from loe_field.runs.report import write_report
-from loe_field.runs.suite import Job, Run, Suite, jobs_of, read_suite, search_jobs
+from loe_field.runs.suite import Job, Run, Suite, check_seeds, jobs_of, read_suite, search_jobs
 from loe_field.words import printable, say
 
 
@@ -52,14 +54,16 @@ class Bench:
         suite = self._chosen(read_suite(self.config))
         root = (self.output_dir or Path("outputs/bench") / self.config.stem).expanduser().resolve()
         pictures: list[Path | None] = [*self._pictures(suite)] or [None]
+        check_suite(suite, pictures, str(self.config))
         pairs = [(run, picture) for run in suite.runs if not run.missing for picture in pictures]
         if self.dry_run:
             for job in [job for pair in pairs for job in [*search_jobs(suite, *pair), *jobs_of(suite, *pair)]]:
                 variables = [f"{name}={shlex.quote(value)}" for name, value in job.environment.items()]
                 say(" ".join([*variables, shlex.join(["ns-train", *job.words])]), sys.stdout)
             return 0
+        check_writable(root, "--output-dir")
         console = Console()
-        with Children() as children:
+        with locked(root), Children() as children:
             runs = _Runs(suite, root, console, children)
             with runs.progress:
                 for run, picture in pairs:
@@ -90,18 +94,23 @@ class Bench:
                 search = replace(search, overrides={**search.overrides, "max_num_iterations": steps})
             suite = replace(suite, search=search, train_seconds=None)
         elif seconds is not None:
+            if not 0 < seconds < math.inf:
+                raise InputError(f"--train-seconds is {seconds:g}: it must be above 0, and finite")
             suite = replace(suite, train_seconds=seconds)
         if steps is not None or seconds is not None:
             option = f"--train-seconds {seconds:g}" if steps is None else f"--max-num-iterations {steps}"
             suite = replace(suite, text=f"{suite.text.rstrip()}\n\nRun with `{option}` instead.\n")
+        if self.seeds:
+            check_seeds(self.seeds, "--seeds")
         return replace(suite, runs=runs, seeds=list(self.seeds) or suite.seeds)
 
     def _pictures(self, suite: Suite) -> list[Path]:
-        paths = list(self.data) or [self.config.parent / path for path in suite.data]
+        paths = [path.expanduser() for path in self.data or [self.config.parent / path for path in suite.data]]
+        named = "--data" if self.data else f"{self.config} says it in data"
         for path in paths:
             if not path.exists():
-                raise InputError(f"{path} is not there: --data takes pictures, or folders of scenes")
-        return [path.resolve() for path in paths]
+                raise InputError(f"{path} is not there ({named}): give pictures, or folders of scenes")
+        return [path.resolve() for path in dict.fromkeys(paths)]
 
 
 class _Runs:
@@ -128,7 +137,11 @@ class _Runs:
             if self.children.stopped:
                 break
             self.progress.update(self._task, description=printable(job.label, self.console.encoding), line="")
-            outcome = finished(job, self.root) or run_job(
+            outcome = finished(job, self.root)
+            if outcome is None and was_other(job, self.root):
+                said = f"{job.label}: its data are not what they were, it is fitted again"
+                say(said, self.console)
+            outcome = outcome or run_job(
                 job,
                 self.root,
                 self.children,

@@ -12,7 +12,7 @@ import tyro
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeElapsedColumn
 
-from loe_field.errors import InputError
+from loe_field.errors import InputError, shortage
 from loe_field.files import check_name
 from loe_field.stopping import stop_signals
 from loe_field.words import say
@@ -32,7 +32,8 @@ class _Stopped(BaseException):
 def run_command(command: type[Command], name: str) -> None:
     """Parse the options and do the work; end the process with another exit status than 0 unless all is well.
 
-    An InputError is a line on stderr and status 1. A pipe that nobody reads any more ends the command as SIGPIPE does.
+    An InputError is a line on stderr and status 1; so is a lack of memory, disk or rights. A pipe that nobody reads
+    any more ends the command as SIGPIPE does.
     A command that writes one file, its option --output, ends after Ctrl-C or SIGTERM with 128 and the signal's number
     and a line: it must leave a whole file or the one before when an exception passes through it.
     """
@@ -52,6 +53,12 @@ def run_command(command: type[Command], name: str) -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 128 + signal.SIGPIPE
+    except (OSError, MemoryError, RuntimeError) as error:
+        problem = shortage(error)
+        if problem is None:
+            raise
+        say(f"error: {problem}", sys.stderr)
+        status = 1
     except _Stopped as stopped:
         stopped.with_traceback(None)  # closes a `with` that was just being entered, and its temporary file with it
         say(f"stopped: {output} was not written", sys.stderr)

@@ -10,8 +10,10 @@ from torch import Tensor, nn
 
 from loe_field.baselines.base import Baseline
 from loe_field.baselines.wire import ComplexLinear, Wire
+from loe_field.network.dense import dense_linear, expert_shares
 from loe_field.network.layers import LoEMLP
 from loe_field.network.shape import activate
+from loe_field.network.tiling import Blending
 
 
 class PlainLoE(nn.Module):
@@ -21,45 +23,22 @@ class PlainLoE(nn.Module):
     instead would move layer_width times as many numbers.
     """
 
-    alpha: Tensor
-    beta: Tensor
-
     def __init__(self, field: LoEMLP) -> None:
         super().__init__()
-        self.dim, self.tile_size = field.dim, field.tile_size
-        self.linear = field.blending == "linear"
+        self.levels, self.tile_size = field.levels, field.tile_size
+        self.blending: Blending = field.blending
         self.activation, self.omega_0 = field.activation, field.omega_0
         self.encoding, self.head = field.encoding, field.head
         self.weights = nn.ParameterList([layer.weight for layer in field.layers])
         self.biases = nn.ParameterList([layer.bias for layer in field.layers])
-        like = field.head.weight
-        self.register_buffer("alpha", like.new_tensor([level.alpha for level in field.levels]))
-        self.register_buffer("beta", like.new_tensor([level.beta for level in field.levels]))
 
     def forward(self, coordinates: Tensor) -> Tensor:
         """Coordinates [N, dim] to values [N, out_features]."""
         x = self.encoding(coordinates)
-        for i, (weight, bias) in enumerate(zip(self.weights, self.biases)):
-            products = (x @ weight.flatten(0, 1).t()).unflatten(1, weight.shape[:2])
-            shares = self._shares(coordinates * self.alpha[i] + self.beta[i]).to(x.dtype)
-            x = activate((products * shares[..., None]).sum(1) + bias, self.activation, self.omega_0)
+        for level, weight, bias in zip(self.levels, self.weights, self.biases):
+            share = expert_shares(coordinates, level, self.tile_size, self.blending)
+            x = activate(dense_linear(x, share, weight, bias), self.activation, self.omega_0)
         return self.head(x)
-
-    def _shares(self, scaled: Tensor) -> Tensor:
-        """The share of every expert at scaled coordinates [N, dim]: [N, tile_size ** dim], the last axis fastest."""
-        cell = scaled.floor()
-        expert = torch.arange(self.tile_size, device=scaled.device)
-        shares = None
-        for axis in range(self.dim):
-            here = cell[:, axis, None].to(torch.int64)
-            share = (here.remainder(self.tile_size) == expert).to(scaled.dtype)
-            if self.linear:
-                fraction = (scaled - cell)[:, axis, None]
-                after = ((here + 1).remainder(self.tile_size) == expert).to(scaled.dtype)
-                share = share * (1 - fraction) + after * fraction
-            shares = share if shares is None else (shares[:, :, None] * share[:, None]).flatten(1)
-        assert shares is not None
-        return shares
 
 
 class PlainBaseline(nn.Module):

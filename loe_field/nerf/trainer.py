@@ -1,6 +1,7 @@
 """The Trainer of a radiance field: held-out views are measured, and figures and views are left in the run's folder."""
 
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,7 +11,7 @@ from nerfstudio.pipelines.base_pipeline import VanillaPipelineConfig
 from nerfstudio.utils.rich_utils import CONSOLE
 from PIL import Image
 
-from loe_field.files import write_whole
+from loe_field.files import make_folder, write_each
 from loe_field.nerf.datamanager import SceneDataManagerConfig
 from loe_field.nerf.pipeline import NerfPipeline, NerfPipelineConfig
 from loe_field.training.config import LoETrainerConfig
@@ -91,14 +92,17 @@ class NerfTrainer(LoETrainer):
     def write_results(self, result: dict[str, Any]) -> dict[str, Path]:
         """Write metrics.json, the curve and the held-out views beside their pictures; print the figures."""
         folder = self.base_dir / "views"
-        folder.mkdir(exist_ok=True)
-        for number, view in enumerate(self._views):
-            with write_whole(folder / f"{number:03d}.png") as path:
-                Image.fromarray(view).save(path, format="PNG")
         ssim = f", SSIM {result['ssim']:.4f}" if "ssim" in result else ""
         CONSOLE.print(
             f"PSNR {result['psnr']:.2f} dB{ssim} on {result['num_views']} {result['measured_on']} after "
             f"{result['num_steps']} steps and {result['train_seconds']:.0f} s, {result['num_parameters']:,} parameters",
             soft_wrap=True,
         )
-        return {"views": folder, **write_results(self.base_dir, self.record, result)}
+        paths: dict[str, Path] = {"views": folder}
+        with self.going_on():
+            paths |= write_results(self.base_dir, self.record, result)
+        with self.going_on():
+            make_folder(folder)
+            pictures = {folder / f"{number:03d}.png": Image.fromarray(view) for number, view in enumerate(self._views)}
+            write_each({path: partial(picture.save, format="PNG") for path, picture in pictures.items()})
+        return paths

@@ -4,14 +4,16 @@ Triton is imported where a kernel is launched, not with this module.
 """
 
 import os
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from loe_field.network.grouped import grouped_linear, permute_rows
+from loe_field.network.modes import needs_operators, transformed
 from loe_field.network.rows import ExpertRows, RowGroups, expert_rows
-from loe_field.network.shape import Arithmetic, NetworkShape, Precision, activate
+from loe_field.network.shape import Arithmetic, NetworkShape, Precision, activate, encode
 from loe_field.network.tiling import expert_index
 
 _SIXTEEN_BITS: dict[torch.dtype, Precision] = {torch.bfloat16: "bf16", torch.float16: "fp16"}
@@ -44,6 +46,28 @@ def _differentiable(
         return activate(y, how.activation, how.omega_0).to(how.dtype)
 
 
+def _gradients(
+    grad_y: Tensor,
+    inputs: Sequence[Tensor | None],
+    order: Tensor | None,
+    starts: Tensor | None,
+    how: Arithmetic,
+    need: Sequence[bool],
+    kernel: Callable[..., Sequence[Tensor | None]],
+) -> Sequence[Tensor | None]:
+    """First derivatives for x, weight and bias by the kernel; by torch where a graph or a batch of them is wanted."""
+    graph, need = torch.is_grad_enabled(), [needed and t is not None for t, needed in zip(inputs, need)]
+    if not graph and not transformed(grad_y):
+        return kernel(grad_y, *inputs, order, starts, how, need)
+    with torch.enable_grad():
+        # Views, so that a gradient counts the ways through this level only, should one input depend on another.
+        inputs = [None if t is None else t.view_as(t) for t in inputs]
+        y = _differentiable(*inputs, order, starts, how)  # type: ignore[arg-type]
+    wanted = [t for t, needed in zip(inputs, need) if needed and t is not None]
+    found = iter(torch.autograd.grad(y, wanted, grad_y, create_graph=graph))
+    return [next(found) if needed else None for needed in need]
+
+
 class _ExpertLinear(torch.autograd.Function):
     """One level; saves its inputs alone, since the backward kernel computes the pre-activation again."""
 
@@ -66,19 +90,89 @@ class _ExpertLinear(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         x, weight, bias, order, starts = ctx.saved_tensors
-        need = ctx.needs_input_grad[:3]
-        if torch.is_grad_enabled():
-            # Views, so that a gradient counts the ways through this level only, should one input depend on another.
-            inputs = [None if t is None else t.view_as(t) for t in (x, weight, bias)]
-            y = _differentiable(*inputs, order, starts, ctx.how)  # type: ignore[arg-type]
-            wanted = [t for t, needed in zip(inputs, need) if needed and t is not None]
-            found = iter(torch.autograd.grad(y, wanted, grad_y, create_graph=True))
-            grads = [next(found) if needed and t is not None else None for t, needed in zip(inputs, need)]
-        else:
-            from loe_field.network.kernels.level import level_backward
+        from loe_field.network.kernels.level import level_backward
 
-            grads = level_backward(grad_y, x, weight, bias, order, starts, ctx.how, need)
+        grads = _gradients(grad_y, (x, weight, bias), order, starts, ctx.how, ctx.needs_input_grad[:3], level_backward)
         return (*grads, None, None, None)
+
+
+# The same as operators of torch, whose arguments are tensors, numbers and text. An empty tensor stands for none.
+
+
+@torch.library.custom_op("loe_field::level", mutates_args=())
+def _operator(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    order: Tensor | None,
+    starts: Tensor | None,
+    activation: str,
+    omega_0: float,
+    precision: str,
+    dtype: torch.dtype,
+) -> Tensor:
+    from loe_field.network.kernels.level import level_forward
+
+    how = Arithmetic(activation, omega_0, precision, dtype)  # type: ignore[arg-type]
+    with torch.cuda.device_of(x):
+        return level_forward(x, weight, bias, order, starts, how)
+
+
+@_operator.register_fake
+def _(x: Tensor, weight: Tensor, *others: Any) -> Tensor:
+    return x.new_empty(x.shape[0], weight.shape[1], dtype=others[-1])
+
+
+@torch.library.custom_op("loe_field::level_backward", mutates_args=())
+def _backward_operator(
+    grad_y: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    order: Tensor | None,
+    starts: Tensor | None,
+    activation: str,
+    omega_0: float,
+    precision: str,
+    dtype: torch.dtype,
+    need: Sequence[bool],
+) -> list[Tensor]:
+    from loe_field.network.kernels.level import level_backward
+
+    how = Arithmetic(activation, omega_0, precision, dtype)  # type: ignore[arg-type]
+    with torch.cuda.device_of(x):
+        grads = level_backward(grad_y, x, weight, bias, order, starts, how, (need[0], need[1], need[2]))
+    return [x.new_empty(0) if g is None else g for g in grads]
+
+
+@_backward_operator.register_fake
+def _(grad_y: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, *others: Any) -> list[Tensor]:
+    need_x, need_weight, need_bias = others[-1]
+    return [
+        x.new_empty(x.shape if need_x else 0),
+        weight.new_empty(weight.shape, dtype=torch.float32) if need_weight else x.new_empty(0),
+        bias.new_empty(bias.shape, dtype=torch.float32) if need_bias and bias is not None else x.new_empty(0),
+    ]
+
+
+def _keep_for_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    *tensors, activation, omega_0, precision, dtype = inputs
+    ctx.save_for_backward(*tensors)
+    ctx.how = Arithmetic(activation, omega_0, precision, dtype)
+
+
+def _differentiate(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
+    def kernel(*arguments: Any) -> list[Tensor | None]:
+        *tensors, how, need = arguments
+        grads = _backward_operator(*tensors, *how, list(need))
+        return [g if needed else None for g, needed in zip(grads, need)]
+
+    *inputs, order, starts = ctx.saved_tensors
+    grads = _gradients(grad_y, inputs, order, starts, ctx.how, ctx.needs_input_grad[:3], kernel)
+    return (*grads, *[None] * 6)
+
+
+_operator.register_autograd(_differentiate, setup_context=_keep_for_backward)
 
 
 def expert_linear(
@@ -127,6 +221,8 @@ def expert_linear(
     if len(weight) > 1 and (order is None or starts is None):
         raise ValueError(f"weight holds {len(weight)} experts: give order and starts of rows.expert_rows")
     how = Arithmetic(activation, omega_0, precision, dtype or x.dtype)
+    if needs_operators():
+        return _operator(x, weight, bias, order, starts, *how)
     with torch.cuda.device_of(x):
         return _ExpertLinear.apply(x, weight, bias, order, starts, how)  # type: ignore[return-value]
 
@@ -160,12 +256,15 @@ def evaluate(
     known already.
     """
     _check_device(coords)
-    from loe_field.network.kernels.encoding import encode
+    if needs_operators():
+        x = encode(coords, shape.num_frequencies)
+    else:
+        from loe_field.network.kernels import encoding
 
+        x = encoding.encode(coords, shape.num_frequencies)
     if rows is None and shape.experts > 1:
         rows = expert_rows(expert_index(coords, shape.levels, shape.tile_size), shape.experts)
     dtype, hidden = hidden_precision(coords.device, torch.float32)
-    x = encode(coords, shape.num_frequencies)
     for i in range(len(shape.levels)):
         order, starts = (None, None) if rows is None else (rows.order[i], rows.starts[i])
         x = expert_linear(

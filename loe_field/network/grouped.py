@@ -6,7 +6,9 @@ of the second are one permutation, so a network moves its rows once per level in
 nearly as many rows each, the shorter groups are padded with zero rows and one batched product serves them all.
 
 The products, `grouped_linear` and the weight gradient, are each other's derivatives, and a permutation's derivative is
-its inverse: written as such, all of them can be differentiated any number of times.
+its inverse: written as such, all of them can be differentiated any number of times. The number of rows of an expert is
+in their arguments; `expert_products` and `expert_outer_products`, each other's derivatives too, are operators of torch
+that find it out themselves, for torch.compile, which cannot.
 """
 
 from typing import Any
@@ -14,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from loe_field.network.dense import dense_linear, one_hot
+from loe_field.network.modes import transformed
 from loe_field.network.rows import ExpertRows, RowGroups, group_rows
 from loe_field.network.shape import NetworkShape, activate, encode
 from loe_field.network.tiling import expert_index
@@ -33,7 +37,7 @@ class _PermuteRows(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         perm, pads, inverse, pads_before = ctx.saved_tensors
-        return _PermuteRows.apply(grad, inverse, pads_before, perm, pads), None, None, None, None  # type: ignore[return-value]
+        return _permute_rows(grad, inverse, pads_before, perm, pads), None, None, None, None
 
 
 class _GroupedLinear(torch.autograd.Function):
@@ -56,8 +60,8 @@ class _GroupedLinear(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         need_x, need_weight, need_bias, _ = ctx.needs_input_grad
         return (
-            _GroupedLinear.apply(grad, weight.mT, None, ctx.splits) if need_x else None,
-            _GroupedOuter.apply(grad, x, ctx.splits) if need_weight else None,
+            _linear(grad, weight.mT, None, ctx.splits) if need_x else None,
+            _outer(grad, x, ctx.splits) if need_weight else None,
             grad.sum(0) if need_bias else None,
             None,
         )
@@ -80,15 +84,37 @@ class _GroupedOuter(torch.autograd.Function):
         a, b = ctx.saved_tensors
         need_a, need_b, _ = ctx.needs_input_grad
         return (
-            _GroupedLinear.apply(b, grad, None, ctx.splits) if need_a else None,
-            _GroupedLinear.apply(a, grad.mT, None, ctx.splits) if need_b else None,
+            _linear(b, grad, None, ctx.splits) if need_a else None,
+            _linear(a, grad.mT, None, ctx.splits) if need_b else None,
             None,
         )
 
 
+# A batch of gradients (is_grads_batched) goes through torch's own operations.
+
+
+def _permute_rows(x: Tensor, perm: Tensor, pads: Tensor | None, inverse: Tensor, pads_before: Tensor | None) -> Tensor:
+    if transformed(x):
+        out = x.index_select(0, perm)
+        return out if pads is None else out.index_fill(0, pads, 0)
+    return _PermuteRows.apply(x, perm, pads, inverse, pads_before)  # type: ignore[return-value]
+
+
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None, splits: list[int]) -> Tensor:
+    if transformed(x, weight):
+        return torch.cat([torch.nn.functional.linear(xs, w, bias) for xs, w in zip(x.split(splits), weight)])
+    return _GroupedLinear.apply(x, weight, bias, splits)  # type: ignore[return-value]
+
+
+def _outer(a: Tensor, b: Tensor, splits: list[int]) -> Tensor:
+    if transformed(a, b):
+        return torch.stack([rows_a.t() @ rows_b for rows_a, rows_b in zip(a.split(splits), b.split(splits))])
+    return _GroupedOuter.apply(a, b, splits)  # type: ignore[return-value]
+
+
 def permute_rows(x: Tensor, groups: RowGroups) -> Tensor:
     """Rows of x [slots of the level before, features] in the slots of `groups`."""
-    return _PermuteRows.apply(x, groups.perm, groups.pads, groups.inverse, groups.pads_before)  # type: ignore[return-value]
+    return _permute_rows(x, groups.perm, groups.pads, groups.inverse, groups.pads_before)
 
 
 def grouped_linear(x: Tensor, weight: Tensor, bias: Tensor | None, splits: list[int]) -> Tensor:
@@ -111,7 +137,60 @@ def grouped_linear(x: Tensor, weight: Tensor, bias: Tensor | None, splits: list[
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
         x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
-    return _GroupedLinear.apply(x, weight, bias, splits)  # type: ignore[return-value]
+    return _linear(x, weight, bias, splits)
+
+
+@torch.library.custom_op("loe_field::expert_products", mutates_args=())
+def expert_products(x: Tensor, weight: Tensor, index: Tensor) -> Tensor:
+    """`W_e x` for every row of x [N, in_features] with its expert index [N]: [N, out_features]."""
+    (groups,), back = group_rows(index[None], len(weight))
+    with torch.autocast(x.device.type, enabled=False):
+        return permute_rows(grouped_linear(permute_rows(x, groups), weight, None, groups.splits), back)
+
+
+@torch.library.custom_op("loe_field::expert_outer_products", mutates_args=())
+def expert_outer_products(a: Tensor, b: Tensor, index: Tensor, experts: int) -> Tensor:
+    """The sum of `a b^T` over the rows of each expert: a [N, out] and b [N, in] to [experts, out, in]."""
+    order = index.argsort(stable=True)
+    splits = index.bincount(minlength=experts).tolist()
+    return _outer(a.index_select(0, order), b.index_select(0, order), splits)
+
+
+@expert_products.register_fake
+def _(x: Tensor, weight: Tensor, index: Tensor) -> Tensor:
+    return x.new_empty(x.shape[0], weight.shape[1])
+
+
+@expert_outer_products.register_fake
+def _(a: Tensor, b: Tensor, index: Tensor, experts: int) -> Tensor:
+    return a.new_empty(experts, a.shape[1], b.shape[1])
+
+
+def _products_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    x, weight, index = ctx.saved_tensors
+    return (
+        expert_products(grad, weight.mT, index) if ctx.needs_input_grad[0] else None,
+        expert_outer_products(grad, x, index, len(weight)) if ctx.needs_input_grad[1] else None,
+        None,
+    )
+
+
+def _outer_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    a, b, index = ctx.saved_tensors
+    return (
+        expert_products(b, grad, index) if ctx.needs_input_grad[0] else None,
+        expert_products(a, grad.mT, index) if ctx.needs_input_grad[1] else None,
+        None,
+        None,
+    )
+
+
+def _keep_tensors(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[:3])
+
+
+expert_products.register_autograd(_products_backward, setup_context=_keep_tensors)
+expert_outer_products.register_autograd(_outer_backward, setup_context=_keep_tensors)
 
 
 def evaluate(
@@ -139,8 +218,13 @@ def evaluate_encoded(
     x: Tensor, index: Tensor, weights: list[Tensor], biases: list[Tensor], shape: NetworkShape
 ) -> Tensor:
     """`evaluate` behind the encoding: x [N, in_features], and int64 [levels, N] the expert of every row."""
-    groups, back = group_rows(index, len(weights[0]))
     device, dtype = x.device.type, weights[-1].dtype
+    if transformed():  # fp32 throughout
+        for i, experts in enumerate(index):
+            share = one_hot(experts, len(weights[i]))
+            x = activate(dense_linear(x, share, weights[i], biases[i]), shape.activation, shape.omega_0)
+        return torch.nn.functional.linear(x, weights[-1], biases[-1])
+    groups, back = group_rows(index, len(weights[0]))
     for i, level in enumerate(groups):
         x = permute_rows(x, level)
         with torch.autocast(device, enabled=i > 0 and torch.is_autocast_enabled(device)):

@@ -26,9 +26,20 @@ def check_implementation(implementation: Implementation, blending: Blending) -> 
 
 
 def obstacle(
-    kernels: Literal["triton", "cpu"], *, device: torch.device, dtype: torch.dtype, blending: Blending, experts: int
+    kernels: Literal["triton", "cpu"],
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    blending: Blending,
+    experts: int,
+    altered: str | None = None,
 ) -> str | None:
-    """Why these kernels cannot serve so many experts of this dtype on this device; None if they can."""
+    """Why these kernels cannot serve so many experts of this dtype on this device; None if they can.
+
+    `altered` says what of the network is not as the kernels have it.
+    """
+    if altered is not None:
+        return altered
     if blending == "linear":
         return "the blending is linear and the kernels have nearest only"
     if dtype != torch.float32:
@@ -51,8 +62,19 @@ def obstacle(
     return None if triton_installed() else "Triton is not installed: pip install triton"
 
 
+# torch.compile takes its result as it is, and does not look for the compiler itself (torch.compiler's
+# assume_constant_result sets this too, but imports all of torch.compile at once).
+obstacle._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
 def resolve_implementation(
-    implementation: Implementation, *, device: torch.device, dtype: torch.dtype, blending: Blending, experts: int
+    implementation: Implementation,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    blending: Blending,
+    experts: int,
+    altered: str | None = None,
 ) -> Resolved:
     """The implementation for a network with so many experts a level, in this dtype on this device.
 
@@ -64,7 +86,7 @@ def resolve_implementation(
     if implementation in ("torch", "reference"):
         return implementation
     kernels = implementation if implementation != "auto" else "cpu" if device.type == "cpu" else "triton"
-    reason = obstacle(kernels, device=device, dtype=dtype, blending=blending, experts=experts)
+    reason = obstacle(kernels, device=device, dtype=dtype, blending=blending, experts=experts, altered=altered)
     if reason is None:
         return kernels
     if implementation == "auto":

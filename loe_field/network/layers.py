@@ -1,11 +1,14 @@
 """The layers and the network: they own the parameters, and other files do the arithmetic."""
 
 import math
+import warnings
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 
 from loe_field.network import fused_cpu, fused_triton, grouped
 from loe_field.network.checks import check_at_least, check_choice
@@ -16,6 +19,7 @@ from loe_field.network.implementation import (
     obstacle,
     resolve_implementation,
 )
+from loe_field.network.modes import needs_operators, needs_plain
 from loe_field.network.ops import position_dependent_linear
 from loe_field.network.rows import ExpertRows, expert_rows
 from loe_field.network.shape import Activation, NetworkShape, activate, encode
@@ -41,6 +45,17 @@ def _init_linear_(
         weight.uniform_(-bound, bound)
         if bias is not None:
             bias.uniform_(-bias_bound, bias_bound)
+
+
+def _changed(module: nn.Module, kind: type[nn.Module]) -> str | None:
+    """What of a module is no longer as its class has it: hooks, parameters, the class itself; None if nothing is."""
+    if type(module) is not kind or "forward" in module.__dict__:
+        return "was replaced"
+    if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
+        return "has a hook"
+    if kind is not PositionalEncoding and any(module._parameters.get(name) is None for name in ("weight", "bias")):
+        return "lacks a parameter"
+    return None
 
 
 class PositionDependentLinear(nn.Module):
@@ -224,31 +239,64 @@ class LoEMLP(nn.Module):
         """
         if coords.shape[-1:] != (self.dim,):
             raise ValueError(f"coords is {tuple(coords.shape)}: the last axis must hold {self.dim} coordinates")
-        weight = self.head.weight
-        if coords.dtype != weight.dtype or coords.device != weight.device:
+        like = self._a_parameter
+        if coords.dtype != like.dtype or coords.device != like.device:
             raise ValueError(
-                f"coords is {coords.dtype} on {coords.device}, the parameters are {weight.dtype} on {weight.device}: "
+                f"coords is {coords.dtype} on {coords.device}, the parameters are {like.dtype} on {like.device}: "
                 "they must agree, see Tensor.to and Module.to"
             )
         batch, coords = coords.shape[:-1], coords.reshape(-1, self.dim)
-        resolved = self.resolved_implementation
-        if resolved == "reference" or (resolved == "torch" and (self.blending == "linear" or self.tile_size == 1)):
-            out = self._layer_by_layer(coords)
-        else:
-            ways = {"cpu": fused_cpu.evaluate, "triton": fused_triton.evaluate, "torch": grouped.evaluate}
-            out = ways[resolved](coords, *self._weights_and_biases, self.shape, rows=rows)
-        return out.view(*batch, self.out_features)
+        out = self._evaluate(coords, rows)
+        return out.view(*batch, out.shape[-1])
+
+    def _evaluate(self, coords: Tensor, rows: ExpertRows | None) -> Tensor:
+        if needs_plain(coords, *self.parameters()):
+            return self._layer_by_layer(coords)
+        circumstances = self._circumstances
+        resolved, altered = resolve_implementation(self.implementation, **circumstances), circumstances["altered"]
+        if resolved == "cpu":
+            return fused_cpu.evaluate(coords, *self._weights_and_biases, self.shape)
+        if resolved == "triton":
+            return fused_triton.evaluate(coords, *self._weights_and_biases, self.shape, rows=rows)
+        by_layers = resolved == "reference" or self.blending == "linear" or self.tile_size == 1 or needs_operators()
+        if altered is None and not by_layers:
+            return grouped.evaluate(coords, *self._weights_and_biases, self.shape)
+        if altered is not None and self.implementation == "auto" and not torch.compiler.is_compiling():
+            warnings.warn(f"the network is computed layer by layer, without kernels: {altered}", stacklevel=5)
+        return self._layer_by_layer(coords)
 
     def _layer_by_layer(self, coords: Tensor) -> Tensor:
+        dtype, device = coords.dtype, coords.device.type
+        mixed = not coords.is_meta and torch.is_autocast_enabled(device)
         x = self.encoding(coords)
         for i, layer in enumerate(self.layers):
-            with torch.autocast(x.device.type, enabled=i > 0 and torch.is_autocast_enabled(x.device.type)):
-                x = self._activate(layer(x, coords))
-        with torch.autocast(x.device.type, enabled=False):
-            return self.head(x.to(self.head.weight.dtype))
+            with torch.autocast(device, enabled=i > 0) if mixed else nullcontext():
+                y = layer(x) if isinstance(layer, nn.Linear) else layer(x, coords)
+            x = activate(y, self.activation, self.omega_0, phase_dtype=dtype)
+        with torch.autocast(device, enabled=False) if mixed else nullcontext():
+            return self.head(x.to(dtype))
 
-    def _activate(self, y: Tensor) -> Tensor:
-        return activate(y, self.activation, self.omega_0, phase_dtype=self.head.weight.dtype)
+    @property
+    def _altered(self) -> str | None:
+        """What the computation of all layers at once would miss, since it was changed after construction; or None."""
+        if _has_any_global_hook():
+            return "all modules have a hook"
+        if len(self.layers) != len(self.levels):
+            return f"it has {len(self.layers)} layers for {len(self.levels)} levels"
+        if reason := _changed(self.encoding, PositionalEncoding):
+            return f"encoding {reason}"
+        if reason := _changed(self.head, nn.Linear):
+            return f"head {reason}"
+        width, fan_in = self.head.in_features, self.encoding.out_features
+        experts = num_experts(self.tile_size, self.dim)
+        for i, (layer, level) in enumerate(zip(self.layers, self.levels)):
+            if reason := _changed(layer, PositionDependentLinear):
+                return f"layers.{i} {reason}"
+            sizes = (layer.level, layer.dim, layer.tile_size, layer.blending, *layer.weight.shape)  # type: ignore[union-attr, misc]
+            if sizes != (level, self.dim, self.tile_size, self.blending, experts, width, fan_in):
+                return f"layers.{i} is not like the others"
+            fan_in = width
+        return None
 
     @property
     def _weights_and_biases(self) -> tuple[list[Tensor], list[Tensor]]:
@@ -269,7 +317,7 @@ class LoEMLP(nn.Module):
 
     def param_groups(self) -> dict[str, list[nn.Parameter]]:
         """The experts of all levels but the first, which Muon is for, as "experts"; all else as "fields"."""
-        experts: list[nn.Parameter] = [layer.weight for layer in list(self.layers)[1:]]  # type: ignore[misc]
+        experts = [p for layer in list(self.layers)[1:] for p in layer.parameters() if p.dim() > 1]
         chosen = {id(p) for p in experts}
         groups = {"experts": experts, "fields": [p for p in self.parameters() if id(p) not in chosen]}
         return {name: parameters for name, parameters in groups.items() if parameters}
@@ -293,13 +341,19 @@ class LoEMLP(nn.Module):
         """Why "auto" falls back to plain PyTorch where the parameters are now; None if it does not."""
         if self.implementation != "auto" or self.resolved_implementation != "torch":
             return None
-        return obstacle("cpu" if self.head.weight.device.type == "cpu" else "triton", **self._circumstances)
+        return obstacle("cpu" if self._a_parameter.device.type == "cpu" else "triton", **self._circumstances)
 
     @property
     def _circumstances(self) -> dict[str, Any]:
         """All that the choice of the implementation depends on."""
-        weight, experts = self.head.weight, num_experts(self.tile_size, self.dim)
-        return {"device": weight.device, "dtype": weight.dtype, "blending": self.blending, "experts": experts}
+        like, experts = self._a_parameter, num_experts(self.tile_size, self.dim)
+        where = {"device": like.device, "dtype": like.dtype, "blending": self.blending, "experts": experts}
+        return where | {"altered": self._altered}
+
+    @property
+    def _a_parameter(self) -> Tensor:
+        """Any one of them, which says where they are and in which dtype."""
+        return next(self.parameters())
 
     @property
     def capturable(self) -> bool:
@@ -342,7 +396,7 @@ class LoEMLP(nn.Module):
     def macs_per_point(self) -> int:
         """Multiply-adds of the matrix products for one point; linear blending multiplies by the 2^dim experts."""
         corners = 2**self.dim if self.blending == "linear" and self.tile_size > 1 else 1
-        hidden = sum(layer.weight[0].numel() for layer in self.layers)  # type: ignore[union-attr, index]
+        hidden = sum(layer.weight.shape[-2:].numel() for layer in self.layers)  # type: ignore[union-attr]
         return corners * hidden + self.head.weight.numel()
 
     @property
@@ -351,3 +405,9 @@ class LoEMLP(nn.Module):
         # In copies of a level's activations; measured on the CPU: 3.9 (nearest), 4.8 (linear) and 1.1 with its kernels.
         copies = 6 if self.blending == "linear" else 1.5 if self.resolved_implementation == "cpu" else 4
         return copies * len(self.layers) * self.head.in_features
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        """Refuse torch.jit.script, which would translate the source and cannot."""
+        raise TypeError(
+            "torch.jit.script cannot take a LoEMLP: use torch.jit.trace(field, coords), for any number of points"
+        )

@@ -3,8 +3,10 @@
 import torch
 from torch import Tensor
 
-from loe_field.network.grouped import grouped_linear, permute_rows
+from loe_field.network.dense import dense_linear, expert_shares
+from loe_field.network.grouped import expert_products, grouped_linear, permute_rows
 from loe_field.network.implementation import Implementation, check_implementation, resolve_implementation
+from loe_field.network.modes import needs_operators, needs_plain
 from loe_field.network.reference import position_dependent_linear_ref
 from loe_field.network.rows import expert_rows, group_rows
 from loe_field.network.tiling import MAX_DIM, Blending, Level, blending_weights, expert_index, num_experts
@@ -55,10 +57,13 @@ def position_dependent_linear(
     batch = x.shape[:-1]
     where = {"device": x.device, "dtype": weight.dtype, "blending": blending, "experts": experts}
     x, coords = x.reshape(-1, x.shape[-1]), coords.reshape(-1, dim)
+    plain = needs_plain(x, coords, weight, *([] if bias is None else [bias]))
     if implementation == "reference":
         out = position_dependent_linear_ref(x, coords, weight, bias, level, tile_size=tile_size, blending=blending)
-    elif experts == 1 and implementation != "triton":
+    elif experts == 1 and (plain or implementation != "triton"):
         out = torch.nn.functional.linear(x, weight[0], bias)
+    elif plain:
+        out = dense_linear(x, expert_shares(coords, level, tile_size, blending), weight, bias)
     elif blending == "linear":
         out = blended_linear(x, coords, weight, bias, level, tile_size)
     elif resolve_implementation(implementation, **where) == "triton":
@@ -67,6 +72,9 @@ def position_dependent_linear(
         dtype, precision = hidden_precision(x.device, x.dtype)
         rows = expert_rows(expert_index(coords, [level], tile_size), experts)
         out = expert_linear(x.to(dtype), weight, bias, rows.order[0], rows.starts[0], precision=precision)
+    elif needs_operators():
+        out = _products(x, weight, expert_index(coords, [level], tile_size)[0])
+        out = out if bias is None else out + bias
     else:
         (groups,), back = group_rows(expert_index(coords, [level], tile_size), experts)
         out = permute_rows(grouped_linear(permute_rows(x, groups), weight, bias, groups.splits), back)
@@ -77,16 +85,24 @@ def blended_linear(
     x: Tensor, coords: Tensor, weight: Tensor, bias: Tensor | None, level: Level, tile_size: int
 ) -> Tensor:
     """Linear blending of x [N, in_features] at coords [N, dim]: every row visits the 2^dim experts at its corners."""
-    index, share = blending_weights(coords, level, tile_size)
-    corners = index.shape[-1]
+    corners = 2 ** coords.shape[-1]
     if corners >= len(weight):
         # Every expert of a 2-tile is a corner of every cell: one dense product with all of them, no row moves.
-        scale = share.new_zeros(len(x), len(weight)).scatter_add(1, index, share).to(x.dtype)
-        products = torch.mm(x, weight.flatten(0, 1).t()).view(len(x), *weight.shape[:2])
-        out = (products * scale[..., None]).sum(1)
+        return dense_linear(x, expert_shares(coords, level, tile_size, "linear"), weight, bias)
+    index, share = blending_weights(coords, level, tile_size)
+    rows = x[:, None].expand(-1, corners, -1).reshape(-1, x.shape[-1])
+    if needs_operators():
+        products = _products(rows, weight, index.flatten())
     else:
-        rows = x[:, None].expand(-1, corners, -1).reshape(-1, x.shape[-1])
         (groups,), back = group_rows(index.view(1, -1), len(weight))
         products = permute_rows(grouped_linear(permute_rows(rows, groups), weight, None, groups.splits), back)
-        out = (products.view(len(x), corners, weight.shape[1]) * share.to(x.dtype)[..., None]).sum(1)
+    out = (products.view(x.shape[0], corners, weight.shape[1]) * share.to(x.dtype)[..., None]).sum(1)
     return out if bias is None else out + bias
+
+
+def _products(x: Tensor, weight: Tensor, index: Tensor) -> Tensor:
+    """`expert_products`, which under autocast multiplies in its dtype."""
+    if torch.is_autocast_enabled(x.device.type):
+        dtype = torch.get_autocast_dtype(x.device.type)
+        x, weight = x.to(dtype), weight.to(dtype)
+    return expert_products(x, weight, index)

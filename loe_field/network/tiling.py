@@ -18,6 +18,8 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
+from loe_field.network.modes import needs_operators, needs_plain
+
 Pattern = Literal["fine_to_coarse", "quad_tree", "gray_code"]
 Blending = Literal["nearest", "linear"]
 
@@ -100,9 +102,15 @@ def _constants(levels: tuple[Level, ...], dtype: torch.dtype, device: torch.devi
 def _scaled(coords: Tensor, levels: Sequence[Level]) -> Tensor:
     """Alpha * p + beta for every level, [levels, ..., dim]; fp32 at least, 16 bits cannot tell pixels apart."""
     dtype = torch.promote_types(coords.dtype, torch.float32)
+    coords = coords.to(dtype)
+    if needs_plain(coords) or needs_operators():  # what is made then belongs to a trace or a mode and may not be kept
+        products = torch.stack([coords * level.alpha for level in levels])
+        if not any(level.beta for level in levels):
+            return products
+        return torch.stack([product + level.beta for product, level in zip(products, levels)])
     shape = (len(levels),) + (1,) * coords.dim()
     alpha, beta = _constants(tuple(levels), dtype, coords.device)
-    scaled = coords.to(dtype) * alpha.view(shape)
+    scaled = coords * alpha.view(shape)
     return scaled if beta is None else scaled + beta.view(shape)
 
 

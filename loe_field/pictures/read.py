@@ -2,7 +2,6 @@
 
 import io
 import logging
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +12,7 @@ import OpenImageIO as oiio
 from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 
 from loe_field.errors import InputError
+from loe_field.files import temporary_folder
 from loe_field.pictures.memory import check_picture_memory
 from loe_field.pictures.picture import (
     CHANNEL_NAMES,
@@ -126,9 +126,8 @@ def _decode(file: BinaryIO, name: str) -> Picture:
     pictures = 1 if file_format == "JPEG" else getattr(image, "n_frames", 1)
     if pictures > 1:
         raise InputError(f"{name} holds {pictures} pictures: save the one that you want on its own")
-    if file_format == "JPEG" and 8 * size < (image.height // 8) * (
-        image.width // 8
-    ):  # each of 8 x 8 pixels takes a bit
+    blocks = (image.height // 8) * (image.width // 8)
+    if file_format == "JPEG" and 8 * size < blocks:  # each takes a bit at least; libjpeg fills up what is lacking
         raise ValueError(f"{size} bytes do not hold {image.width} x {image.height} pixels")
     bits = start[24] if file_format == "PNG" else 8
     channels = 4 if image.mode == "P" else len(image.getbands()) + ("transparency" in image.info)
@@ -223,7 +222,7 @@ def _opened(content: bytes, suffix: str, name: str) -> Iterator[Any]:
     hints = oiio.ImageSpec()
     hints.attribute("oiio:UnassociatedAlpha", 1)
     hints.attribute("oiio:RawColor", 1)
-    with tempfile.TemporaryDirectory(prefix="loe_field-") as folder:  # its binding has no files in memory
+    with temporary_folder() as folder:  # its binding has no files in memory
         path = Path(folder) / f"a{suffix}"
         path.write_bytes(content)
         file = oiio.ImageInput.open(str(path), hints)

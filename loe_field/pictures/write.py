@@ -1,14 +1,18 @@
-"""Pictures written to files of any size, row by row: one writer per format, and a few rows in memory."""
+"""Pictures written to files of any size, row by row: one writer per format, and a few rows in memory.
 
+Every byte goes through Python's own files, so that a full disk is an OSError: libjpeg ends the process there, and
+OpenEXR closes a cut file without a word.
+"""
+
+import io
 import struct
-import tempfile
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
-import OpenImageIO as oiio
 import tifffile
 from PIL import Image
 
@@ -81,18 +85,20 @@ class Sheet:
 
 def write_picture(path: Path, picture: Picture) -> None:
     """Write a picture in its own format, without loss where that can be; see `write_rows`."""
-    palette = _BLACK_AND_WHITE if picture.mode == "1" else picture.palette
-    channels, dtype = EXR_CHANNELS[picture.channels], picture.values.dtype
-    sheet = Sheet(picture.format, picture.width, picture.height, channels, dtype, picture.icc_profile, palette)
-    write_rows(path, sheet, [picture.values])
+    write_rows(path, _sheet_of(picture), [picture.values])
 
 
 def encode(picture: Picture) -> bytes:
     """The content of the file that `write_picture` writes."""
-    with tempfile.TemporaryDirectory(prefix="loe_field-") as folder:  # OpenImageIO's binding has no files in memory
-        path = Path(folder) / "a"
-        write_picture(path, picture)
-        return path.read_bytes()
+    file, sheet = io.BytesIO(), _sheet_of(picture)
+    _WRITERS[sheet.format](file, sheet, [picture.values])
+    return file.getvalue()
+
+
+def _sheet_of(picture: Picture) -> Sheet:
+    palette = _BLACK_AND_WHITE if picture.mode == "1" else picture.palette
+    channels, dtype = EXR_CHANNELS[picture.channels], picture.values.dtype
+    return Sheet(picture.format, picture.width, picture.height, channels, dtype, picture.icc_profile, palette)
 
 
 def file_format(path: Path) -> str:
@@ -132,49 +138,48 @@ def write_rows(path: Path, sheet: Sheet, bands: Iterable[np.ndarray]) -> None:
         sheet: one that check_sheet accepts.
         bands: each [rows, width, channels] of the sheet's dtype, height rows in all.
     """
-    _WRITERS[sheet.format](path, sheet, bands)
-
-
-def _write_npy(path: Path, sheet: Sheet, bands: Iterable[np.ndarray]) -> None:
-    header = {"descr": np.lib.format.dtype_to_descr(sheet.dtype), "fortran_order": False, "shape": sheet.shape}
     with open(path, "wb") as file:
-        np.lib.format.write_array_header_1_0(file, header)
-        for band in bands:
-            file.write(band.tobytes())
+        _WRITERS[sheet.format](file, sheet, bands)
 
 
-def _write_png(path: Path, sheet: Sheet, bands: Iterable[np.ndarray]) -> None:
+def _write_npy(file: BinaryIO, sheet: Sheet, bands: Iterable[np.ndarray]) -> None:
+    header = {"descr": np.lib.format.dtype_to_descr(sheet.dtype), "fortran_order": False, "shape": sheet.shape}
+    np.lib.format.write_array_header_1_0(file, header)
+    for band in bands:
+        file.write(band.tobytes())
+
+
+def _write_png(file: BinaryIO, sheet: Sheet, bands: Iterable[np.ndarray]) -> None:
     """By hand: OpenImageIO's writer has no palettes and no bits, and dies of a colour profile that libpng refuses."""
     palette = None if sheet.is_bilevel else sheet.palette
     kind = {1: 0, 2: 4, 3: 2, 4: 6}[len(sheet.channels)] if palette is None else 3
     depth = 1 if sheet.is_bilevel else 8 * sheet.dtype.itemsize
     compressor, above = zlib.compressobj(), np.zeros((1, sheet.row_bytes), np.uint8)
-    with open(path, "wb") as file:
 
-        def chunk(name: bytes, data: bytes) -> None:
-            file.write(struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)))
+    def chunk(name: bytes, data: bytes) -> None:
+        file.write(struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)))
 
-        file.write(b"\x89PNG\r\n\x1a\n")
-        chunk(b"IHDR", struct.pack(">IIBBBBB", sheet.width, sheet.height, depth, kind, 0, 0, 0))
-        if sheet.icc_profile:
-            chunk(b"iCCP", b"ICC Profile\0\0" + zlib.compress(sheet.icc_profile))
-        if palette is not None:
-            chunk(b"PLTE", palette[:, :3].tobytes())
-            if sheet.has_alpha:
-                chunk(b"tRNS", palette[:, 3:].tobytes())
-        for band in _equal_bands(bands, max(1, _BLOCK // sheet.row_bytes)):
-            rows = sheet.stored(band)
-            rows = rows.astype(rows.dtype.newbyteorder(">")).reshape(len(band), -1).view(np.uint8)
-            rows = np.concatenate([above, rows])
-            above = rows[-1:]
-            # The filter "up", 2 before every row: on photographs within 3 % of the best filter for all rows.
-            filtered = np.pad(np.diff(rows, axis=0), ((0, 0), (1, 0)), constant_values=2)
-            chunk(b"IDAT", compressor.compress(filtered.tobytes()))
-        chunk(b"IDAT", compressor.flush())
-        chunk(b"IEND", b"")
+    file.write(b"\x89PNG\r\n\x1a\n")
+    chunk(b"IHDR", struct.pack(">IIBBBBB", sheet.width, sheet.height, depth, kind, 0, 0, 0))
+    if sheet.icc_profile:
+        chunk(b"iCCP", b"ICC Profile\0\0" + zlib.compress(sheet.icc_profile))
+    if palette is not None:
+        chunk(b"PLTE", palette[:, :3].tobytes())
+        if sheet.has_alpha:
+            chunk(b"tRNS", palette[:, 3:].tobytes())
+    for band in _equal_bands(bands, max(1, _BLOCK // sheet.row_bytes)):
+        rows = sheet.stored(band)
+        rows = rows.astype(rows.dtype.newbyteorder(">")).reshape(len(band), -1).view(np.uint8)
+        rows = np.concatenate([above, rows])
+        above = rows[-1:]
+        # The filter "up", 2 before every row: on photographs within 3 % of the best filter for all rows.
+        filtered = np.pad(np.diff(rows, axis=0), ((0, 0), (1, 0)), constant_values=2)
+        chunk(b"IDAT", compressor.compress(filtered.tobytes()))
+    chunk(b"IDAT", compressor.flush())
+    chunk(b"IEND", b"")
 
 
-def _write_tiff(path: Path, sheet: Sheet, bands: Iterable[np.ndarray]) -> None:
+def _write_tiff(file: BinaryIO, sheet: Sheet, bands: Iterable[np.ndarray]) -> None:
     channels = 1 if sheet.palette is not None else len(sheet.channels)
     colours = 3 if channels >= 3 and sheet.channels[:3] == ("R", "G", "B") else 1
     strip = max(1, 2**18 // sheet.row_bytes)
@@ -183,7 +188,7 @@ def _write_tiff(path: Path, sheet: Sheet, bands: Iterable[np.ndarray]) -> None:
         entries = sheet.palette[:, :3].T.astype(np.uint16) * 257
         colormap = np.pad(entries, ((0, 0), (0, 256 - entries.shape[1])))
     tifffile.imwrite(
-        path,
+        file,
         (zlib.compress(sheet.stored(rows).tobytes()) for rows in _equal_bands(bands, strip)),
         shape=(*sheet.shape[:2], channels) if channels > 1 else sheet.shape[:2],
         dtype=np.dtype(bool) if sheet.is_bilevel else sheet.dtype,
@@ -216,7 +221,7 @@ def _equal_bands(bands: Iterable[np.ndarray], rows: int) -> Iterator[np.ndarray]
         yield np.concatenate(kept)
 
 
-def _write_with_pillow(path: Path, sheet: Sheet, bands: Iterable[np.ndarray]) -> None:
+def _write_with_pillow(file: BinaryIO, sheet: Sheet, bands: Iterable[np.ndarray]) -> None:
     """WebP, whose encoder wants the whole picture, and BMP; Pillow writes no channel masks, which name BMP's alpha."""
     values = np.concatenate(list(bands))
     if sheet.format == "BMP" and sheet.has_alpha:  # in a header of version 4, rows from the bottom up
@@ -224,7 +229,7 @@ def _write_with_pillow(path: Path, sheet: Sheet, bands: Iterable[np.ndarray]) ->
         masks = (0x000000FF, 0x0000FF00, 0x00FF0000, 0xFF000000)
         start = struct.pack("<2sIHHI", b"BM", 122 + values.size, 0, 0, 122)
         header = struct.pack("<IiiHHIIiiII4I4s48x", *layout, *masks, b"BGRs")
-        path.write_bytes(start + header + values[::-1].tobytes())
+        file.write(start + header + values[::-1].tobytes())
         return
     image = Image.fromarray(values[..., 0] if len(sheet.channels) == 1 else values)
     if sheet.is_bilevel:
@@ -232,41 +237,77 @@ def _write_with_pillow(path: Path, sheet: Sheet, bands: Iterable[np.ndarray]) ->
     elif sheet.palette is not None:
         image = Image.fromarray(sheet.stored(values))
         image.putpalette(sheet.palette.tobytes())
-    image.save(path, format=sheet.format, lossless=True, exact=True, icc_profile=sheet.icc_profile)
+    # Into memory: for a file's own errors Pillow has a number of its encoders.
+    content = io.BytesIO()
+    image.save(content, format=sheet.format, lossless=True, exact=True, icc_profile=sheet.icc_profile)
+    file.write(content.getbuffer())
 
 
-def _write_scanlines(path: Path, sheet: Sheet, bands: Iterable[np.ndarray]) -> None:
-    """JPEG and EXR, by OpenImageIO."""
-    is_jpeg, types = sheet.format == "JPEG", {"uint8": "uint8", "float16": "half", "float32": "float"}
-    spec = oiio.ImageSpec(sheet.width, sheet.height, len(sheet.channels), types[sheet.dtype.name])
-    spec.channelnames = sheet.channels
-    spec.attribute("compression", "jpeg:100" if is_jpeg else "zip")
-    if is_jpeg:
-        spec.attribute("jpeg:subsampling", "4:4:4")
-    profile = np.frombuffer((is_jpeg and sheet.icc_profile) or b"", np.uint8)
-    if len(profile):
-        spec.attribute("ICCProfile", oiio.TypeDesc(f"uint8[{len(profile)}]"), profile)
-    output = oiio.ImageOutput.create(sheet.format.lower())
-    if output is None or not output.open(str(path), spec):
-        raise OSError(output.geterror() if output else oiio.geterror())
-    row = 0
-    for band in bands:
-        if sheet.has_alpha and not is_jpeg:
+def _write_jpeg(file: BinaryIO, sheet: Sheet, bands: Iterable[np.ndarray]) -> None:
+    """Strips of 8 rows, each a JPEG of Pillow's, joined by restart markers (ITU-T T.81, B.2).
+
+    The header of the first serves all: quality and Huffman tables are the same.
+    """
+    for number, strip in enumerate(_equal_bands(bands, 8)):
+        content = io.BytesIO()
+        image = Image.fromarray(strip[..., 0] if len(sheet.channels) == 1 else strip)
+        image.save(
+            content, format="JPEG", quality=100, subsampling=0, icc_profile=None if number else sheet.icc_profile
+        )
+        data = content.getvalue()
+        place, frame = 2, 0
+        while (marker := data[place + 1]) != 0xDA:  # start of scan
+            if marker == 0xC0:  # start of frame
+                frame = place
+            place += 2 + int.from_bytes(data[place + 2 : place + 4], "big")
+        scan = place + 2 + int.from_bytes(data[place + 2 : place + 4], "big")
+        if number == 0:
+            height = struct.pack(">H", sheet.height)
+            blocks = struct.pack(">HHH", 0xFFDD, 4, -(-sheet.width // 8))  # between two restart markers
+            file.write(data[: frame + 5] + height + data[frame + 7 : place] + blocks + data[place:scan])
+        else:
+            file.write(bytes([0xFF, 0xD0 + (number - 1) % 8]))
+        file.write(data[scan:-2])
+    file.write(b"\xff\xd9")
+
+
+def _write_exr(file: BinaryIO, sheet: Sheet, bands: Iterable[np.ndarray]) -> None:
+    """Scan lines, 16 to a chunk, zip compression, as openexr.com's "OpenEXR File Layout" has it."""
+    order = sorted(range(len(sheet.channels)), key=lambda i: sheet.channels[i])
+    kind = {"float16": 1, "float32": 2}[sheet.dtype.name]
+    names = [sheet.channels[i].encode() for i in order]
+    window = struct.pack("<4i", 0, 0, sheet.width - 1, sheet.height - 1)
+    attributes = {
+        b"channels\0chlist": b"".join(n + struct.pack("<xiB3xii", kind, 0, 1, 1) for n in names) + b"\0",
+        b"compression\0compression": b"\3",
+        b"dataWindow\0box2i": window,
+        b"displayWindow\0box2i": window,
+        b"lineOrder\0lineOrder": b"\0",
+        b"pixelAspectRatio\0float": struct.pack("<f", 1),
+        b"screenWindowCenter\0v2f": struct.pack("<ff", 0, 0),
+        b"screenWindowWidth\0float": struct.pack("<f", 1),
+    }
+    file.write(struct.pack("<II", 20000630, 2))
+    for name, value in attributes.items():
+        file.write(name + struct.pack("<xi", len(value)) + value)
+    file.write(b"\0")
+    table, offsets = file.tell(), np.zeros(-(-sheet.height // 16), "<u8")
+    file.write(offsets.tobytes())
+    for number, band in enumerate(_equal_bands(bands, 16)):
+        if sheet.has_alpha:
             band = np.concatenate([band[..., :-1] * band[..., -1:], band[..., -1:]], -1)
-        if not output.write_scanlines(row, row + len(band), 0, np.ascontiguousarray(band)):
-            raise OSError(output.geterror())
-        row += len(band)
-    if not output.close():
-        raise OSError(output.geterror())
-    parts = -(-len(profile) // 65_519)  # bytes of a marker
-    if parts > 1:  # OpenImageIO 3.0 puts other bytes into the last part of a long profile
-        with open(path, "r+b") as file:
-            marker = b"ICC_PROFILE\0" + bytes([parts, parts])
-            file.seek(file.read(len(profile) + 2**16).index(marker) + len(marker))
-            file.write(profile[(parts - 1) * 65_519 :].tobytes())
+        offsets[number] = file.tell()
+        planes = band[..., order].transpose(0, 2, 1)  # row by row, in it channel by channel
+        data = planes.astype(sheet.dtype.newbyteorder("<")).tobytes()
+        halves = np.frombuffer(data, np.uint8).reshape(-1, 2).T.ravel()  # the even bytes, then the odd ones
+        steps = np.diff(halves, prepend=np.uint8(128)) + np.uint8(128)
+        data = min(data, zlib.compress(steps.tobytes()), key=len)  # a reader tells them by their size
+        file.write(struct.pack("<ii", 16 * number, len(data)) + data)
+    file.seek(table)
+    file.write(offsets.tobytes())
 
 
 _WRITERS = {
-    "PNG": _write_png, "JPEG": _write_scanlines, "TIFF": _write_tiff, "EXR": _write_scanlines,
+    "PNG": _write_png, "JPEG": _write_jpeg, "TIFF": _write_tiff, "EXR": _write_exr,
     "BMP": _write_with_pillow, "WEBP": _write_with_pillow, "NPY": _write_npy,
 }  # fmt: skip

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from loe_field.errors import InputError
+from loe_field.errors import InputError, shortage
 from loe_field.files import write_output
 from loe_field.network.protocol import Network
 from loe_field.pictures.picture import EXR_CHANNELS, MU, Picture, codes, hdr_values
@@ -70,9 +70,13 @@ def write_rendering(
     try:
         with write_output(job.output) as path:
             write_rows(path, plan.sheet, bands())
-    except MemoryError:
+    except (MemoryError, RuntimeError) as error:
+        problem = shortage(error)
+        if problem is None:
+            raise
         raise InputError(
-            f"rows of {view.width:,} pixels do not fit into memory: give a smaller --scale or --size, or a --crop"
+            f"rows of {view.width:,} pixels do not fit into memory ({problem}): give a smaller --scale or --size, a "
+            "--crop, or a smaller --chunk-size"
         ) from None
     names = "".join(plan.sheet.channels) if "." not in plan.sheet.channels[0] else " ".join(plan.sheet.channels)
     bits = f"{8 * plan.sheet.dtype.itemsize} bit{' float' if plan.sheet.dtype.kind == 'f' else ''}"

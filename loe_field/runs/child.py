@@ -7,18 +7,35 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack, nullcontext, suppress
 from pathlib import Path
 from typing import IO, NamedTuple
 
 from loe_field.files import last_line
 from loe_field.stopping import stop_signals
 
-NS_TRAIN = (
-    "import sys; sys.path[:1] == [''] and sys.path.pop(0); sys.argv[0] = 'ns-train'; "
-    "from nerfstudio.scripts.train import entrypoint as e; e()"
-)
-"""ns-train of this Python, wherever its scripts lie; the folder that one works in is no place to import from."""
+_LEASH = """
+import sys
+sys.path[:1] == [''] and sys.path.pop(0)
+import os, signal, threading
+def leash(pipe):
+    os.read(pipe, 1)
+    try:
+        import psutil
+        for process in psutil.Process().children(recursive=True):
+            process.kill()
+    finally:
+        os.killpg(0, signal.SIGKILL)
+threading.Thread(target=leash, args=[os.dup(0)], daemon=True).start()
+os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+"""
+"""A child's first lines: it ends with its parent, however that ends, and all that it has started with it.
+
+The child's stdin is a pipe that the parent never writes to: it ends when the parent does. The folder that one works in
+is no place to import from.
+"""
+NS_TRAIN = "sys.argv[0] = 'ns-train'\nfrom nerfstudio.scripts.train import entrypoint as e\ne()"
+"""ns-train of this Python, wherever its scripts lie."""
 _TAIL = 500
 """Lines at the end of the output that are kept to find out why a child failed; tyro's boxes are long."""
 _LAST_WORDS_SECONDS = 5.0
@@ -35,11 +52,11 @@ class End(NamedTuple):
 
 
 class Children(ExitStack):
-    """Runs ns-train, one child at a time, within a `with` block that hands Ctrl-C and SIGTERM on as SIGTERM.
+    """Runs ns-train, one child at a time, within a `with` block that hands Ctrl-C, SIGTERM and SIGHUP on as SIGTERM.
 
     SIGTERM ends a run that trains after its step, evaluated and saved, and one that is still starting at once and
     without a traceback; a second one ends either at once. A child lives in a session of its own, so that the terminal's
-    Ctrl-C does not come to it a second time, and never outlives its call of `run`.
+    Ctrl-C does not come to it a second time, and never outlives its call of `run`, nor this process, were it killed.
     """
 
     _process: "subprocess.Popen[bytes] | None" = None
@@ -73,10 +90,15 @@ class Children(ExitStack):
             output: file to which stdout and stderr are appended; None: they are this process's own.
             show: called with each line for the file, or else for stderr, in another thread.
             environment: variables to add to this process's own.
+
+        Raises:
+            OSError: the file for the output cannot be opened.
         """
         sys.stdout.flush()
+        log = open(output, "ab", buffering=0) if output else None  # noqa: SIM115  (_read closes it)
         process = self._process = subprocess.Popen(
-            [sys.executable, "-c", NS_TRAIN, *words],
+            [sys.executable, "-c", _LEASH + NS_TRAIN, *words],
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE if output else None,
             stderr=subprocess.STDOUT if output else subprocess.PIPE,
             env={**os.environ, **(environment or {})},
@@ -87,14 +109,14 @@ class Children(ExitStack):
                 process.terminate()
             tail: deque[bytes] = deque(maxlen=_TAIL)
             stream = process.stdout or process.stderr
-            reader = threading.Thread(target=_read, args=(stream, output, tail, show), daemon=True)
+            reader = threading.Thread(target=_read, args=(stream, log, tail, show), daemon=True)
             reader.start()
             status = process.wait()
+            _kill(process)
             reader.join(_LAST_WORDS_SECONDS)
         finally:
             self._process = None
-            process.kill()  # nothing where it has ended
-            process.wait()
+            _kill(process)
         if status == 0:
             return End(0, "")
         if self.stopped:
@@ -104,15 +126,28 @@ class Children(ExitStack):
         return End(status, last_line(b"".join(tail)).removeprefix("error: ") or f"exit status {status}")
 
 
-def _read(stream: IO[bytes], output: Path | None, tail: deque[bytes], show: Callable[[str], None] | None) -> None:
-    """Pass a stream on as it comes, to a file or to stderr, and keep its end."""
-    with stream, open(output, "ab", buffering=0) if output else nullcontext() as file:
+def _kill(process: "subprocess.Popen[bytes]") -> None:
+    """End a child, if it has not ended, and what it has left running."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert process.stdin is not None
+    process.stdin.close()
+
+
+def _read(stream: IO[bytes], log: IO[bytes] | None, tail: deque[bytes], show: Callable[[str], None] | None) -> None:
+    """Pass a stream on as it comes, to a file or to stderr, and keep its end.
+
+    It is read to its end also where it can be passed on no more: the run would die of a pipe that nobody reads.
+    """
+    with stream, log or nullcontext():
         for line in stream:
             tail.append(line)
-            if file is None:
-                sys.stderr.write(line.decode("utf8", "replace"))
-                sys.stderr.flush()
-            else:
-                file.write(line)
+            with suppress(OSError):
+                if log is None:
+                    sys.stderr.write(line.decode("utf8", "replace"))
+                    sys.stderr.flush()
+                else:
+                    log.write(line)
             if show is not None and (said := last_line(line)):
                 show(said)

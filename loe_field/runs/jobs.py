@@ -8,6 +8,7 @@ from typing import Any
 
 from loe_field.files import write_whole
 from loe_field.runs.child import Children
+from loe_field.runs.content import good_checkpoints, read_results
 from loe_field.runs.suite import Job
 
 
@@ -24,14 +25,28 @@ class Outcome:
 
 
 def finished(job: Job, root: Path) -> Outcome | None:
-    """The outcome of a job that ran to its end before, else None. A failed one is tried again."""
+    """The outcome of a job that ran to its end before and left all its results, else None.
+
+    A failed one is tried again. One whose data have changed since is another job, with another folder.
+    """
     folder = job.folder(root)
+    metrics = read_results(folder) if _complete(folder) == job.words else None
+    return None if metrics is None else Outcome(job, folder, metrics)
+
+
+def was_other(job: Job, root: Path) -> bool:
+    """Whether this job was finished with other content of its data."""
+    folder = job.folder(root)
+    others = folder.parent.glob(f"{folder.name.removesuffix(job.key)}*")
+    return any(_complete(other) == job.words for other in others if other != folder)
+
+
+def _complete(folder: Path) -> list[str] | None:
+    """The options of a run that came to its end."""
     try:
-        metrics = json.loads((folder / "metrics.json").read_text("utf8"))
-        complete = json.loads((folder / "complete.json").read_text("utf8"))["options"] == job.words
-    except (OSError, ValueError, KeyError):
+        return json.loads((folder / "complete.json").read_text("utf8"))["options"]
+    except (OSError, ValueError, LookupError, TypeError):
         return None
-    return Outcome(job, folder, metrics) if complete else None
 
 
 def run_job(job: Job, root: Path, children: Children, show: Callable[[str], None]) -> Outcome:
@@ -45,8 +60,8 @@ def run_job(job: Job, root: Path, children: Children, show: Callable[[str], None
     # The run's folder is <output-dir>/<experiment>/<method>/<timestamp>.
     output, experiment, _, timestamp = folder.parents[2], *folder.parts[-3:]
     where = ["--output-dir", str(output), "--experiment-name", experiment, "--timestamp", timestamp]
-    if any(folder.glob("nerfstudio_models/step-*.ckpt")):
-        where += ["--load-dir", str(folder / "nerfstudio_models")]
+    if (checkpoints := good_checkpoints(folder)) is not None:
+        where += ["--load-dir", str(checkpoints)]
     words = [job.method, *where, *job.words[1:]]
     end = children.run(words, output=folder / "log.txt", show=show, environment=job.environment)
     if end.problem:

@@ -5,7 +5,8 @@ import html
 import io
 import os
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from urllib.parse import quote
 
@@ -13,7 +14,7 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 
-from loe_field.files import write_whole
+from loe_field.files import make_folder, write_each
 from loe_field.runs.jobs import Outcome
 from loe_field.runs.suite import Run, Suite
 from loe_field.words import printable
@@ -35,23 +36,39 @@ _COLUMNS: dict[str, tuple[str, int | None]] = {
 }
 """Heading and decimals of a figure; None: no decimals if all are whole, else one."""
 
+FIGURES = (
+    *_COLUMNS,
+    *("rays_per_second", "lpips", "num_views", "measured_on"),
+    *("width", "height", "channels", "radiance_peak", "num_targets", "pixels_per_batch"),
+    *("method", "data", "network", "implementation", "precision", "device", "seed", "target_psnr"),
+)
+"""What metrics.json may have, and columns of a table may show."""
+
 
 def write_report(folder: Path, suite: Suite, outcomes: Sequence[Outcome], searches: Sequence[Outcome]) -> None:
-    """Write everything for the runs so far, each file whole or not at all."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write everything for the runs so far, each file whole or not at all.
+
+    Raises:
+        InputError: some cannot be written; the others are.
+    """
+    make_folder(folder)
     texts = {
         "results.csv": results_csv([*searches, *outcomes]),
         "table.md": table(suite, outcomes, searches),
         "index.html": page(folder, suite, outcomes),
     }
-    for name, text in texts.items():
-        with write_whole(folder / name) as path:
-            path.write_text(text, "utf8")
+    writers: dict[Path, Callable[[Path], object]] = {
+        folder / name: partial(Path.write_text, data=text, encoding="utf8") for name, text in texts.items()
+    }
     plots = {"curves": (suite.title, suite.runs)}
     plots |= {f.name: (f.title, [run for run in suite.runs if run.name in f.runs]) for f in suite.figures}
     for name, (title, runs) in plots.items():
-        with write_whole(folder / f"{name}.png") as path:
-            curves(title, runs, outcomes).savefig(path, dpi=120)
+        writers[folder / f"{name}.png"] = partial(_save, curves(title, runs, outcomes))
+    write_each(writers)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    figure.savefig(path, dpi=120)
 
 
 def results_csv(outcomes: Sequence[Outcome]) -> str:

@@ -3,14 +3,16 @@
 import hashlib
 import os
 import re
+import sys
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
 from loe_field.errors import InputError
+from loe_field.runs.content import content_of
 
 try:
     import tomllib  # pyright: ignore[reportMissingImports]
@@ -28,10 +30,19 @@ Overrides = Mapping[str, Value]
 _WANTED: dict[Any, tuple[tuple[type, ...], str]] = {
     str: ((str,), "text"),
     int: ((int,), "a whole number"),
-    float: ((int, float), "a number"),
-    Overrides: ((dict,), 'a table of options by their dotted names in quotes ("pipeline.model.num_layers" = 6)'),
+    float: ((int, float), "a finite number"),
+    Overrides: (
+        (dict,),
+        'a table of options by their dotted names in quotes ("pipeline.model.num_layers" = 6): text, numbers, not nan, '
+        "true or false, or lists of these,",
+    ),
 }
 """TOML's values for a field of a type, and a word for them; a table for any other type."""
+_OWN = (
+    *("data", "output_dir", "experiment_name", "timestamp", "machine.seed"),
+    *("load_config", "load_dir", "load_checkpoint", "load_step", "method_name"),
+)
+"""Options of ns-train that no suite overrides."""
 
 
 @dataclass(frozen=True)
@@ -134,8 +145,9 @@ class Job:
 
     @property
     def key(self) -> str:
-        """Changes with whatever changes the run."""
-        return hashlib.sha256("\0".join(self.words).encode()).hexdigest()[:10]
+        """Changes with whatever changes the run, the content of its data among that."""
+        content = [content_of(self.data)] if self.data else []
+        return hashlib.sha256("\0".join([*self.words, *content]).encode()).hexdigest()[:10]
 
     def folder(self, root: Path) -> Path:
         """Its run folder."""
@@ -161,7 +173,7 @@ def read_suite(path: Path) -> Suite:
         InputError: it is not there, is not TOML, or says something that no suite has.
     """
     try:
-        content = tomllib.loads(path.read_text("utf8"))
+        content = tomllib.loads(path.read_text("utf-8-sig"))
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}): give a TOML file, see configs/") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -169,15 +181,50 @@ def read_suite(path: Path) -> Suite:
     if not isinstance(content.get("runs"), list) or not content["runs"]:
         raise InputError(f"{path} lists no [[runs]]: a suite has at least one, with a name")
     suite: Suite = _build(Suite, content, str(path))
-    times = Counter(slug(run.name) for run in suite.runs)
-    for name in [name for name in times if times[name] > 1]:
-        raise InputError(f"{path} has {times[name]} runs named like {name!r}: each needs a name of its own")
+    for what, names in (
+        ("runs", [slug(run.name) for run in suite.runs]),
+        ("figures", [figure.name.casefold() for figure in suite.figures]),
+    ):
+        for name in [name for name, times in Counter(names).items() if times > 1]:
+            raise InputError(f"{path} has {names.count(name)} {what} named like {name!r}: each needs one of its own")
+    for name in [run.name for run in suite.runs]:
+        if not name.strip() or not name.isprintable():
+            raise InputError(f"{path} has a run named {name!r}: give it a name that can be read, of one line")
     for figure in suite.figures:
-        if Path(figure.name).name != figure.name:
-            raise InputError(f"{path} has a figure named {figure.name!r}: give the name of a file, without folders")
+        if Path(figure.name).name != figure.name or not figure.name.isprintable() or figure.name == "curves":
+            wanted = "give the name of a file, without folders, that is not curves"
+            raise InputError(f"{path} has a figure named {figure.name!r}: {wanted}")
         for unknown in set(figure.runs) - {run.name for run in suite.runs}:
             raise InputError(f"{path} has a figure of {unknown!r}: no run has that name")
+    _check_numbers(suite, str(path))
     return suite
+
+
+def check_seeds(seeds: Sequence[int], named: str) -> None:
+    """Refuse seeds that torch and numpy do not take; `named` is what gave them."""
+    if not seeds or len(set(seeds)) < len(seeds) or not all(0 <= seed < 2**32 for seed in seeds):
+        wanted = "give at least one, each once, from 0 on and below 2^32"
+        raise InputError(f"{named} = {list(seeds)}: {wanted}")
+
+
+def _check_numbers(suite: Suite, where: str) -> None:
+    """Refuse numbers that no suite can have."""
+    check_seeds(suite.seeds, f"{where} says seeds")
+    if suite.train_seconds is not None and suite.train_seconds <= 0:
+        raise InputError(f"{where} says train_seconds = {suite.train_seconds}: it must be above 0")
+    if (search := suite.search) is not None:
+        check_seeds([search.seed], f"{where}, search says seed")
+        for name, given in (("options", search.options), ("values", search.values)):
+            if not given or len(set(given)) < len(given):
+                raise InputError(f"{where}, search says {name} = {given}: give at least one, each once")
+    everywhere = [("", suite.overrides)] + ([(", search", search.overrides)] if search else [])
+    for place, overrides in [*everywhere, *((f", run {run.name!r}", run.overrides) for run in suite.runs)]:
+        for name in overrides:
+            if name.replace("-", "_") in _OWN:
+                raise InputError(f"{where}{place} says {name!r} in overrides: loe-bench gives every run its own")
+    for name in search.options if search else ():
+        if name.replace("-", "_") in _OWN:
+            raise InputError(f"{where}, search says {name!r} in options: loe-bench gives every run its own")
 
 
 def _build(kind: Any, content: dict[str, Any], where: str) -> Any:
@@ -200,7 +247,10 @@ def _value(kind: Any, name: str, value: Any, where: str) -> Any:
     parts = value if is_list else [value]
     right = isinstance(parts, list) and all(type(part) in types for part in parts)
     if right and kind == Overrides:
-        right = all(isinstance(option, Value) for option in value.values())
+        options = [part for option in value.values() for part in (option if isinstance(option, list) else [option])]
+        right = all(isinstance(part, str | int | float) and part == part for part in options)
+    if right and kind is float:
+        right = all(abs(part) <= sys.float_info.max for part in parts)
     if not right:
         raise InputError(f"{where} says {name} = {value!r}: {f'a list ({words} each)' if is_list else words} is wanted")
     if not is_dataclass(kind):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from loe_field.errors import InputError
-from loe_field.files import write_whole
+from loe_field.files import write_each
 from loe_field.pictures.metrics import decibels, picture_psnr, picture_ssim, squared_error
 from loe_field.pictures.picture import Picture
 from loe_field.pictures.read import decode_picture, read_picture
@@ -235,12 +235,14 @@ class PictureReconstruction(Reconstruction):
         return between_pixels(field, CubicSpline(window, device), chunk=self._chunk)._asdict()
 
     def write(self, folder: Path) -> dict[str, Path]:
-        """Write reconstruction.* in the picture's own format, and error.png."""
+        """Write reconstruction.* in the picture's own format, and error.png; see Reconstruction.write."""
         from loe_field.signals.error_map import error_figure
 
         paths = {"reconstruction": folder / f"reconstruction{self.picture.suffix}", "error": folder / "error.png"}
-        with write_whole(paths["reconstruction"]) as path:
-            path.write_bytes(self._content)
-        with write_whole(paths["error"]) as path:
-            error_figure(self.stored, self._signal.picture).savefig(path)
+        write_each(
+            {
+                paths["reconstruction"]: lambda path: path.write_bytes(self._content),
+                paths["error"]: lambda path: error_figure(self.stored, self._signal.picture).savefig(path),
+            }
+        )
         return paths

@@ -1,5 +1,6 @@
 """The seam between data and network: a signal gives coordinates and targets, measures a field and writes it down."""
 
+import io
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -31,7 +32,11 @@ class Reconstruction(ABC):
 
     @abstractmethod
     def write(self, folder: Path) -> dict[str, Path]:
-        """Write the reconstruction into a folder that exists; returns the files by name."""
+        """Write the reconstruction into a folder that exists; returns the files by name.
+
+        Raises:
+            InputError: some cannot be written; the others are.
+        """
 
 
 class Signal(ABC):
@@ -216,8 +221,10 @@ class GridReconstruction(Reconstruction):
         return {"psnr": self.psnr}
 
     def write(self, folder: Path) -> dict[str, Path]:
-        """Write reconstruction.npy, float32."""
+        """Write reconstruction.npy, float32; see Reconstruction.write."""
         path = folder / "reconstruction.npy"
-        with write_whole(path) as temporary, open(temporary, "wb") as file:
-            np.save(file, self.values)
+        content = io.BytesIO()
+        np.save(content, self.values)
+        with write_whole(path) as temporary:
+            temporary.write_bytes(content.getbuffer())
         return {"reconstruction": path}

@@ -1,5 +1,6 @@
 """Checkpoints that a kill cannot break, and clear words about those that are broken."""
 
+import io
 import pickle
 import re
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from loe_field.errors import InputError
-from loe_field.files import write_whole
+from loe_field.files import make_folder, write_whole
 from loe_field.typed import Between, typed
 
 _NAME = re.compile(r"step-(\d+)\.ckpt")
@@ -39,14 +40,19 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any], *, only_late
     """Write a checkpoint whole, then drop the others if only the latest is wanted.
 
     The temporary file lies beside the folder, not in it: the host takes every name in the folder for a checkpoint.
+
+    Raises:
+        InputError: it cannot be written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     path = checkpoint_path(folder, step)
-    with write_whole(path, staging=folder.parent) as temporary:
-        torch.save(state, temporary)
+    content = io.BytesIO()  # torch's own writer tells of a full disk as "unexpected pos"
+    torch.save(state, content)
+    with write_whole(path, staging=folder.resolve().parent) as temporary:
+        temporary.write_bytes(content.getbuffer())
     if only_latest:
         for other in set(checkpoint_steps(folder)) - {step}:
-            checkpoint_path(folder, other).unlink()
+            checkpoint_path(folder, other).unlink(missing_ok=True)
     return path
 
 
@@ -66,8 +72,11 @@ def find_checkpoint(folder: Path, step: int | None = None) -> Path:
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """Load a checkpoint of this package; the InputError about a damaged one names an older good one beside it."""
+    if path.is_dir():
+        raise InputError(f"{path} is a folder: --load-checkpoint wants a step-*.ckpt file, --load-dir takes its folder")
     if not path.is_file():
-        raise InputError(f"{path} does not exist: --load-checkpoint wants a step-*.ckpt file")
+        what = "is no file" if path.exists() else "does not exist"
+        raise InputError(f"{path} {what}: --load-checkpoint wants a step-*.ckpt file")
     state = _try_read(path)
     if isinstance(state, dict):
         return state
@@ -87,6 +96,10 @@ def _try_read(path: Path) -> dict[str, Any] | str:
     """The checkpoint, or in a few words why it cannot be one."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:  # that says nothing of the file
+        raise InputError(f"{path} cannot be read: {error.strerror or error}") from None
+    except pickle.UnpicklingError:  # its own words lead to a way of reading that runs what is in the file
+        return "its list of contents is broken, or names more than tensors, numbers and text"
     except Exception as error:  # torch raises whatever the broken byte leads to
         if isinstance(error, pickle.UnpicklingError):  # torch's own words would have it loaded with less care
             return "it holds more than tensors, numbers and text, or is cut"

@@ -1,21 +1,25 @@
 """Options of every run, whatever is fitted."""
 
 import math
+import os
 import socket
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import yaml
 from nerfstudio.configs.base_config import LocalWriterConfig, LoggingConfig, MachineConfig, ViewerConfig
 from nerfstudio.engine.trainer import TrainerConfig
 from nerfstudio.utils.rich_utils import CONSOLE
 
 from loe_field.errors import InputError
-from loe_field.files import check_name
+from loe_field.files import check_name, write_whole
 from loe_field.training.checkpoints import find_checkpoint, read_checkpoint
-from loe_field.training.console import host_lines_as_they_are
 from loe_field.words import printable, say
 
 _MOST_THREADS = 1024
@@ -27,6 +31,17 @@ def require_at_least(least: int, config: Any, *names: str, prefix: str = "") -> 
         value = attrgetter(name)(config)
         if value is not None and value < least:
             raise InputError(f"--{prefix}{name.replace('_', '-')} is {value}: it must be at least {least}")
+
+
+def _check_data_words(words: Sequence[str]) -> None:
+    """Refuse a --data that is empty, which the host would take for the folder one works in, or given more than once."""
+    options = ("--data", "--pipeline.datamanager.data")
+    given = [following for word, following in pairwise(words) if word in options]
+    given += [word.partition("=")[2] for word in words if word.startswith(tuple(f"{option}=" for option in options))]
+    if "" in given:
+        raise InputError("--data is empty: give it a path")
+    if len(given) > 1:
+        raise InputError(f"--data is given {len(given)} times ({', '.join(given)}): give one")
 
 
 @dataclass
@@ -104,16 +119,26 @@ class LoETrainerConfig(TrainerConfig):
 
     def save_config(self) -> None:
         """Look at the options: the host calls this before anything else, also before the input. See write_config."""
+        if sys.argv[1:2] == [self.method_name]:
+            _check_data_words(sys.argv[2:])
         self.check()
 
     def write_config(self) -> None:
         """Write config.yml into the run's folder. Called by the Trainer once everything stands."""
-        with host_lines_as_they_are():
-            super().save_config()
+        with write_whole(self.get_base_dir() / "config.yml") as path:
+            path.write_text(yaml.dump(self), "utf8")
 
     def get_checkpoint_dir(self) -> Path:
-        """The run's checkpoint folder; an InputError if the latest checkpoint is damaged, not the host's traceback."""
+        """The run's checkpoint folder; an InputError if the latest checkpoint is damaged, not the host's traceback.
+
+        The host's evaluation asks for it without a word on which config.yml it has read: of a run that was moved or
+        copied it would take the checkpoint of the place where it was trained.
+        """
         folder = super().get_checkpoint_dir()
+        caller = sys._getframe(1)
+        if caller.f_code.co_name == "eval_setup" and "config_path" in caller.f_locals:
+            beside = Path(caller.f_locals["config_path"]).parent / self.relative_model_dir
+            folder = beside if beside.is_dir() else folder
         if folder.is_dir() and any(folder.glob("step-*.ckpt")):
             read_checkpoint(find_checkpoint(folder))
         return folder
@@ -130,10 +155,19 @@ class LoETrainerConfig(TrainerConfig):
             raise InputError("--target-psnr is nan: give a number of dB")
         if not 0 <= self.machine.seed < 2**32:
             raise InputError(f"--machine.seed is {self.machine.seed}: it must be at least 0, and below 2^32")
+        require_at_least(1, self, "machine.num_devices", "machine.num_machines")
         if self.machine.device_type not in ("cpu", "cuda"):
             raise InputError(f"--machine.device-type is {self.machine.device_type}: give cpu or cuda")
         if self.start_paused and not self.is_viewer_enabled():
             raise InputError("--start-paused waits for a click in the viewer: give --vis viewer with it")
+        if self.load_dir is not None and self.load_checkpoint is not None:
+            raise InputError("--load-dir and --load-checkpoint are both given: give the one to go on from")
+        if self.load_step is not None and self.load_dir is None:
+            raise InputError(f"--load-step {self.load_step} is a checkpoint of --load-dir: give that too")
+        root, base = (Path(os.path.abspath(path)) for path in (self.output_dir, self.get_base_dir()))
+        if root not in base.parents:
+            names = f"--experiment-name {self.experiment_name} and --timestamp {self.timestamp}"
+            raise InputError(f"{names} lead out of the folder {root}: give names without '..'")
         if self.is_viewer_enabled():
             self._check_port()
         if self.precision == "tf32" and self.machine.device_type != "cuda":
@@ -142,6 +176,10 @@ class LoETrainerConfig(TrainerConfig):
             raise InputError(
                 "--machine.device-type is cuda but torch finds no CUDA GPU: leave the option out, or give cpu"
             )
+        devices = torch.cuda.device_count() if self.machine.device_type == "cuda" else 1
+        if self.machine.num_devices > devices:
+            has = f"{devices} CUDA GPU{'s' * (devices > 1)}" if self.machine.device_type == "cuda" else "one CPU"
+            raise InputError(f"--machine.num-devices is {self.machine.num_devices}: there is {has}")
 
     def _check_port(self) -> None:
         """Refuse a port for the viewer that cannot be listened on; the viewer would fail in another thread."""

@@ -23,12 +23,14 @@ from nerfstudio.utils import writer
 from nerfstudio.utils.decorators import check_main_thread
 from nerfstudio.utils.rich_utils import CONSOLE
 
-from loe_field.errors import InputError
+from loe_field.errors import InputError, shortage
 from loe_field.files import check_writable
+from loe_field.network.kernels import cpu
 from loe_field.stopping import stop_signals
-from loe_field.training.checkpoints import save_checkpoint
+from loe_field.training.checkpoints import checkpoint_path, checkpoint_steps, save_checkpoint
 from loe_field.training.config import LoETrainerConfig
 from loe_field.training.console import host_lines_as_they_are
+from loe_field.training.folder import RunFolder
 from loe_field.training.machine import keep_freed_memory
 from loe_field.training.optimizers import DecayConfig, MuonConfig
 from loe_field.training.pipeline import LoEPipeline
@@ -64,9 +66,14 @@ class LoETrainer(Trainer):
             config.pipeline.datamanager.data = Path(data).expanduser().resolve()
         if leaves_files:
             check_writable(config.output_dir, "--output-dir")
-        with host_lines_as_they_are():
+        with (
+            CONSOLE.capture(),
+            host_lines_as_they_are(),
+        ):  # the host says where checkpoints go before it has seen the input
             super().__init__(config, local_rank, world_size)
         self.leaves_files = leaves_files
+        self._folder: RunFolder | None = None
+        self._problems: list[str] = []
         # The host's autocast, without its loss scaling: bf16 has the range of fp32.
         self.mixed_precision = self.mixed_precision or self.precision == "bf16"
         self.record = RunRecord()
@@ -82,6 +89,15 @@ class LoETrainer(Trainer):
 
     def setup(self, test_mode: Literal["test", "val", "inference"] = "val") -> None:
         """Build everything, load the checkpoint if one is wanted, then write config.yml."""
+        try:
+            with self._shortage_told():
+                self._setup(test_mode)
+        except BaseException:
+            if self._folder is not None:
+                self._folder.discard()
+            raise
+
+    def _setup(self, test_mode: Literal["test", "val", "inference"]) -> None:
         config = self.config
         config.optimizers = {
             name: {part: self._filled(value) for part, value in group.items()}
@@ -101,8 +117,64 @@ class LoETrainer(Trainer):
             capture=self.world_size == 1 and not config.log_gradients,
             say=partial(say, to=CONSOLE),
         )
-        if self.local_rank == 0 and self.leaves_files:
+        if self._folder is not None:
             config.write_config()
+
+    def claim_folder(self) -> RunFolder | None:
+        """Make the run's folder and keep other runs out of it; done once, before the first file is written.
+
+        Returns:
+            The folder; None where no files are left.
+
+        Raises:
+            InputError: see RunFolder.
+        """
+        if self.leaves_files and self.local_rank == 0 and self._folder is None:
+            self._folder = RunFolder(self.config)
+            self.base_dir = self._folder.path
+            self.checkpoint_dir = self.base_dir / self.config.relative_model_dir
+        return self._folder
+
+    @contextmanager
+    def _shortage_told(self) -> Iterator[None]:
+        """Let a lack of memory, disk or rights be one line, which says from where the run can go on."""
+        try:
+            yield
+        except (OSError, MemoryError, RuntimeError) as error:
+            problem = self._problem(error)
+            if problem is None:
+                raise
+            raise InputError(f"{problem}. {self._way_on()}") from None
+
+    @contextmanager
+    def going_on(self) -> Iterator[None]:
+        """Let what cannot be written end the run soon and in an orderly way, with the other files written."""
+        try:
+            yield
+        except (InputError, OSError, MemoryError, RuntimeError) as error:
+            problem = self._problem(error)
+            if problem is None or self.world_size > 1:
+                raise
+            self._problems.append(problem)
+            self.stop_training = True
+
+    def _problem(self, error: Exception) -> str | None:
+        """What is to be told of an error; None if it is a fault of the program."""
+        problem = str(error) if isinstance(error, InputError) else shortage(error)
+        if isinstance(error, OSError) and error.filename is None:
+            problem = f"the console, or a file in {self.base_dir}, cannot be written: {problem}"
+        return problem
+
+    def _way_on(self) -> str:
+        """The last checkpoint that is good, and how to go on from it."""
+        steps = checkpoint_steps(self.checkpoint_dir) if self._folder and self.checkpoint_dir.is_dir() else []
+        if steps:
+            path = checkpoint_path(self.checkpoint_dir, steps[-1])
+            return f"The last good checkpoint is {path}: go on with --load-dir {self.checkpoint_dir}"
+        if self._start_step:
+            source = "load_checkpoint" if self.config.load_dir is None else "load_dir"
+            return f"No new checkpoint was written: --{source.replace('_', '-')} {getattr(self.config, source)} is good"
+        return "No checkpoint was written"
 
     def _filled(self, config: Any) -> Any:
         """An optimizer's or scheduler's config, with the run's precision or end where it was not given one."""
@@ -122,10 +194,14 @@ class LoETrainer(Trainer):
         except ValueError as error:
             raise InputError(f"{error} (an option of --optimizers)") from None
         self._state = RunState(self.pipeline, optimizers, self.grad_scaler, self.record)
-        self._start_step = self._state.resume(self.config)
+        self._start_step = self._state.resume(self.config, self.check_state)
+        self.claim_folder()
         if self.config.is_viewer_enabled():
             self.base_dir.mkdir(parents=True, exist_ok=True)  # the host's viewer makes only the last folder
         return optimizers
+
+    def check_state(self, state: dict[str, Any], path: Path) -> None:
+        """Refuse the checkpoint of a path, with an InputError, that is of something else. Subclasses may look."""
 
     @property
     def computed_by(self) -> str:
@@ -134,11 +210,28 @@ class LoETrainer(Trainer):
             return ""
         with torch.autocast(self.device.split(":")[0], enabled=self.mixed_precision):
             used = f", implementation {self.pipeline.implementations()[0]}, {self.precision}"
-            obstacle = self.pipeline.networks[0].obstacle
-        return used if obstacle is None else f"{used} ({obstacle})"
+            remark = self.pipeline.networks[0].obstacle
+        if self.pipeline.implementations()[0] == "cpu":
+            remark = cpu.remark()
+        return used if remark is None else f"{used} ({remark})"
 
     def train(self) -> Any:
-        """Train, evaluate, write the results; stop early at the target or when asked to. Returns `result`."""
+        """Train, evaluate, write the results; stop early at the target or when asked to. Returns `result`.
+
+        Raises:
+            InputError: memory ran out, or something cannot be written; all else is.
+        """
+        try:
+            with self._shortage_told():
+                result = self._train()
+        finally:
+            if self._folder is not None:
+                self._folder.release()
+        if self._problems:
+            raise InputError(f"{self._problems[0]}. {self._way_on()}")
+        return result
+
+    def _train(self) -> Any:
         self._init_viewer_state()
         self.stop_training = False
         total, num_seconds = self.config.max_num_iterations, self.config.max_train_seconds
@@ -170,7 +263,7 @@ class LoETrainer(Trainer):
             result = self._finish()
         if stopped:
             raise SystemExit(128 + stopped[0])
-        if not self.config.viewer.quit_on_train_completion:
+        if not self.config.viewer.quit_on_train_completion and not self._problems:
             self._train_complete_viewer()
         return result
 
@@ -247,7 +340,8 @@ class LoETrainer(Trainer):
         writer.put_scalar(name="Train Loss", scalar=reduce(torch.add, losses.values()), step=step)
         writer.put_dict(name="Train Loss Dict", scalar_dict=losses, step=step)
         writer.put_dict(name="Train Metrics Dict", scalar_dict=metrics, step=step)
-        writer.write_out_storage()
+        with self.going_on():
+            writer.write_out_storage()
 
     @property
     def precision(self) -> Literal["fp32", "tf32", "bf16"]:
@@ -264,7 +358,8 @@ class LoETrainer(Trainer):
                 self.stop_training = True
         self._progress.update(done)
         if done % self.config.steps_per_save == 0 and not last and self.leaves_files:
-            self.save_checkpoint(self.step)
+            with self.going_on():
+                self.save_checkpoint(self.step)
 
     def _evaluate(self) -> float:
         """Measure the PSNR, note it and return it."""
@@ -284,7 +379,8 @@ class LoETrainer(Trainer):
             self._progress.evaluated()
         if writer.EVENT_WRITERS:
             writer.put_scalar(name="Eval PSNR", scalar=psnr, step=self.step)
-            writer.write_out_storage()
+            with self.going_on():
+                writer.write_out_storage()
         return psnr
 
     @property
@@ -304,7 +400,8 @@ class LoETrainer(Trainer):
         if self._evaluated_at != self.step:
             self._evaluate()
         if self.step >= 0 and self.leaves_files:
-            self.save_checkpoint(self.step)
+            with self.going_on():
+                self.save_checkpoint(self.step)
         self._call_back(TrainingCallbackLocation.AFTER_TRAIN, self.step)
         result = self.result()
         if self.leaves_files:

@@ -11,7 +11,7 @@ import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from loe_field.files import write_whole
+from loe_field.files import write_each
 from loe_field.training.machine import device_name
 from loe_field.training.record import RunRecord
 from loe_field.version import __version__
@@ -21,14 +21,18 @@ def write_results(folder: Path, record: RunRecord, metrics: dict[str, Any]) -> d
     """Write curve.csv, curve.png and metrics.json into a run's folder, each whole or not at all; returns them by name.
 
     An infinite number is written as 1e999, which is JSON and reads back as infinity.
+
+    Raises:
+        InputError: some cannot be written; the others are.
     """
     paths = {"curve": folder / "curve.png", "table": folder / "curve.csv", "metrics": folder / "metrics.json"}
-    with write_whole(paths["table"]) as path:
-        path.write_text(record.to_csv(), "utf8")
-    with write_whole(paths["curve"]) as path:
-        _curve_figure(record).savefig(path)
-    with write_whole(paths["metrics"]) as path:
-        path.write_text(_to_json(metrics), "utf8")
+    write_each(
+        {
+            paths["metrics"]: lambda path: path.write_text(_to_json(metrics), "utf8"),
+            paths["table"]: lambda path: path.write_text(record.to_csv(), "utf8"),
+            paths["curve"]: lambda path: _curve_figure(record).savefig(path),
+        }
+    )
     return paths
 
 

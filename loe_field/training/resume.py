@@ -1,6 +1,8 @@
 """The state of a run: into a checkpoint, and back out of it."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from nerfstudio.engine.optimizers import Optimizers
@@ -36,8 +38,13 @@ class RunState:
             "networks": self.pipeline.network_options(),
         }
 
-    def resume(self, config: LoETrainerConfig) -> int:
-        """Load --load-checkpoint, or the latest (or --load-step) of --load-dir; returns the first step, or 0."""
+    def resume(self, config: LoETrainerConfig, check: Callable[[dict[str, Any], Path], None]) -> int:
+        """Load --load-checkpoint, or the latest (or --load-step) of --load-dir; returns the first step, or 0.
+
+        Args:
+            config: with these options.
+            check: refuses a checkpoint, given with its path, that is of something else.
+        """
         if config.load_checkpoint is not None:
             path = config.load_checkpoint.expanduser()
         elif config.load_dir is not None:
@@ -45,6 +52,7 @@ class RunState:
         else:
             return 0
         state = read_checkpoint(path)
+        check(state, path)
         self.pipeline.load_pipeline(state["pipeline"], state["step"])
         require_same_networks(state.get("networks", []), self.pipeline.network_options())
         for name, saved in state["optimizers"].items():

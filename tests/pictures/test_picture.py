@@ -225,7 +225,7 @@ def test_a_profile_and_texts_of_megabytes(depth, monkeypatch):
     read = decode_picture(with_chunks((b"iCCP", b"d\0\0", profile), *text), name="p")
     assert (read.values.shape, read.icc_profile) == ((1, 1, 3), profile)
     for name in (b"iCCP", b"zTXt"):
-        with pytest.raises(InputError, match="(?i)data too large"):
+        with pytest.raises(InputError, match=r"(?i)data too large"):
             decode_picture(with_chunks((name, b"a\0\0", bytes(2**22 + 1))), name="p")
 
 

@@ -113,6 +113,16 @@ def test_a_tiff_of_many_strips(tmp_path):
     np.testing.assert_array_equal(cv2.imread(str(tmp_path / "a.tif"), cv2.IMREAD_UNCHANGED)[..., ::-1], values)
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_jpeg_of_many_strips(channels, tmp_path):
+    """Restart markers count to 8; the last strip and the last block of a row are cut."""
+    values = waves(150, 75, channels)
+    write_rows(tmp_path / "a.jpg", Sheet("JPEG", 75, 150, COLOURS[channels], values.dtype), [values])
+    Image.fromarray(values.squeeze()).save(tmp_path / "b.jpg", quality=100, subsampling=0)
+    np.testing.assert_array_equal(read_picture(tmp_path / "a.jpg").values, read_picture(tmp_path / "b.jpg").values)
+    assert cv2.imread(str(tmp_path / "a.jpg"), cv2.IMREAD_UNCHANGED).shape[:2] == (150, 75)
+
+
 def test_suffixes():
     from pathlib import Path
 

@@ -1,11 +1,16 @@
 """Children with a few lines of Python where ns-train would be."""
 
 import os
+import random
 import signal
+import subprocess
+import sys
 import threading
 import time
 
+import psutil
 import pytest
+from support import GROUND
 
 from loe_field.runs import child
 from loe_field.runs.child import Children, End
@@ -150,3 +155,89 @@ def test_elsewhere_than_in_the_main_thread_signals_stay_as_they_are(child_runs, 
     thread.join()
     assert ends == [End(0, "")]
     assert (tmp_path / "log").read_text() == "done\n"
+
+
+PARENT = f"""{GROUND}
+from loe_field.runs import child
+child.NS_TRAIN = sys.argv[1]
+with child.Children() as children:
+    end = children.run([])
+sys.exit(128 + children.stopped)
+"""
+FAMILY = """
+import os, subprocess, time
+for new in (False, True):
+    subprocess.Popen(["sleep", "60"], start_new_session=new)
+print(os.getpid(), flush=True)
+while True: pass
+"""
+
+
+def family(code):
+    """A process that runs Children, and those below it, once the child has said that it is there."""
+    parent = subprocess.Popen([sys.executable, "-c", PARENT, code], stdout=subprocess.PIPE, text=True)
+    parent.stdout.readline()
+    return parent, psutil.Process(parent.pid).children(recursive=True)
+
+
+def still_there(processes):
+    left = psutil.wait_procs(processes, 10)[1]
+    return [process for process in left if process.status() != psutil.STATUS_ZOMBIE]
+
+
+@pytest.mark.parametrize("moment", [0.0, random.Random(1).uniform(0, 0.3)])
+def test_a_killed_parent_takes_child_and_grandchildren_with_it(moment):
+    parent, below = family(FAMILY)
+    assert len(below) == 3
+    time.sleep(moment)
+    parent.kill()
+    parent.wait()
+    assert still_there(below) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_to_the_parent_leaves_nothing_running(number):
+    parent, below = family(FAMILY.replace("(False, True)", "(False,)"))
+    parent.send_signal(number)
+    assert parent.wait(20) == 128 + number
+    assert still_there(below) == []
+
+
+def test_nohup_holds_for_what_it_starts():
+    code = f"import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)\n{PARENT}"
+    child = "import time; print(1, flush=True); time.sleep(1)"
+    parent = subprocess.Popen([sys.executable, "-c", code, child], stdout=subprocess.PIPE, text=True)
+    parent.stdout.readline()
+    parent.send_signal(signal.SIGHUP)
+    assert parent.wait(20) == 128
+
+
+def test_a_child_reads_no_input(child_runs, tmp_path):
+    child_runs("import sys; print(repr(sys.stdin.read()))")
+    with Children() as children:
+        children.run([], output=tmp_path / "log")
+    assert (tmp_path / "log").read_text() == "''\n"
+
+
+COMPILES = f"""{GROUND}
+import time
+for name in ("network", "network.kernels"):
+    sys.modules["loe_field." + name] = types.ModuleType(name)
+    sys.modules["loe_field." + name].__path__ = [sys.modules["loe_field"].__path__[0] + "/" + name.replace(".", "/")]
+from loe_field.network.kernels.compiling import run
+print("ready", flush=True)
+run(["sh", "-c", "sleep 60; true"], time.monotonic() + 100)
+"""
+
+
+def test_a_compiler_dies_with_the_process_that_started_it():
+    parent = subprocess.Popen([sys.executable, "-c", COMPILES], stdout=subprocess.PIPE, text=True)
+    parent.stdout.readline()
+    below = []
+    deadline = time.monotonic() + 20
+    while len(below) < 3 and time.monotonic() < deadline:
+        below = psutil.Process(parent.pid).children(recursive=True)
+    parent.kill()
+    parent.wait()
+    assert len(below) == 3
+    assert still_there(below) == []

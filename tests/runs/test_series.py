@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import re
 import shutil
 import signal
@@ -14,6 +15,7 @@ from PIL import Image
 from support import FAST, read_metrics, run, start, waves
 
 from loe_field.errors import InputError
+from loe_field.files import locked
 from loe_field.runs.series import _natural, is_series, pictures_of, series_name
 
 pytestmark = pytest.mark.slow
@@ -97,7 +99,8 @@ def test_each_picture_has_its_run(series):
     folder, done = series
     assert done.returncode == 1
     assert "Traceback" not in done.stdout + done.stderr
-    assert {path.name for path in folder.iterdir()} == {"1 [b]", "10", "summary.csv"}
+    assert {path.name for path in folder.iterdir()} == {"1 [b]", "2", "10", "summary.csv"}
+    assert [path.name for path in (folder / "2").iterdir()] == ["run.json"]
     for name in ("1 [b]", "10"):
         assert (folder / name / "config.yml").is_file()
         assert read_metrics(folder / name)["num_steps"] == 20
@@ -152,7 +155,7 @@ def test_stopped_in_the_middle(tmp_path):
     assert [row["name"] for row in rows] == ["a", "b"]
     assert [row["problem"] for row in rows] == ["", "stopped before its end"]
     assert float(rows[1]["psnr"]) > 5
-    assert "2 of 3 pictures were begun" in console
+    assert f"2 of 3 pictures were begun; the same command with --load-dir {folder} goes on" in console
 
 
 # Below, inside this process.
@@ -172,12 +175,51 @@ def refused(monkeypatch):
     return refused
 
 
-@pytest.mark.parametrize("option", ["--load-dir", "--load-checkpoint", "--load-step"])
+@pytest.mark.parametrize("option", ["--load-checkpoint"])
 def test_going_on_is_for_one_picture(refused, photos, option):
     said = refused("--data", photos, option, 3, "--output-dir", photos / "out")
     assert option in said
     assert "one picture" in said
     assert not (photos / "out").exists()
+
+
+def test_going_on_wants_the_folder_of_a_series_of_this_method(refused, photos, series):
+    assert "is no folder of a series, which holds summary.csv" in refused("--data", photos, "--load-dir", photos)
+    other = photos.parent / "loe-nerf" / "t"
+    other.mkdir(parents=True)
+    (other / "summary.csv").touch()
+    assert "was made by loe-nerf, not by loe-image" in refused("--data", photos, "--load-dir", other)
+
+
+def test_a_second_command_in_the_folder_of_a_series(refused, photos, series):
+    with locked(series[0]):
+        said = refused("--data", photos, "--load-dir", series[0])
+    assert f"{series[0]} is being written by process {os.getpid()}" in said
+
+
+def test_going_on_fits_what_is_new_and_nothing_twice(series, small_picture, tmp_path, monkeypatch, capsys):
+    from nerfstudio.scripts import train
+
+    folder = tmp_path / "out" / "photos" / "loe-image" / "t"
+    shutil.copytree(series[0], folder)
+    (tmp_path / "photos").mkdir()
+    shutil.copy(small_picture, tmp_path / "photos" / "10.png")
+    Image.fromarray(waves(9, 12, 1)[..., 0]).save(tmp_path / "photos" / "1 [b].png")
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+    options = ["--data", tmp_path / "photos", "--load-dir", folder, *QUICK]
+    monkeypatch.setattr(sys, "argv", ["ns-train", "loe-image", *map(str, options)])
+    train.entrypoint()
+    said = capsys.readouterr().out
+    assert f"fitted before: {folder / '10'}" in said.replace("\n", "")
+    assert "fitted anew in 1 [b]-2" in said.replace("\n", "")
+    kept = {path: path.stat().st_mtime_ns for path in before}
+    del before[folder / "summary.csv"], kept[folder / "summary.csv"]
+    assert kept == before
+    assert [(row["name"], row["size"], row["problem"]) for row in rows_of(folder)] == [
+        ("1 [b]", "12 x 9 x 1", ""),
+        ("10", "60 x 40 x 3", ""),
+    ]
+    assert read_metrics(folder / "1 [b]-2")["width"] == 12
 
 
 def test_a_folder_without_pictures(refused, tmp_path):

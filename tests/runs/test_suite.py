@@ -7,6 +7,7 @@ import pytest
 
 from loe_field.errors import InputError
 from loe_field.files import last_line
+from loe_field.runs.content import content_of
 from loe_field.runs.report import table
 from loe_field.runs.suite import jobs_of, read_suite, search_jobs
 
@@ -53,9 +54,10 @@ def test_jobs(tmp_path):
         """,
     )
     (run,) = suite.runs
-    picture = Path("/x/cat.png")
+    picture = tmp_path / "cat.png"
+    picture.touch()
     first, second = jobs_of(suite, run, picture, best=2e-3)
-    wanted = "loe-image --machine.seed 1 --data /x/cat.png --max-num-iterations 9 --pipeline.model.num-layers 6"
+    wanted = f"loe-image --machine.seed 1 --data {picture} --max-num-iterations 9 --pipeline.model.num-layers 6"
     assert " ".join(first.words) == (
         f"{wanted} --pipeline.model.levels 2 0 4 0.5 --optimizers.fields.optimizer.lr 0.002"
     )
@@ -123,13 +125,67 @@ def test_a_method_for_comparison_is_shown_beside_the_users_own(tmp_path, monkeyp
         ('title = "t"\ndata = "x.png"\n[[runs]]\nname = "a"', r"data = 'x.png': a list \(text each\) is wanted"),
         ('title = "t"\nfigures = 3\n[[runs]]\nname = "a"', r"figures = 3: a list \(a table each\) is wanted"),
         ('title = "t"\noverrides.pipeline.model.num_layers = 3\n[[runs]]\nname = "a"', "dotted names in quotes"),
-        ('title = "t"\ntrain_seconds = "9"\n[[runs]]\nname = "a"', "train_seconds = '9': a number is wanted"),
+        ('title = "t"\ntrain_seconds = "9"\n[[runs]]\nname = "a"', "train_seconds = '9': a finite number is wanted"),
+        ('title = "t"\nseeds = []\n[[runs]]\nname = "a"', r"seeds = \[\]: give at least one"),
+        ('title = "t"\nseeds = [1, 1]\n[[runs]]\nname = "a"', r"seeds = \[1, 1\]: give at least one, each once"),
+        ('title = "t"\nseeds = [-1]\n[[runs]]\nname = "a"', r"seeds = \[-1\]: .* from 0 on and below 2\^32"),
+        ('title = "t"\ntrain_seconds = nan\n[[runs]]\nname = "a"', "train_seconds = nan: a finite number is wanted"),
+        ('title = "t"\ntrain_seconds = -1\n[[runs]]\nname = "a"', "train_seconds = -1: it must be above 0"),
+        ('title = "t"\ntarget_psnr = inf\n[[runs]]\nname = "a"', "target_psnr = inf: a finite number is wanted"),
+        (f'title = "t"\ntarget_psnr = 1{"0" * 400}\n[[runs]]\nname = "a"', "a finite number is wanted"),
+        ('title = "t"\n[[runs]]\nname = "a"\noverrides = { target_psnr = nan }', "run 1 says overrides = .*not nan"),
+        ('title = "t"\n[[runs]]\nname = "a"\noverrides = { seed = 1979-05-27 }', "run 1 says overrides = .*text, num"),
+        (
+            'title = "t"\n[[runs]]\nname = "a"\noverrides = { output_dir = "x" }',
+            "run 'a' says 'output_dir' in overrides",
+        ),
+        ('title = "t"\noverrides = { "machine.seed" = 1 }\n[[runs]]\nname = "a"', "says 'machine.seed' in overrides"),
+        ('title = "t"\n[[runs]]\nname = " "', "a run named ' '"),
+        ('title = "t"\n[[runs]]\nname = "a\\nb"', r"a run named 'a\\nb'"),
+        ('title = "t"\n[[runs]]\nname = "a"\n[search]\noptions = ["lr"]\nvalues = []\nseed = 1', "says values = "),
+        ('title = "t"\n[[runs]]\nname = "a"\n[search]\noptions = ["lr"]\nvalues = [nan]\nseed = 1', "a finite number"),
+        ('title = "t"\n[[runs]]\nname = "a"\n[search]\noptions = []\nvalues = [1]\nseed = 1', "says options = "),
+        ('title = "t"\n[[runs]]\nname = "a"\n[search]\noptions = ["lr"]\nvalues = [1]\nseed = -1', "says seed = "),
+        (f"title = {'[' * 9000}", "is not TOML"),
+        ('title = "t"\n[[runs]]\nname = 5 6', r"is not TOML: .*line 3"),
+        (
+            'title = "t"\n[[runs]]\nname = "a"' + 2 * '\n[[figures]]\nname = "f"\ntitle = "F"\nruns = []',
+            "2 figures nam",
+        ),
+        ('title = "t"\n[[runs]]\nname = "a"\n[[figures]]\nname = "curves"\ntitle = "F"\nruns = []', "not curves"),
         ('title = "t"\n[[runs]]\nname = "a"\n[[figures]]\nname = "../f"\ntitle = "F"\nruns = []', "without folders"),
     ],
 )
 def test_mistakes_are_named(tmp_path, text, words):
-    with pytest.raises(InputError, match=words):
+    with pytest.raises(InputError, match=words) as error:
         suite_of(tmp_path, text)
+    assert str(tmp_path / "suite.toml") in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_byte_order_mark_is_no_mistake(tmp_path):
+    assert suite_of(tmp_path, '\ufefftitle = "t"\n[[runs]]\nname = "a"').title == "t"
+
+
+def test_a_job_s_folder_changes_with_the_content_of_its_data(tmp_path):
+    suite = suite_of(tmp_path, 'title = "t"\n[[runs]]\nname = "a"')
+    scene = tmp_path / "scene"
+    (scene / "images").mkdir(parents=True)
+    (tmp_path / "elsewhere").mkdir()
+    (scene / "more").symlink_to(tmp_path / "elsewhere")
+    (scene / "circle").symlink_to(scene)
+    seen = set()
+
+    def folder():
+        content_of.cache_clear()
+        (job,) = jobs_of(suite, suite.runs[0], scene)
+        assert job.folder(Path("/r")) == job.folder(Path("/r"))
+        return job.folder(Path("/r")).name
+
+    for name, text in (("a", "1"), ("a", "2"), ("images/b", "1"), ("more/c", ""), ("more/d", "")):
+        (scene / name).write_text(text)
+        assert folder() not in seen
+        seen.add(folder())
 
 
 def test_a_table_without_results_says_no_machine(tmp_path):

@@ -1,20 +1,15 @@
-"""Compiles cpu.c for this processor at first use, keeps the result, and calls it with tensors.
+"""Calls cpu.c with tensors; compiles it for this processor at first use.
 
-The library lies in `$XDG_CACHE_HOME/loe_field` (`~/.cache/loe_field`), under a name made of its source, the compiler
-and the processor. OpenMP's functions are left open when it is linked: those of torch's own OpenMP, already loaded, fill
-them in, so that both share one pool of threads instead of fighting over the cores.
+OpenMP's functions are left open when it is linked: those of torch's own OpenMP, already loaded, fill them in, so that
+both share one pool of threads instead of fighting over the cores.
 """
 
 import ctypes
 import functools
 import hashlib
 import itertools
-import os
 import platform
-import shlex
-import shutil
-import subprocess
-import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,13 +17,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from loe_field.network.kernels import compiling
+from loe_field.network.kernels.compiling import Unavailable
 from loe_field.network.shape import NetworkShape
 
 _SOURCE = Path(__file__).with_name("cpu.c")
 _FLAGS = ("-O3", "-std=gnu11", "-fPIC", "-fno-math-errno", "-fno-trapping-math")
 # How OpenMP is had: from torch, from the compiler, not at all.
 _OPENMP = ((("-fopenmp",), ()), (("-fopenmp",), ("-fopenmp",)), ((), ()))
-_COMPILE_SECONDS = 120
+_FUNCTIONS = ("loe_forward", "loe_backward", "loe_orthogonalize", "loe_muon", "loe_has_half")
+_SIZES = ("loe_forward_workspace", "loe_backward_workspace", "loe_muon_workspace")
 _WIDTH_PAD = 16
 """Widths are padded to this many floats: PAD in cpu.c."""
 _ACTIVATIONS = {"sine": lambda omega_0: (1, omega_0), "leaky_relu": lambda _: (2, 0.2), "relu": lambda _: (2, 0.0)}
@@ -38,10 +36,6 @@ MAX_EXPERTS = 65535
 LARGEST_MATRIX = 128
 """Rows and columns of the largest matrix that Muon's kernels take: all that they work on, 320 kB of each thread, then
 stays in a core's L2 cache. Larger products are better cut into parts, as BLAS does it."""
-
-
-class Unavailable(RuntimeError):
-    """The kernels cannot be had on this machine; the text says why and what to do."""
 
 
 class _Network(ctypes.Structure):
@@ -66,33 +60,49 @@ class _Muon(ctypes.Structure):
     )
 
 
-@functools.cache
 def library() -> ctypes.CDLL:
     """The compiled kernels.
 
     Raises:
         Unavailable: no C compiler, or it fails.
     """
-    compiler = _compiler()
+    return _find()[0]
+
+
+@functools.cache
+def _find() -> tuple[ctypes.CDLL, str | None]:
+    """`library` and `remark`."""
+    deadline = time.monotonic() + compiling.COMPILE_SECONDS
+    compiler, problem = compiling.compiler(), ""
     flags = (*_FLAGS, "-mcpu=native" if platform.machine() in ("arm64", "aarch64") else "-march=native")
-    name = hashlib.sha256(
-        "\0".join([_SOURCE.read_text(), *compiler, _run([*compiler, "--version"]), *flags, _processor()]).encode()
-    ).hexdigest()[:16]
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "loe_field"
-    problem = ""
-    for number, (compile_flags, link_flags) in enumerate(_OPENMP):
-        path = folder / f"cpu-{name}-{number}.so"
-        try:
-            if not path.exists():
-                _build(path, compiler, [*flags, *compile_flags], link_flags)
-            loaded = ctypes.CDLL(str(path))
-        except (OSError, Unavailable) as error:  # this kind of OpenMP is not to be had
-            problem = str(error)
-            continue
-        for function in (loaded.loe_forward_workspace, loaded.loe_backward_workspace, loaded.loe_muon_workspace):
-            function.restype = ctypes.c_int64
-        return loaded
-    raise Unavailable(f"the CPU kernels could not be compiled with {compiler[0]}: {problem}")
+    version = compiling.run([*compiler, "--version"], deadline)
+    key = "\0".join([_SOURCE.read_text(), *compiler, version, *flags, _processor()])
+    with compiling.Cache() as cache:
+        for number, (compile_flags, link_flags) in enumerate(_OPENMP):
+            name = f"cpu-{hashlib.sha256(key.encode()).hexdigest()[:16]}-{number}"
+            try:
+                content = cache.get(name)
+                if content is None:
+                    content = compiling.build(_SOURCE, [*compiler, *flags, *compile_flags], link_flags, deadline)
+                    cache.put(name, content)
+                loaded = compiling.load(content, (*_FUNCTIONS, *_SIZES))
+            except compiling.TooSlow:
+                raise
+            except (OSError, Unavailable) as error:  # this kind of OpenMP is not to be had
+                problem = str(error)
+                continue
+            for size in _SIZES:
+                getattr(loaded, size).restype = ctypes.c_int64
+            remarks = [] if compile_flags else [f"on one thread, because {compiler[0]} has no OpenMP"]
+            if cache.problem:
+                remarks.append(f"compiled by every process for itself, because {cache.problem}")
+            return loaded, "; ".join(remarks) or None
+    raise Unavailable(f"the CPU kernels could not be compiled with {compiler[0]}: {compiling.one_line(problem)}")
+
+
+def remark() -> str | None:
+    """What is not as it should be with the kernels that were had, in one line: one thread, or no cache."""
+    return _find()[1] if available() else None
 
 
 def available() -> bool:
@@ -116,16 +126,6 @@ def has_bf16() -> bool:
     return available() and bool(library().loe_has_half())
 
 
-def _compiler() -> list[str]:
-    wanted = os.environ.get("CC")
-    for words in [shlex.split(wanted)] if wanted else [["cc"], ["gcc"], ["clang"]]:
-        if words and shutil.which(words[0]):
-            return words
-    raise Unavailable(
-        f"CC is {wanted!r}, which is not there" if wanted else "no C compiler: install gcc or clang, or set CC"
-    )
-
-
 def _processor() -> str:
     """The meaning of "native": the processor's name and features (home folders are shared between machines)."""
     try:
@@ -137,29 +137,9 @@ def _processor() -> str:
     )
 
 
-def _run(command: Sequence[str]) -> str:
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_COMPILE_SECONDS, check=False)
-    except (OSError, subprocess.SubprocessError) as error:
-        raise Unavailable(f"{command[0]}: {error}") from None
-    if done.returncode != 0:
-        raise Unavailable(f"{shlex.join(command)}: {done.stderr.strip()[-500:]}")
-    return done.stdout
-
-
-def _build(path: Path, compiler: list[str], compile_flags: list[str], link_flags: Sequence[str]) -> None:
-    """Compile and link into `path`, whole or not at all."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        workplace = tempfile.TemporaryDirectory(dir=path.parent, prefix=".building-")
-    except OSError as error:
-        raise Unavailable(f"{path.parent} cannot be written ({error.strerror}): set XDG_CACHE_HOME") from None
-    with workplace as folder:
-        compiled, linked = Path(folder, "cpu.o"), Path(folder, "cpu.so")
-        _run([*compiler, *compile_flags, "-c", str(_SOURCE), "-o", str(compiled)])
-        open_symbols = ("-undefined", "dynamic_lookup") if platform.system() == "Darwin" else ()
-        _run([*compiler, "-shared", str(compiled), "-o", str(linked), *link_flags, *open_symbols, "-lm"])
-        os.replace(linked, path)
+def padded(width: int) -> int:
+    """Floats of a row of pre-activations."""
+    return -(-width // _WIDTH_PAD) * _WIDTH_PAD
 
 
 def _pointers(tensors: Sequence[Tensor]) -> ctypes.Array:
@@ -211,10 +191,10 @@ class Call:
     def forward(self, coords: Tensor, *, keep: bool) -> tuple[Tensor, Tensor, Tensor | None]:
         """Output [N, out_features], expert numbers int16 [levels, N], and, if kept, pre-activations for `backward`."""
         points, c = len(coords), library()
-        index = torch.empty(self._levels, points, dtype=torch.int16)
-        z = torch.empty(self._levels, points, -(-self._width // _WIDTH_PAD) * _WIDTH_PAD) if keep else None
-        out = torch.empty(points, self._channels)
-        workspace = torch.empty(c.loe_forward_workspace(ctypes.byref(self._network)))
+        index = self._x.new_empty(self._levels, points, dtype=torch.int16)
+        z = self._x.new_empty(self._levels, points, padded(self._width)) if keep else None
+        out = self._x.new_empty(points, self._channels)
+        workspace = self._x.new_empty(c.loe_forward_workspace(ctypes.byref(self._network)))
         tensors = (coords, self._x, index, z, out, workspace)
         c.loe_forward(ctypes.byref(self._network), *map(_address, tensors))
         return out, index, z
@@ -228,7 +208,7 @@ class Call:
         weights = [torch.empty_like(w) for w in self._weights] if need_parameters else []
         biases = [torch.empty_like(b) for b in self._biases] if need_parameters else []
         pointers = [_pointers(weights), _pointers(biases)] if need_parameters else [None, None]
-        workspace = torch.empty(c.loe_backward_workspace(ctypes.byref(self._network)))
+        workspace = self._x.new_empty(c.loe_backward_workspace(ctypes.byref(self._network)))
         before = map(_address, (self._x, index, z, grad_out, grad_x))
         c.loe_backward(ctypes.byref(self._network), *before, *pointers, _address(workspace))
         return grad_x, weights, biases
@@ -242,7 +222,7 @@ def orthogonalize(matrices: Tensor, num_iterations: int, *, bf16: bool = False) 
     count, rows, columns = matrices.shape
     out, c = torch.empty_like(matrices), library()
     sizes = [ctypes.c_int64(n) for n in (count, rows, columns, num_iterations, bf16, torch.get_num_threads())]
-    workspace = _muon_workspace(rows, columns)
+    workspace = _muon_workspace(matrices)
     c.loe_orthogonalize(*sizes, *map(_address, (matrices, out, workspace)))
     return out
 
@@ -268,12 +248,12 @@ def muon_step(
     sizes = (len(weights), rows, columns, group["num_iterations"], bf16, torch.get_num_threads())
     factors = (*(group[name] for name in ("momentum", "beta2", "eps")), step_size)
     muon = _Muon(*sizes, *factors, *(ctypes.cast(k, ctypes.c_void_p) for k in kept))
-    workspace = _muon_workspace(rows, columns)
+    workspace = _muon_workspace(weights[0])
     library().loe_muon(ctypes.byref(muon), _address(workspace))
     for tensor in (*weights, *momenta, *row_scales):
         torch.autograd.graph.increment_version(tensor)
 
 
-def _muon_workspace(rows: int, columns: int) -> Tensor:
-    sizes = [ctypes.c_int64(n) for n in (rows, columns, torch.get_num_threads())]
-    return torch.empty(library().loe_muon_workspace(*sizes))
+def _muon_workspace(matrices: Tensor) -> Tensor:
+    sizes = [ctypes.c_int64(n) for n in (*matrices.shape[-2:], torch.get_num_threads())]
+    return matrices.new_empty(library().loe_muon_workspace(*sizes))

@@ -69,7 +69,7 @@ class _Encode(torch.autograd.Function):
         (out,) = ctx.saved_tensors
         shape = (-1, 2, ctx.dim, ctx.num_frequencies)
         (sine, cosine), (grad_sine, grad_cosine) = (t[:, ctx.dim :].view(shape).unbind(1) for t in (out, grad))
-        rate = 2 * math.pi * 2.0 ** torch.arange(ctx.num_frequencies, device=out.device)
+        rate = 2 * math.pi * 2.0 ** torch.arange(ctx.num_frequencies, dtype=out.dtype, device=out.device)
         return grad[:, : ctx.dim] + ((grad_sine * cosine - grad_cosine * sine) * rate).sum(-1), None
 
 

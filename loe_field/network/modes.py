@@ -1,0 +1,34 @@
+"""What torch may want of a computation beside its numbers: its operations, its shapes, a graph of it."""
+
+import torch
+from torch import Tensor
+from torch._C._functorch import is_legacy_batchedtensor
+from torch.autograd import forward_ad
+
+
+def needs_plain(*tensors: Tensor) -> bool:
+    """Whether every operation must be torch's own, and none may depend on the values.
+
+    So it is under torch.func, for forward-mode derivatives and batches of gradients, under torch.jit.trace and
+    torch.export, and for tensors without content or of a class with operations of its own.
+    """
+    if transformed():
+        return True
+    if torch.compiler.is_compiling():
+        return torch.compiler.is_exporting()
+    return torch.jit.is_tracing() or any(
+        t.is_meta
+        or type(t).__torch_dispatch__ is not Tensor.__torch_dispatch__  # pyright: ignore[reportAttributeAccessIssue]
+        or forward_ad.unpack_dual(t).tangent is not None
+        for t in tensors
+    )
+
+
+def transformed(*tensors: Tensor) -> bool:
+    """Whether a transform of torch.func is under way, or one of the tensors is a batch of gradients."""
+    return torch._C._are_functorch_transforms_active() or any(map(is_legacy_batchedtensor, tensors))
+
+
+def needs_operators() -> bool:
+    """Whether kernels must be operators of torch, which torch.compile, make_fx and other modes can see."""
+    return torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0
