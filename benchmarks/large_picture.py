@@ -9,6 +9,7 @@ Generic Images", 2001, describe why such pictures look like photographs to stati
 
 import json
 import resource
+import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,11 +63,12 @@ class LargePicture:
             tifffile.imwrite(path, leaves(self.size), photometric="rgb")
         options = ["--max-num-iterations", str(self.steps), "--precision", self.precision, "--timestamp", "run"]
         where = ["--data", str(path), "--output-dir", str(self.output_dir)]
+        folder = self.output_dir / path.stem / "loe-image" / "run"
+        shutil.rmtree(folder, ignore_errors=True)  # of an earlier call: a run's folder is not used twice
         with Children() as children:
             end = children.run(["loe-image", *options, *where])
         if end.problem:
             sys.exit(f"error: {end.problem}")
-        folder = self.output_dir / path.stem / "loe-image" / "run"
         metrics = json.loads((folder / "metrics.json").read_text("utf8"))
         peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
         names = (

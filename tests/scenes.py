@@ -101,3 +101,30 @@ def write_blender_scene(folder: Path, views=20, height=40, width=50):
     for split, chosen in (("train", [f for f in frames if f not in held_out]), ("val", held_out), ("test", held_out)):
         (folder / f"transforms_{split}.json").write_text(json.dumps({"camera_angle_x": angle, "frames": chosen}))
     return folder
+
+
+def write_colmap_scene(folder: Path, views=6, height=8, width=10, at="sparse/0", offset=(0.0, 0.0, 0.0)):
+    """The same as COLMAP leaves it, in text, shifted by an offset. Returns its folder."""
+    content = json.loads((write_scene(folder, views, height, width) / "transforms.json").read_text())
+    (folder / "transforms.json").unlink()
+    (folder / at).mkdir(parents=True)
+    lens = " ".join(str(content[name]) for name in ("w", "h", "fl_x", "fl_y", "cx", "cy"))
+    (folder / at / "cameras.txt").write_text(f"1 PINHOLE {lens}\n")
+    lines = []
+    for number, frame in enumerate(content["frames"]):
+        pose = np.array(frame["transform_matrix"])[:3] * [1, -1, -1, 1]  # right, down, forward
+        turn = pose[:, :3].T
+        x, y, z = -turn @ (pose[:, 3] + offset)
+        quaternion = quaternion_from_matrix(turn)
+        numbers = " ".join(f"{v:.17g}" for v in (*quaternion, x, y, z))
+        lines += [f"{number + 1} {numbers} 1 {Path(frame['file_path']).name}", ""]
+    (folder / at / "images.txt").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def quaternion_from_matrix(turn):
+    """Quaternion (w, x, y, z) of a rotation [3, 3]."""
+    (a, b, c), (d, e, f), (g, h, i) = turn
+    symmetric = [[a + e + i, h - f, c - g, d - b], [0, a - e - i, b + d, c + g], [0, 0, e - a - i, f + h]]
+    matrix = np.array([*symmetric, [0, 0, 0, i - a - e]])
+    return np.linalg.eigh(matrix + np.triu(matrix, 1).T)[1][:, -1]

@@ -28,6 +28,7 @@ from torch import Tensor
 from loe_field.errors import InputError
 from loe_field.network.checks import check_choice
 from loe_field.network.layers import LoEMLP
+from loe_field.network.shape import activate
 from loe_field.network.tiling import blending_weights, expert_index
 
 Quantization = Literal["fp16", "int8"]
@@ -100,7 +101,7 @@ def _int8_levels(field: LoEMLP, stored: dict[str, Tensor]) -> dict[int, tuple[Te
                 steps[experts] = whole.unflatten(1, (len(experts), -1)).transpose(0, 1)
             layer.weight.copy_(steps * scale.to(torch.float32)[..., None])  # type: ignore[operator, union-attr]
             levels[i] = steps.to(torch.int8), scale
-        x = rounded._activate(layer(x, coords))
+        x = activate(layer(x, coords), field.activation, field.omega_0)
     return levels
 
 

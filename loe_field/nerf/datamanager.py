@@ -1,6 +1,5 @@
 """nerfstudio's DataManager for posed pictures, with everything on the device."""
 
-import struct
 import warnings
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -18,13 +17,11 @@ from nerfstudio.utils.rich_utils import CONSOLE
 from torch import Tensor
 
 from loe_field.errors import InputError
+from loe_field.nerf.parser import LookingParser, parser_class
 from loe_field.nerf.pictures import PosedPictures
 from loe_field.nerf.rays import RayTable
 from loe_field.nerf.scene import check_scene, usable
 from loe_field.training.config import require_at_least
-
-_BROKEN = (ArithmeticError, AssertionError, KeyError, OSError, RuntimeError, TypeError, ValueError, struct.error)
-"""Errors of the host's readers at files that they cannot take."""
 
 
 @dataclass
@@ -42,6 +39,7 @@ class SceneDataManager(VanillaDataManager[InputDataset]):
     """The host's data manager, whose training rays come from a RayTable."""
 
     config: SceneDataManagerConfig
+    dataparser: LookingParser
     held_out: bool
     """Whether the evaluation set has views that are not trained on."""
     train_pixel_sampler: RayTable  # type: ignore[assignment]
@@ -55,22 +53,29 @@ class SceneDataManager(VanillaDataManager[InputDataset]):
         check_scene(config.dataparser)
         # The host's cameras index in a way that newer versions of torch warn of with every picture; nothing is wrong.
         warnings.filterwarnings("ignore", message="Using a non-tuple sequence", category=UserWarning)
+        host = config.dataparser._target
+        config.dataparser._target = parser_class(host)
         try:
             super().__init__(config, *args, **kwargs)
-        except InputError:
-            raise
-        except _BROKEN as error:
-            reason = f"{type(error).__name__}: {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
-            raise InputError(f"{config.dataparser.data} cannot be read as a scene: {reason or repr(error)}") from error
+        finally:
+            config.dataparser._target = host  # in config.yml the scene is read by the host, and here as it is now
 
     def create_train_dataset(self) -> InputDataset:
         """The training views whose pictures are there."""
         outputs = usable(self.train_dataparser_outputs, "training")
         count = len(outputs.image_filenames)
-        if count < 2 and self.test_mode != "inference":
-            raise InputError(f"{count} training views have their pictures: at least two are needed")
+        if self.test_mode != "inference":
+            if not count:
+                raise InputError("no training view has its picture: one is needed, and many are better")
+            if count == 1:
+                CONSOLE.print("one single training view: its colours can be learned, depth cannot", soft_wrap=True)
         self.train_dataparser_outputs = outputs
-        return PosedPictures(outputs, scale_factor=self.config.camera_res_scale_factor)
+        return PosedPictures(outputs, scale_factor=self._scale)
+
+    @property
+    def _scale(self) -> float:
+        """Scale at which pictures are read."""
+        return self.config.camera_res_scale_factor * self.dataparser.shrink
 
     def create_eval_dataset(self) -> InputDataset:
         """The held-out views whose pictures are there, or the training views if there are none."""
@@ -85,7 +90,7 @@ class SceneDataManager(VanillaDataManager[InputDataset]):
             )
             outputs = self.train_dataparser_outputs
         self.held_out = not set(self.train_dataparser_outputs.image_filenames).issuperset(outputs.image_filenames)
-        return PosedPictures(outputs, scale_factor=self.config.camera_res_scale_factor)
+        return PosedPictures(outputs, scale_factor=self._scale)
 
     def setup_train(self) -> None:
         """Put all pixels and directions on the device."""

@@ -15,6 +15,8 @@ from loe_field.nerf.model import LoENerfModel, LoENerfModelConfig
 from loe_field.network.protocol import Network
 from loe_field.training.pipeline import LoEPipeline, LoEPipelineConfig
 
+_SAMPLER_COUNTS = {"_step", "_steps_since_update"}
+
 
 @dataclass
 class NerfPipelineConfig(LoEPipelineConfig):
@@ -41,6 +43,16 @@ class NerfPipeline(LoEPipeline):
         """Also whether the coordinates are those of all space, contracted, or of the scene's box."""
         scene = {"scene": getattr(self.model.config, "scene", None)}
         return [options | scene for options in super().network_options()]
+
+    def counts(self) -> dict[str, int]:
+        """Steps since the proposal networks were trained, by which the host's sampler decides when they are again."""
+        sampler = getattr(self.model, "proposal_sampler", None)
+        return {name: getattr(sampler, name) for name in _SAMPLER_COUNTS} if sampler is not None else {}
+
+    def load_counts(self, counts: dict[str, int]) -> None:
+        """As counts gave them."""
+        for name in _SAMPLER_COUNTS & counts.keys():
+            setattr(self.model.proposal_sampler, name, counts[name])
 
     @property
     def capturable(self) -> bool:

@@ -1,25 +1,33 @@
 """Every pixel of every posed picture on the device, and batches of rays through them."""
 
-import itertools
-
 import numpy as np
 import torch
-from nerfstudio.cameras.cameras import Cameras
+from nerfstudio.cameras.camera_utils import radial_and_tangential_undistort
+from nerfstudio.cameras.cameras import Cameras, CameraType
 from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.data.datasets.base_dataset import InputDataset
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from loe_field.errors import InputError
+from loe_field.pictures.memory import available_memory
 from loe_field.signals.seeds import seeded_generator
+
+_SMALL_TABLE = 2**22
+"""Entries of a table of directions that are not looked at: 64 MiB."""
+_TABLE_ENTRY = 16  # bytes: a direction and an area
+_AT_ONCE = 2**18  # rays that are made at once: the host takes some 140 bytes for each
+_IN_CLOSED_FORM = (CameraType.PERSPECTIVE.value, CameraType.FISHEYE.value)
 
 
 class RayTable:
-    """Pixels and the directions in which the cameras see them, made once.
+    """Pixels and the directions in which the cameras see them.
 
     Lens distortion is undone for each lens and size of picture once, not for every batch: cameras that differ only in
-    their poses share one table of directions. Pictures may be RGB or RGBA and of any sizes; masked pixels give no rays.
-    A damaged picture, or masks that leave no pixel, are an InputError.
+    their poses share one table of directions. Where there are so many lenses that the tables would take more than a
+    byte for each pixel of the scene, directions are computed for each batch. Pictures may be RGB or RGBA and of any
+    sizes; masked pixels give no rays. A damaged picture, masks that leave no pixel, a lens that gives no directions and
+    a scene that memory does not hold are an InputError.
     """
 
     num_pixels: int
@@ -37,31 +45,43 @@ class RayTable:
         self._poses = cameras.camera_to_worlds.to(self._device)
         lens = lens_numbers(cameras)
         _, first, which = np.unique(lens.numpy(), axis=0, return_index=True, return_inverse=True)
-        tables = [_directions(cameras, int(i)) for i in first]
-        starts = np.cumsum([0, *(len(table) for table, _, _ in tables)])
-        directions, areas, offsets = (torch.cat(parts) for parts in zip(*tables))
-        self._directions, self._areas = directions.to(self._device), areas.to(self._device)
-        self._offsets = offsets.to(self._device) if offsets.any() else None
+        pixels = (cameras.width.flatten().long() * cameras.height.flatten().long()).numpy()
+        starts = np.cumsum([0, *pixels[first]])
+        total, entries = int(pixels.sum()), int(starts[-1])
+        many = entries > max(_SMALL_TABLE, total // _TABLE_ENTRY)
+        computed = many and bool(np.isin(cameras.camera_type.numpy(), _IN_CLOSED_FORM).all())
+        _check_memory(total, 0 if computed else entries, int(pixels.max()), self._device)
+        self._lens = lens.float().to(self._device) if computed else None
+        self._offsets = None
+        if not computed:
+            tables = [_directions(cameras, int(i), self._device) for i in first]
+            self._directions, self._areas = (torch.cat(parts) for parts in list(zip(*tables))[:2])
+            offsets = [offset for _, _, offset in tables]
+            if any(offset.any() for offset in offsets if self._device.type != "meta"):
+                self._offsets = torch.cat(offsets)
+            del tables, offsets
+            self._table_starts = torch.from_numpy(starts[which.ravel()]).to(self._device)
 
-        colours, places = [], []
+        counts, places = [], []
+        self._colours = torch.empty(0, 0, dtype=torch.uint8, device=self._device)
         for i in range(len(dataset)):
-            try:
-                data = dataset.get_data(i, image_type="uint8")
-            except AssertionError as error:
-                raise InputError(f"the mask of {dataset.image_filenames[i]} cannot be used ({error})") from None
+            data = dataset.get_data(i, image_type="uint8")
             flat = data["image"].flatten(0, 1)
             if "mask" in data:
                 places.append(data["mask"].flatten().nonzero().squeeze(1).to(torch.int32))
                 flat = flat[places[-1]]
-            colours.append(flat)
-        channels = max(c.shape[1] for c in colours)
-        colours = [c if c.shape[1] == channels else torch.cat([c, c.new_full((len(c), 1), 255)], 1) for c in colours]
-        self._starts = torch.tensor([0, *itertools.accumulate(len(c) for c in colours)], device=self._device)
-        self._colours = torch.cat(colours).to(self._device)
+            done = sum(counts)
+            if flat.shape[1] > self._colours.shape[1]:  # the first picture, or the first with alpha after others
+                grown = torch.full((total, flat.shape[1]), 255, dtype=torch.uint8, device=self._device)
+                grown[:done, : self._colours.shape[1]] = self._colours[:done]
+                self._colours = grown
+            self._colours[done : done + len(flat), : flat.shape[1]] = flat.to(self._device)
+            counts.append(len(flat))
+        self._starts = torch.tensor([0, *np.cumsum(counts).tolist()], device=self._device)
+        self.num_pixels = sum(counts)
+        self._colours = self._colours[: self.num_pixels]
         self._places = torch.cat(places).to(self._device) if places else None
         self._widths = cameras.width.flatten().to(self._device)
-        self._table_starts = torch.from_numpy(starts[which.ravel()]).to(self._device)
-        self.num_pixels = len(self._colours)
         if not self.num_pixels:
             raise InputError("the masks leave no pixel of any picture: nothing to train on")
 
@@ -75,20 +95,25 @@ class RayTable:
         """Rays through pixels, [N], and {"image": colours [N, 3 or 4] in [0, 1], "indices": camera, row, column}."""
         camera = torch.bucketize(chosen, self._starts, right=True) - 1
         place = chosen - self._starts[camera] if self._places is None else self._places[chosen].long()
-        entry = self._table_starts[camera] + place
+        width = self._widths[camera]
+        row, column = place // width, place % width
         pose = self._poses[camera]
         turn, origins = pose[:, :, :3], pose[:, :, 3]
-        if self._offsets is not None:
-            origins = origins + (turn * self._offsets[entry][:, None, :]).sum(-1)
-        directions = (turn * self._directions[entry][:, None, :]).sum(-1)
+        if self._lens is not None:
+            directions, areas = _computed(self._lens[camera], row, column)
+        else:
+            entry = self._table_starts[camera] + place
+            directions, areas = self._directions[entry], self._areas[entry]
+            if self._offsets is not None:
+                origins = origins + (turn * self._offsets[entry][:, None, :]).sum(-1)
+        directions = (turn * directions[:, None, :]).sum(-1)
         rays = RayBundle(
             origins=origins,
             directions=normalize(directions, dim=-1),  # poses may be scaled
-            pixel_area=self._areas[entry],
+            pixel_area=areas,
             camera_indices=camera[:, None],
         )
-        width = self._widths[camera]
-        indices = torch.stack([camera, place // width, place % width], -1)
+        indices = torch.stack([camera, row, column], -1)
         return rays, {"image": self._colours[chosen].float() / 255, "indices": indices}
 
 
@@ -100,12 +125,56 @@ def lens_numbers(cameras: Cameras) -> Tensor:
     return torch.cat([p.reshape(len(cameras), -1).double() for p in parts], 1)
 
 
-def _directions(cameras: Cameras, index: int) -> tuple[Tensor, Tensor, Tensor]:
+def _check_memory(pixels: int, entries: int, largest: int, device: torch.device) -> None:
+    """Refuse a scene whose pictures, directions and largest picture while it is read do not fit."""
+    if device.type == "meta":
+        return
+    needed = pixels * 4 + entries * _TABLE_ENTRY + (largest * 16 if device.type == "cpu" else 0)
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_memory()
+    if needed > free:
+        raise InputError(
+            f"the scene is too large for memory: {pixels:,} pixels take about {needed / 2**30:.1f} GiB and "
+            f"{free / 2**30:.1f} GiB are free. Train on fewer or smaller pictures "
+            f"(--pipeline.datamanager.camera-res-scale-factor {max(0.01, 0.9 * (free / needed) ** 0.5):.2f})"
+        )
+
+
+def _directions(cameras: Cameras, index: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """Directions in the camera's own frame [pixels, 3], of length 1, and each pixel's area at distance 1.
 
     Third where the rays begin in that frame [pixels, 3]: not at 0 for orthographic and stereo cameras.
     """
     camera = cameras[index : index + 1]
     camera.camera_to_worlds = torch.eye(3, 4)[None]
-    rays = camera.generate_rays(camera_indices=0, keep_shape=True)
-    return rays.directions.flatten(0, 1), rays.pixel_area.flatten(0, 1), rays.origins.flatten(0, 1)
+    coords = camera.get_image_coords()
+    parts = []
+    for rows in coords.split(max(1, _AT_ONCE // coords.shape[1])):
+        rays = camera.generate_rays(camera_indices=0, coords=rows)
+        if not rays.directions.isfinite().all():
+            raise InputError("a lens of the scene gives no directions: mend fl_x, fl_y, cx, cy and k1, k2, ...")
+        parts.append([rays.directions.flatten(0, 1), rays.pixel_area.flatten(0, 1), rays.origins.flatten(0, 1)])
+    directions, areas, offsets = (torch.cat(part).to(device) for part in zip(*parts))
+    return directions, areas, offsets
+
+
+def _computed(lens: Tensor, row: Tensor, column: Tensor) -> tuple[Tensor, Tensor]:
+    """Directions [N, 3] and areas [N, 1] as of _directions, of perspective and fisheye cameras.
+
+    Args:
+        lens: lens_numbers of each ray's camera [N, numbers].
+        row: of its pixel, [N].
+        column: of its pixel, [N].
+    """
+    fx, fy, cx, cy, _, _, kind = lens.T[:7]
+    x, y = column + 0.5 - cx, row + 0.5 - cy
+    # The pixel, and those one to the right of it and below it, for the area.
+    at = torch.stack([torch.stack([(x + right) / fx, (y + down) / fy], -1) for right, down in ((0, 0), (1, 0), (0, 1))])
+    if lens.shape[1] > 7:
+        at = radial_and_tangential_undistort(at, lens[:, 7:])
+    across, up = at[..., 0], -at[..., 1]
+    radius = torch.sqrt(across**2 + up**2).clamp(1e-9, torch.pi)
+    fisheye = kind == CameraType.FISHEYE.value
+    scale = torch.where(fisheye, radius.sin() / radius, 1.0)
+    back = torch.where(fisheye, -radius.cos(), -1.0)
+    directions, right, down = normalize(torch.stack([across * scale, up * scale, back], -1), dim=-1)
+    return directions, ((directions - right).norm(dim=-1) * (directions - down).norm(dim=-1))[:, None]

@@ -1,109 +1,86 @@
 """Checks of a given scene, before anything is written."""
 
-import json
+import os
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from nerfstudio.cameras.cameras import CAMERA_MODEL_TO_TYPE, Cameras
+from nerfstudio.cameras.camera_utils import radial_and_tangential_undistort
+from nerfstudio.cameras.cameras import Cameras, CameraType
 from nerfstudio.data.dataparsers.base_dataparser import DataParserConfig, DataparserOutputs
-from nerfstudio.data.dataparsers.nerfstudio_dataparser import MAX_AUTO_RESOLUTION, NerfstudioDataParserConfig
+from nerfstudio.data.dataparsers.blender_dataparser import BlenderDataParserConfig
+from nerfstudio.data.dataparsers.colmap_dataparser import ColmapDataParserConfig
+from nerfstudio.data.dataparsers.instant_ngp_dataparser import InstantNGPDataParserConfig
+from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
 from nerfstudio.utils.rich_utils import CONSOLE
 from PIL import Image
+from torch import Tensor
 
 from loe_field.errors import InputError
-from loe_field.nerf.pictures import UNREADABLE, sees_through
+from loe_field.nerf.pictures import Unreadable, opened, sees_through
 from loe_field.nerf.rays import lens_numbers
 from loe_field.words import say
 
 _OTHER_FORMATS = {
     "transforms_train.json": "blender-data",
-    "colmap": "colmap",
-    "sparse": "colmap",
+    "transforms.json": "nerfstudio-data",
     "poses_bounds.npy": "nerfstudio-data after ns-process-data",
     "cameras.npz": "dnerf-data or sdfstudio-data",
     "meta_data.json": "sdfstudio-data",
 }
 """Files of other formats, and the host's word for each."""
+_COLMAP_FOLDERS = ("colmap/sparse/0", "sparse/0", "sparse", "colmap/sparse", "colmap/0", "colmap", "dense/sparse", "")
+"""Where COLMAP's cameras may lie in a scene; the host looks into the first only."""
 
 
 def check_scene(config: DataParserConfig) -> None:
-    """Look at a scene in nerfstudio's own format before the host reads it; other formats are left to the host.
-
-    Where the first picture is missing, by whose size the host chooses a downscale factor, the factor is chosen here by
-    the first that is there.
-    """
+    """Refuse a scene that is not there, or of another format than the host's reader wants; says which it is."""
     data = config.data
     if data == Path():
         raise InputError("no scene was given: --data takes the folder of a scene, or its transforms.json")
-    if not data.exists():
+    if not os.path.exists(data):
         raise InputError(f"{data} is not there: --data takes the folder of a scene, or its transforms.json")
-    if not isinstance(config, NerfstudioDataParserConfig):
+    if isinstance(config, ColmapDataParserConfig):
+        if not _has_colmap(data / config.colmap_path):
+            raise InputError(f"{data / config.colmap_path} has no cameras of COLMAP's{_hint(data)}")
+        if not (data / config.images_path).is_dir():
+            folders = sorted(p.name for p in data.iterdir() if p.is_dir() and p.name not in ("sparse", "colmap"))
+            there = f": --images-path names it, there are {', '.join(folders)}" if folders else ""
+            raise InputError(f"{data / config.images_path}, the folder of the pictures, is not there{there}")
         return
-    if not 0 < (part := config.train_split_fraction) <= 1:
-        raise InputError(
-            f"--train-split-fraction is {part:g}: it is the part of the views to train on, above 0 and up to 1"
-        )
-    path = data if data.suffix == ".json" else data / "transforms.json"
-    if not path.is_file():
-        others = [word for name, word in _OTHER_FORMATS.items() if (data / name).exists()]
-        hint = f": it looks like another format, append {others[0]} to the command" if others else ""
-        raise InputError(f"{data} has no transforms.json{hint or '; ns-process-data makes one of pictures or a video'}")
-    try:
-        content = json.loads(path.read_text("utf8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read as JSON ({error})") from None
-    frames = content.get("frames") if isinstance(content, dict) else None
-    if not isinstance(frames, list) or not frames:
-        raise InputError(f"{path} lists no frames: each picture needs one, with file_path and transform_matrix")
-    model = content.get("camera_model", "OPENCV")
-    if model not in CAMERA_MODEL_TO_TYPE:
-        raise InputError(f"{path}: camera_model is {model!r}, the host knows {', '.join(CAMERA_MODEL_TO_TYPE)}")
-    places = []
-    for number, frame in enumerate(frames):
-        if not isinstance(frame, dict) or "file_path" not in frame or "transform_matrix" not in frame:
-            raise InputError(f"{path}, frame {number} has no file_path or no transform_matrix")
-        if not isinstance(frame["file_path"], str):
-            raise InputError(f"{path}, frame {number}: file_path is {frame['file_path']!r}, not the path of a picture")
-        pose = _pose(frame["transform_matrix"], f"{path}, frame {number} ({frame['file_path']})")
-        places.append(pose[:3, 3])
-    if len(frames) < 2:
-        raise InputError(f"{path} has one single view: depth takes at least two, from different places")
-    if np.ptp(places, axis=0).max() == 0:
-        raise InputError(f"{path} has all its cameras in one place: depth takes views from different places")
-    _choose_downscale_factor(config, [path.parent / frame["file_path"] for frame in frames])
-
-
-def _pose(matrix: object, where: str) -> np.ndarray:
-    try:
-        values = np.asarray(matrix, dtype=float)
-    except (TypeError, ValueError):
-        values = np.empty(0)
-    if values.shape not in ((4, 4), (3, 4)):
-        raise InputError(f"{where}: transform_matrix is not 4 rows of 4 numbers")
-    if not np.isfinite(values).all():
-        raise InputError(f"{where}: transform_matrix holds numbers that are not finite, mend or remove the frame")
-    return values
-
-
-def _choose_downscale_factor(config: NerfstudioDataParserConfig, paths: Sequence[Path]) -> None:
-    """As the host chooses it: halve while the longer side is above its limit and a folder images_2, ... is there."""
-    first = min(paths)
-    if config.downscale_factor is not None or first.is_file():
+    if isinstance(config, BlenderDataParserConfig):
+        if not os.path.isfile(data / "transforms_train.json"):
+            raise InputError(f"{data} has no transforms_train.json{_hint(data)}")
         return
-    there = next((path for path in sorted(paths) if path.is_file()), None)
-    if there is None:
-        raise InputError(f"not one of the {len(paths)} pictures is there, the first is {first}: nothing to train on")
-    factor = 1
-    with Image.open(there) as picture:
-        longest = max(picture.size)
-    folder = there.parent.parent
-    while longest / factor > MAX_AUTO_RESOLUTION and (folder / f"images_{2 * factor}" / there.name).is_file():
-        factor *= 2
-    config.downscale_factor = factor
+    if isinstance(config, NerfstudioDataParserConfig) and not 0 < config.train_split_fraction <= 1:
+        part = f"--train-split-fraction is {config.train_split_fraction:g}"
+        raise InputError(f"{part}: it is the part of the views to train on, above 0 and up to 1")
+    if not isinstance(config, NerfstudioDataParserConfig | InstantNGPDataParserConfig) or data.suffix == ".json":
+        return
+    if os.path.exists(data / "transforms.json") and not os.path.isfile(data / "transforms.json"):
+        raise InputError(f"{data / 'transforms.json'} is not a file")
+    if not os.path.isfile(data / "transforms.json"):
+        hint = _hint(data) or "; ns-process-data makes one of pictures or a video"
+        raise InputError(f"{data} has no transforms.json{hint}")
+
+
+def _has_colmap(folder: Path) -> bool:
+    return any(os.path.isfile(folder / f"cameras.{kind}") for kind in ("bin", "txt"))
+
+
+def _hint(data: Path) -> str:
+    """What to append to the command for a scene of another format."""
+    word = next((word for name, word in _OTHER_FORMATS.items() if os.path.isfile(data / name)), None)
+    found = next((folder for folder in _COLMAP_FOLDERS if _has_colmap(data / folder)), None)
+    if word is None and found is not None:
+        word = "colmap" if found == _COLMAP_FOLDERS[0] else f"colmap --colmap-path {found or '.'}"
+        if not (data / "images").is_dir():
+            pictures = next((name for name in ("input", "rgb", "frames") if (data / name).is_dir()), "FOLDER")
+            word += f" --images-path {pictures}"
+    return f": it looks like another format, append {word} to the command" if word else ""
 
 
 def usable(outputs: DataparserOutputs, split: str, *, whole: bool = False) -> DataparserOutputs:
@@ -113,32 +90,35 @@ def usable(outputs: DataparserOutputs, split: str, *, whole: bool = False) -> Da
     the object, "transparent" if a pixel of them is and they are put on nothing, else None. Pictures are read to their
     ends if whole, else only their heads.
     """
-    cameras, kept, lost, transparent = outputs.cameras, [], [], False
+    cameras, kept, lost = outputs.cameras, [], []
+    if not len(outputs.image_filenames):
+        return outputs
     if not cameras.shape:
         raise InputError(
             f"there is one single {split} view, whose pose this format's reader in the host loses: have more of them "
             "(the dataparser's --eval-mode, --train-split-fraction or --eval-interval)"
         )
     _check_cameras(cameras, outputs.image_filenames)
+    sizes: Counter[tuple[int, int]] = Counter()
+    wrong: tuple[Path, tuple[int, int], tuple[int, int], bool] | None = None
     for i, path in enumerate(outputs.image_filenames):
         try:
-            with Image.open(path) as picture:
-                size = picture.size
-                if whole:
+            with opened(path) as picture:
+                size, wanted = picture.size, (int(cameras.width[i]), int(cameras.height[i]))
+                if size != wanted and wrong is None:
+                    wrong = path, size, wanted, _turned(picture)
+                if whole and wrong is None:
                     picture.load()
-        except UNREADABLE:
-            lost.append(path)
+        except Unreadable as error:
+            lost.append(f"{path} ({error})")
             continue
-        wanted = int(cameras.width[i]), int(cameras.height[i])
-        if size != wanted:
-            raise InputError(
-                f"{path} is {size[0]}x{size[1]} and its camera {wanted[0]}x{wanted[1]} pixels: pictures of several "
-                "sizes need w, h, fl_x, fl_y, cx and cy in each frame of transforms.json, not once for all"
-            )
-        if outputs.mask_filenames is not None:
+        sizes[size] += 1
+        if wrong is None and outputs.mask_filenames is not None:
             _check_mask(outputs.mask_filenames[i], path, size)
         kept.append(i)
-        transparent = transparent or sees_through(path)
+    if wrong is not None:
+        raise InputError(_wrong_size(*wrong, len(sizes) > 1))
+    transparent = any(sees_through(outputs.image_filenames[i]) for i in kept)
     colour = outputs.alpha_color
     background = colour.tolist() if colour is not None else "transparent" if transparent else None
     outputs = replace(outputs, metadata={**outputs.metadata, "background": background})
@@ -164,8 +144,33 @@ def usable(outputs: DataparserOutputs, split: str, *, whole: bool = False) -> Da
     )
 
 
+def _turned(picture: Image.Image) -> bool:
+    """Whether viewers show the picture with width and height exchanged."""
+    return "exif" in picture.info and picture.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+
+
+def _wrong_size(path: Path, size: tuple[int, int], wanted: tuple[int, int], turned: bool, several: bool) -> str:
+    """What is wrong where a picture is not of its camera's size."""
+    seen = f"{path} is {size[0]}x{size[1]} and its camera {wanted[0]}x{wanted[1]} pixels"
+    if size == wanted[::-1] and turned:
+        return f"{seen}: its EXIF orientation turns it for viewers, not for the host; save the pictures upright"
+    if several:
+        return (
+            f"{seen}: pictures of several sizes need w, h, fl_x, fl_y, cx and cy in each frame of transforms.json, not "
+            "once for all"
+        )
+    if size == wanted[::-1]:
+        return f"{seen}: w and h are exchanged"
+    if abs(size[0] - wanted[0]) <= 1 and abs(size[1] - wanted[1]) <= 1:
+        return f"{seen}: smaller pictures were rounded otherwise; colmap has --downscale-rounding-mode round and ceil"
+    factor = size[0] / wanted[0]
+    if abs(factor * wanted[1] - size[1]) <= 1:
+        return f"{seen}: the pictures were scaled by {factor:.4g}; so must be w, h, fl_x, fl_y, cx and cy"
+    return f"{seen}: w and h must be the pictures' own, and fl_x, fl_y, cx and cy belong to them"
+
+
 def _check_cameras(cameras: Cameras, paths: Sequence[Path]) -> None:
-    """Refuse poses and lenses that are not finite, poses that make space flat, and focal lengths of 0."""
+    """Refuse poses and lenses that are not finite, poses that make space flat, and lenses that see no picture."""
     if not torch.isfinite(cameras.camera_to_worlds).all():
         raise InputError("the cameras' poses are not finite once read, centred and scaled: mend them in the scene")
     sizes = torch.linalg.svdvals(cameras.camera_to_worlds[:, :, :3])
@@ -174,21 +179,55 @@ def _check_cameras(cameras: Cameras, paths: Sequence[Path]) -> None:
         path = paths[int(flat.nonzero()[0])]
         raise InputError(f"the pose of {path} is singular, not a rotation: mend or remove its frame")
     lens = lens_numbers(cameras)
-    wrong = ~torch.isfinite(lens).all(1) | (lens[:, :2] == 0).any(1)
+    focal, middle, size, kind = lens[:, :2], lens[:, 2:4], lens[:, 4:6], lens[:, 6]
+    wrong = ~torch.isfinite(lens).all(1) | (focal <= 0).any(1)
     if wrong.any():
-        first = int(wrong.nonzero()[0])
         raise InputError(
-            f"the lens of {paths[first]} has numbers that are not finite, or a focal length of 0: mend fl_x, fl_y, cx, "
-            "cy and k1, k2, ... of the scene"
+            f"the lens of {paths[int(wrong.nonzero()[0])]} has numbers that are not finite, or a focal length that is "
+            "not above 0: mend fl_x, fl_y, cx, cy and k1, k2, ... of the scene"
         )
+    absurd = (((size / focal).log10().abs() > 4) | ((middle / size).abs() > 1e3)).any(1)
+    absurd &= kind != CameraType.ORTHOPHOTO.value
+    if absurd.any():
+        first = int(absurd.nonzero()[0])
+        (fx, fy), (cx, cy), (width, height) = (x[first].tolist() for x in (focal, middle, size))
+        raise InputError(
+            f"{paths[first]} has {width:.0f}x{height:.0f} pixels, and its lens a focal length of {fx:g} and {fy:g} "
+            f"pixels and its middle at {cx:g}, {cy:g}: mend fl_x, fl_y, cx and cy"
+        )
+    _check_distortion(lens[(kind == CameraType.PERSPECTIVE.value) | (kind == CameraType.FISHEYE.value)])
+
+
+def _check_distortion(lens: Tensor) -> None:
+    """Refuse lenses [N, lens_numbers] whose distortion cannot be undone over most of the picture; say where some is."""
+    if lens.shape[1] != 13 or not len(lens := lens.unique(dim=0)):
+        return
+    part = torch.linspace(0.02, 0.98, 17, dtype=lens.dtype)
+    grid = torch.cartesian_prod(part, part)
+    wanted = (grid * lens[:, None, 4:6] - lens[:, None, 2:4]) / lens[:, None, :2]
+    k1, k2, k3, k4, p1, p2 = lens[:, None, 7:].unbind(-1)
+    x, y = radial_and_tangential_undistort(wanted, lens[:, None, 7:]).unbind(-1)
+    r = x * x + y * y
+    d = 1 + r * (k1 + r * (k2 + r * (k3 + r * k4)))
+    found = torch.stack(
+        [d * x + 2 * p1 * x * y + p2 * (r + 2 * x * x), d * y + 2 * p2 * x * y + p1 * (r + 2 * y * y)], -1
+    )
+    lost = float((~(((found - wanted) * lens[:, None, :2]).norm(dim=-1) < 1)).double().mean(1).max())
+    if lost > 0.5:
+        raise InputError(
+            f"the distortion of a lens cannot be undone for {lost:.0%} of its picture: mend k1, k2, k3, k4, p1 and p2 "
+            "of the scene"
+        )
+    if lost:
+        CONSOLE.print(f"the distortion of a lens cannot be undone for {lost:.0%} of its picture: rays are wrong there")
 
 
 def _check_mask(mask: Path, path: Path, size: tuple[int, int]) -> None:
     """Refuse a mask that is not there, damaged, of another size than its picture or of several channels."""
     try:
-        with Image.open(mask) as picture:
+        with opened(mask) as picture:
             found, bands = picture.size, len(picture.getbands())
-    except UNREADABLE as error:
+    except Unreadable as error:
         raise InputError(f"the mask {mask} of {path} cannot be read ({error})") from None
     if found != size or bands != 1:
         raise InputError(

@@ -11,7 +11,7 @@ from nerfstudio.pipelines.base_pipeline import VanillaPipelineConfig
 from nerfstudio.utils.rich_utils import CONSOLE
 from PIL import Image
 
-from loe_field.files import make_folder, write_each
+from loe_field.files import make_folder, write_each, write_whole
 from loe_field.nerf.datamanager import SceneDataManagerConfig
 from loe_field.nerf.pipeline import NerfPipeline, NerfPipelineConfig
 from loe_field.training.config import LoETrainerConfig
@@ -52,6 +52,9 @@ class NerfTrainer(LoETrainer):
         """Build everything, and say what is fitted to what."""
         super().setup(test_mode)
         datamanager = self.pipeline.datamanager
+        if self.local_rank == 0 and self.leaves_files:
+            with write_whole(self.base_dir / "dataparser_transforms.json") as path:  # as the host's Trainer leaves it
+                datamanager.train_dataparser_outputs.save_dataparser_transform(path)
         views, pixels = len(datamanager.train_dataset), datamanager.train_pixel_sampler.num_pixels
         seen = f"{views} training views of {pixels:,} pixels in all"
         say(f"{self._num_parameters:,} parameters{self.computed_by}, {seen}", CONSOLE)

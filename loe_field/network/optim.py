@@ -5,13 +5,13 @@ from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
-from torch.autograd import forward_ad
+from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.optimizer import Optimizer
 
 from loe_field.network.checks import check_at_least, check_choice
 from loe_field.network.kernels import cpu, triton_installed
+from loe_field.network.modes import needs_operators, needs_plain
 
 
 def orthogonalize(matrices: Tensor, num_iterations: int = 5, *, dtype: torch.dtype | None = None) -> Tensor:
@@ -37,12 +37,12 @@ def orthogonalize(matrices: Tensor, num_iterations: int = 5, *, dtype: torch.dty
     a, b, c = 3.4445, -4.7750, 2.0315
     _check_dtype(dtype)
     x = matrices.flatten(0, -3) if matrices.dim() > 2 else matrices[None]
-    differentiated = (torch.is_grad_enabled() and x.requires_grad) or forward_ad.unpack_dual(x).tangent is not None
-    if not differentiated and x.is_cuda and x.dtype == torch.float32 and max(x.shape[1:]) <= 64 and triton_installed():
+    numbers = not (torch.is_grad_enabled() and x.requires_grad) and not needs_plain(x) and not needs_operators()
+    if numbers and x.is_cuda and x.dtype == torch.float32 and max(x.shape[1:]) <= 64 and triton_installed():
         from loe_field.network.kernels.newton_schulz import newton_schulz
 
         return newton_schulz(x, num_iterations).reshape(matrices.shape)
-    if not differentiated and _fits_cpu_kernel(x):
+    if numbers and _fits_cpu_kernel(x):
         bf16 = dtype == torch.bfloat16
         return cpu.orthogonalize(x.contiguous(), num_iterations, bf16=bf16).reshape(matrices.shape)
     tall = x.shape[-2] > x.shape[-1]
@@ -63,8 +63,8 @@ def _check_dtype(dtype: torch.dtype | None) -> None:
 def _fits_cpu_kernel(matrices: Tensor) -> bool:
     """Whether kernels/cpu.c can compute these [..., rows, columns]."""
     return (
-        not torch.compiler.is_compiling()
-        and type(matrices) in (Tensor, nn.Parameter)
+        not needs_plain(matrices)
+        and not needs_operators()
         and matrices.dtype == torch.float32
         and matrices.device.type == "cpu"
         and matrices.numel() > 0

@@ -50,7 +50,11 @@ class RunFolder:
             config.timestamp = f"{timestamp}-{number}"
             self.path = config.get_base_dir()
         lock = contextlib.ExitStack()
-        lock.enter_context(locked(self.path))
+        try:
+            lock.enter_context(locked(self.path))
+        except InputError:
+            self._remove_made()
+            raise
         self.release = weakref.finalize(self, lock.close)
         if config.timestamp != timestamp:
             say(f"{timestamp} is taken: this run's folder is {self.path}", CONSOLE)
@@ -65,6 +69,9 @@ class RunFolder:
     def discard(self) -> None:
         """Remove the folder with its content, and those above it that were made for it; nothing that was there."""
         self.release()
+        self._remove_made()
+
+    def _remove_made(self) -> None:
         if self._made:
             shutil.rmtree(self.path, ignore_errors=True)
             for folder in self._made[1:]:

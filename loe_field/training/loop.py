@@ -90,12 +90,14 @@ class LoETrainer(Trainer):
     def setup(self, test_mode: Literal["test", "val", "inference"] = "val") -> None:
         """Build everything, load the checkpoint if one is wanted, then write config.yml."""
         try:
-            with self._shortage_told():
-                self._setup(test_mode)
-        except BaseException:
+            self._setup(test_mode)
+        except BaseException as error:
             if self._folder is not None:
                 self._folder.discard()
-            raise
+            problem = shortage(error)
+            if problem is None:
+                raise
+            raise InputError(problem) from None
 
     def _setup(self, test_mode: Literal["test", "val", "inference"]) -> None:
         config = self.config
@@ -245,6 +247,8 @@ class LoETrainer(Trainer):
             say(f"the checkpoint has {part}: evaluating only", CONSOLE)
         else:
             self.prepare()
+        if self.local_rank == 0:
+            self._state.go_on()
         self.record.start()
         self._progress = TrainProgress(self.record, step, total, num_seconds, per_step=per_step, unit=self.unit)
         with stop_signals(self._stop_soon) as stopped, self._progress:

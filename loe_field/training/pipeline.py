@@ -49,6 +49,13 @@ class LoEPipeline(VanillaPipeline, Steppable):
         """Options of the networks, which a checkpoint holds beside their weights and compares."""
         return [network.options for network in self.networks if network.options is not None]
 
+    def counts(self) -> dict[str, int]:
+        """What a run counts besides its steps, for its checkpoints. Subclasses may have some."""
+        return {}
+
+    def load_counts(self, counts: dict[str, int]) -> None:
+        """Go on counting where a checkpoint did; {} of checkpoints that have none."""
+
     def load_pipeline(self, loaded_state: dict[str, Any], step: int) -> None:
         """Load weights, all of them: the host would take what fits and go on with the rest untrained."""
         require_same_shapes(loaded_state, self.state_dict())

@@ -1,10 +1,11 @@
 """The state of a run: into a checkpoint, and back out of it."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from nerfstudio.engine.optimizers import Optimizers
 from nerfstudio.utils.rich_utils import CONSOLE
 from torch.amp.grad_scaler import GradScaler
@@ -26,6 +27,7 @@ class RunState:
     optimizers: Optimizers
     scaler: GradScaler
     record: RunRecord
+    _random: dict[str, torch.Tensor] = field(default_factory=dict, init=False)
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors, plain numbers and text, for torch.load(weights_only=True)."""
@@ -36,7 +38,22 @@ class RunState:
             "scalers": self.scaler.state_dict(),
             "record": self.record.state_dict(),
             "networks": self.pipeline.network_options(),
+            "random": self._random_numbers(),
+            "counts": self.pipeline.counts(),
         }
+
+    def _random_numbers(self) -> dict[str, torch.Tensor]:
+        """States of torch's generators, which samplers and backgrounds draw from."""
+        device = self.pipeline.device
+        states = {"cpu": torch.get_rng_state()}
+        return states | ({"cuda": torch.cuda.get_rng_state(device)} if torch.device(device).type == "cuda" else {})
+
+    def go_on(self) -> None:
+        """Draw the random numbers that the run of the checkpoint would have drawn next; before the first step."""
+        if "cpu" in self._random:
+            torch.set_rng_state(self._random["cpu"])
+        if "cuda" in self._random and torch.device(self.pipeline.device).type == "cuda":
+            torch.cuda.set_rng_state(self._random["cuda"], self.pipeline.device)
 
     def resume(self, config: LoETrainerConfig, check: Callable[[dict[str, Any], Path], None]) -> int:
         """Load --load-checkpoint, or the latest (or --load-step) of --load-dir; returns the first step, or 0.
@@ -68,6 +85,8 @@ class RunState:
         self.scaler.load_state_dict(state["scalers"])
         if "record" in state:
             self.record.load_state_dict(state["record"])
+        self._random = state.get("random", {})
+        self.pipeline.load_counts(state.get("counts", {}))
         say(f"going on after step {state['step'] + 1} of {path}", CONSOLE)
         return state["step"] + 1
 

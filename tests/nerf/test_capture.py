@@ -89,6 +89,13 @@ def test_nothing_is_copied_or_waited_for(white, options, trained, tmp_path):
     assert pipeline.variant(12) != pipeline.variant(13)
 
 
+def test_directions_that_are_computed_are_not_waited_for(tmp_path, monkeypatch):
+    monkeypatch.setattr("loe_field.nerf.rays._SMALL_TABLE", 0)
+    pipeline, chosen = on_meta(tmp_path, False)
+    assert pipeline.datamanager.train_pixel_sampler._lens is not None
+    rehearse(pipeline, chosen)
+
+
 def test_the_rehearsal_sees_a_copy(tmp_path):
     pipeline, chosen = on_meta(tmp_path, False)
     pipeline.model.renderer_rgb = RGBRenderer("white")

@@ -13,6 +13,7 @@ from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackLocati
 from PIL import Image
 from scenes import write_blender_scene
 from support import read_metrics
+from torch.utils._pytree import tree_leaves_with_path
 
 from loe_field.adapter.network import LoEConfig
 from loe_field.errors import InputError
@@ -26,11 +27,12 @@ NUM_PARAMETERS = 1_305_252
 LOE = {"num_layers": 6, "layer_width": 64, "tile_size": 4, "pattern": "quad_tree", "num_frequencies": 6}
 
 
-def ready(name, folder, steps=2, loe=None, **options):
+def ready(name, folder, steps=2, loe=None, evaluate_every=1000, **options):
     """The Trainer of a method with options of its model and of its levels."""
     config = deepcopy(METHODS[name])
     config.machine.device_type = "cpu"
     config.max_num_iterations, config.num_threads = steps, 1
+    config.steps_per_eval_all_images = evaluate_every
     datamanager, model = config.pipeline.datamanager, config.pipeline.model
     datamanager.dataparser = BlenderDataParserConfig(data=write_blender_scene(folder / "scene", 6, 12, 16))
     datamanager.train_num_rays_per_batch = 64
@@ -122,6 +124,41 @@ def test_steps_in_turns_of_50_are_the_same_steps(name, options, tmp_path):
         ends.append(weights(trainer))
     for group, parameters in ends[0].items():
         assert all(torch.equal(p, q) for p, q in zip(parameters, ends[1][group])), group
+
+
+VANILLA = {"num_coarse_samples": 4, "num_importance_samples": 8}
+EVERYTHING = {
+    "camera_optimizer": CameraOptimizerConfig(mode="SO3xR3"),
+    "appearance_dim": 4,
+    "background_color": "random",
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("loe-nerf", SMALL | EVERYTHING | {"scene": "unbounded"}),
+        ("baseline-nerfacto", NERFACTO | {"proposal_warmup": 2, "proposal_update_every": 4}),
+        ("baseline-vanilla-nerf", VANILLA),
+    ],
+)
+def test_a_resumed_run_is_the_undisturbed_one(name, options, tmp_path):
+    """To the last bit, evaluations and another history of random numbers notwithstanding."""
+    whole = ready(name, tmp_path / "whole", steps=12, **options)
+    whole.config.steps_per_save, whole.config.save_only_latest_checkpoint = 6, False
+    whole.train()
+    resumed = ready(name, tmp_path / "resumed", steps=12, evaluate_every=4, **options)
+    resumed.config.load_checkpoint = whole.checkpoint_dir / "step-000000005.ckpt"
+    resumed.setup()
+    torch.rand(5)
+    resumed.train()
+    ends = [torch.load(t.checkpoint_dir / "step-000000011.ckpt", weights_only=True) for t in (whole, resumed)]
+    wanted, found = (
+        {path: leaf for path, leaf in tree_leaves_with_path(end) if isinstance(leaf, torch.Tensor)} for end in ends
+    )
+    assert wanted.keys() == found.keys()
+    assert len(wanted) > 30
+    assert [path for path, leaf in wanted.items() if not torch.equal(leaf, found[path])] == []
 
 
 @pytest.mark.parametrize(

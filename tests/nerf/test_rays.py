@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.configs.method_configs import method_configs  # noqa: F401  (the host's modules import each other)
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
 from nerfstudio.data.datasets.base_dataset import InputDataset
@@ -12,6 +13,7 @@ from nerfstudio.model_components.ray_generators import RayGenerator
 from PIL import Image
 from scenes import write_scene
 
+from loe_field.errors import InputError
 from loe_field.nerf.pictures import PosedPictures
 from loe_field.nerf.rays import RayTable
 
@@ -55,12 +57,34 @@ def orthographic(content):
     content["camera_model"] = "ORTHOPHOTO"
 
 
+def a_distorted_lens_each(content):
+    distort(content)
+    a_lens_each(content)
+
+
+def a_fisheye_each(content):
+    a_distorted_lens_each(content)
+    content["camera_model"] = "OPENCV_FISHEYE"
+
+
+@pytest.mark.parametrize("computed", [False, True], ids=["table", "computed"])
 @pytest.mark.parametrize(
     "edit",
-    [lambda content: None, distort, a_lens_each, masked, scaled, orthographic],
-    ids=["plain", "distorted", "lenses", "masked", "scaled", "orthographic"],
+    [
+        lambda content: None,
+        distort,
+        a_lens_each,
+        masked,
+        scaled,
+        orthographic,
+        a_distorted_lens_each,
+        a_fisheye_each,
+    ],
+    ids=["plain", "distorted", "lenses", "masked", "scaled", "orthographic", "distorted lenses", "fisheyes"],
 )
-def test_rays_are_the_hosts(edit, tmp_path):
+def test_rays_are_the_hosts(edit, computed, tmp_path, monkeypatch):
+    if computed:
+        monkeypatch.setattr("loe_field.nerf.rays._SMALL_TABLE", 0)
     folder = write_scene(tmp_path / "s", views=5)
     left_half = np.zeros((40, 50), np.uint8)
     left_half[:, :25] = 255
@@ -68,6 +92,7 @@ def test_rays_are_the_hosts(edit, tmp_path):
     Image.fromarray(np.full_like(left_half, 255)).save(folder / "all.png")
     dataset = dataset_of(edited(folder, edit))
     table = RayTable(dataset, "cpu", num_rays_per_batch=400, seed=1)
+    assert (table._lens is not None) == (computed and edit is not orthographic)
     rays, batch = table.rays(table.draw(3))
     expected = RayGenerator(dataset.cameras)(batch["indices"])
     torch.testing.assert_close(rays.origins, expected.origins)
@@ -112,3 +137,40 @@ def test_every_pixel_is_drawn_alike(scene):
     assert abs(counts.std() / counts.mean() ** 0.5 - 1) < 0.05  # as Poisson's distribution has it
     table.num_rays_per_batch = 7
     assert len(table.draw(0)) == 7
+
+
+class ManyLenses:
+    """A scene of large pictures, each with a lens of its own, of which only one is in memory at a time."""
+
+    def __init__(self, views, height, width):
+        self.cameras = Cameras(
+            camera_to_worlds=torch.eye(3, 4).repeat(views, 1, 1),
+            fx=torch.linspace(1000, 1100, views),
+            fy=torch.linspace(1000, 1100, views),
+            cx=width / 2,
+            cy=height / 2,
+            width=width,
+            height=height,
+            distortion_params=torch.tensor([0.05, 0, 0, 0, 0, 0]),
+        )
+        self._picture = torch.zeros(height, width, 3, dtype=torch.uint8)
+
+    def __len__(self):
+        return len(self.cameras)
+
+    def get_data(self, index, image_type):
+        return {"image": self._picture}
+
+
+def test_a_lens_for_each_picture_takes_few_bytes_a_pixel():
+    table = RayTable(ManyLenses(20, 600, 800), "cpu", num_rays_per_batch=10, seed=0)
+    kept = {
+        t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in vars(table).values() if torch.is_tensor(t)
+    }
+    assert sum(kept.values()) < 3.1 * table.num_pixels
+
+
+def test_a_scene_that_memory_does_not_hold(monkeypatch):
+    monkeypatch.setattr("loe_field.nerf.rays.available_memory", lambda: 2**20)
+    with pytest.raises(InputError, match=r"9,600,000 pixels take about 0\.0 GiB and 0\.0 GiB are free.* 0\.\d\d\)"):
+        RayTable(ManyLenses(20, 600, 800), "cpu", num_rays_per_batch=10, seed=0)

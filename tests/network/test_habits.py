@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from loe_field import LoEMLP
 from loe_field.network.kernels import cpu
+from loe_field.network.optim import orthogonalize
 
 KINDS = {
     "auto": {},
@@ -322,3 +323,8 @@ def test_inference_mode_anomaly_mode_and_frozen_parameters():
         field(points).sum().backward()
     assert field.layers[0].weight.grad is None
     close(field.head.bias.grad, torch.full((2,), 12.0))
+
+
+def test_the_orthogonal_matrices_of_a_batch():
+    matrices = torch.randn(3, 4, 5)
+    close(vmap(orthogonalize)(matrices), orthogonalize(matrices))

@@ -507,3 +507,20 @@ def test_gradcheck():
 
     assert gradcheck(level, leaves, eps=1e-2, atol=2e-3, rtol=2e-3)
     assert gradgradcheck(level, leaves, eps=1e-2, atol=5e-3, rtol=5e-3)
+
+
+@kernels
+def test_torch_compile_and_batches_of_gradients():
+    """The kernels are operators of torch: one graph, with their derivatives; a batch of gradients goes around them."""
+    torch.manual_seed(0)
+    field = LoEMLP(num_layers=2, layer_width=16, out_features=2, num_frequencies=1, implementation="triton").to(DEVICE)
+    points = torch.rand(20, 2, device=DEVICE, requires_grad=True)
+    inputs = [points, *field.parameters()]
+    cotangents = torch.randn(2, 20, 2, device=DEVICE)
+    out, compiled = (call(points) for call in (field, torch.compile(field, fullgraph=True, backend="aot_eager")))
+    torch.testing.assert_close(compiled, out)
+    expected = [torch.autograd.grad(out, inputs, c, retain_graph=True) for c in cotangents]
+    for got, true in zip(torch.autograd.grad(compiled, inputs, cotangents[0]), expected[0]):
+        torch.testing.assert_close(got, true, atol=1e-5, rtol=1e-4)
+    for got, *true in zip(torch.autograd.grad(out, inputs, cotangents, is_grads_batched=True), *expected):
+        torch.testing.assert_close(got, torch.stack(true), atol=1e-5, rtol=1e-4)
