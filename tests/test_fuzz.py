@@ -311,12 +311,15 @@ def read(name, content, folder):
     else:
         from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
 
+        from loe_field.nerf.parser import parser_class
         from loe_field.nerf.scene import check_scene
 
         (folder / "transforms.json").write_bytes(content)
         for number in range(3):
             (folder / f"{number}.png").write_bytes(SOURCES["picture-png"])
-        check_scene(NerfstudioDataParserConfig(data=folder))
+        config = NerfstudioDataParserConfig(data=folder, downscale_factor=1)
+        check_scene(config)
+        parser_class(config._target)(config).get_dataparser_outputs("train")
 
 
 SOURCES: dict[str, bytes] = {}
