@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Any
 
 from loe_field.errors import InputError, shortage
+from loe_field.words import say
 
 _NAMES = ("loe-image", "loe-image-smooth", "loe-image-paper", "loe-nerf")
 _COMMANDS = [[name] for name in _NAMES]
@@ -61,7 +62,7 @@ def _show(kind: Any, error: BaseException, traceback: TracebackType | None, prev
         where, _, message = str(error).rstrip().rpartition("\n")[2].partition(": ")
         line = message if where == f"{InputError.__module__}.{InputError.__name__}" else None
     if line is not None:
-        print(f"error: {line}", file=sys.stderr)
+        say(f"error: {line}", sys.stderr)
     else:
         previous(kind, error, traceback)
 

@@ -155,6 +155,20 @@ def check_writable(folder: Path, option: str) -> None:
         raise InputError(f"{folder} cannot be written ({reason}): give {option} another folder") from None
 
 
+def check_name(path: Path, option: str) -> None:
+    """Refuse a path that no file system has room for; the name's length counts in bytes.
+
+    Raises:
+        InputError: it is too long, or holds a zero byte; `option` is what should name another one.
+    """
+    longest = max((os.fsencode(part) for part in path.parts), key=len, default=b"")
+    if b"\0" in os.fsencode(path):
+        raise InputError(f"{option} has a zero byte in it: give the path of a file")
+    if len(longest) > 255 or len(os.fsencode(path)) > 4000:
+        start = os.fsdecode(longest[:40])
+        raise InputError(f"{option} is too long, at {start}...: names have 255 bytes at most, paths 4,000")
+
+
 def check_output(path: Path) -> Path:
     """The absolute path of a file that --output names, once it is sure that it can be written.
 

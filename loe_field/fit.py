@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, get_type_hints
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from numpy.typing import ArrayLike
 
 from loe_field.errors import InputError
 from loe_field.network.layers import LoEMLP
+from loe_field.typed import typed
 
 if TYPE_CHECKING:
     from loe_field.image.load import PictureField
@@ -77,7 +78,11 @@ class ImageFit:
         Raises:
             InputError: xy is not of that shape.
         """
-        coords = np.asarray(xy, dtype=np.float32)
+        try:
+            coords = np.asarray(xy, dtype=np.float32)
+        except (TypeError, ValueError, RuntimeError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise InputError(f"xy cannot be read as coordinates ({reason}): give numbers [..., 2]") from None
         if coords.ndim == 0 or coords.shape[-1] != 2:
             raise InputError(f"xy has the shape {list(coords.shape)}: coordinates are [..., 2], x and y in pixels")
         values = self._field.picture.from_unit(self._evaluate(torch.from_numpy(coords.reshape(-1, 2))).numpy())
@@ -98,15 +103,17 @@ class ImageFit:
         Raises:
             InputError: scale is not a number above 0, or upscaling is neither.
         """
+        from loe_field.pictures.memory import check_picture_memory
         from loe_field.pictures.picture import codes, hdr_values
         from loe_field.render.window import on_grid, pictured, rendered_rows, view_of
 
-        if upscaling not in ("spline", "field"):
-            raise InputError(f"upscaling is {upscaling!r}: give 'spline' or 'field'")
-        if not 0 < scale < np.inf:
+        typed(Literal["spline", "field"], upscaling, "upscaling")
+        scale = typed(float, scale, "scale")
+        if scale <= 0:
             raise InputError(f"scale is {scale}: give a number above 0")
         kind, dtype = self._field.picture, self.reconstruction.dtype
         view = view_of((kind.width, kind.height), scale=scale)
+        check_picture_memory(view.height, view.width, kind.channels, dtype.itemsize, "the rendering")
         function = pictured(on_grid(self._evaluate), kind, view, upscaling)
         bands = rendered_rows(function, view, chunk=_CHUNK, alpha=kind.has_alpha)
         values = np.concatenate(
@@ -126,10 +133,16 @@ class ImageFit:
 
 
 def _one_at_a_time(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
-    """Let calls in several threads wait: random numbers, torch's threads and the host's console are the process's."""
+    """Let calls in several threads wait: random numbers, torch's threads and the host's console are the process's.
+
+    The keyword arguments, but the array, become what their types say, or an InputError.
+    """
 
     @functools.wraps(function)
     def waiting(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+        kinds = get_type_hints(function)
+        for name in kwargs.keys() & kinds.keys() - {"array"}:
+            kwargs[name] = typed(kinds[name], kwargs[name], name)
         with _ONE_AT_A_TIME:
             return function(*args, **kwargs)
 
@@ -190,22 +203,20 @@ def fit_image(
 
     Raises:
         InputError: the array or an option cannot be used; it is a ValueError.
+        ImportError: nerfstudio, or another package of the full installation, is not installed.
     """
-    values = _checked(array, hdr or radiance)
-    if device not in (None, "cpu", "cuda"):
-        raise InputError(f"device is {device!r}: give 'cpu' or 'cuda', or leave it out")
-    if precision not in (None, "fp32", "tf32", "bf16"):
-        raise InputError(f"precision is {precision!r}: give 'fp32', 'tf32' or 'bf16'")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # nerfstudio 1.1.5 uses names that torch has changed since
-        from loe_field import methods
-        from loe_field.adapter.trainer import SignalTrainer
-        from loe_field.image.load import PictureField
-        from loe_field.pictures.picture import blank_picture
-        from loe_field.training.in_process import in_process
+        try:
+            from loe_field import methods
+            from loe_field.adapter.trainer import SignalTrainer
+            from loe_field.image.load import PictureField
+            from loe_field.pictures.picture import blank_picture
+            from loe_field.training.in_process import in_process
+        except ModuleNotFoundError as error:
+            raise ImportError(f"fit_image needs {error.name}, which is not installed: pip install loe-field") from error
+    values = _checked(array, hdr or radiance)
     recipes = {spec.config.method_name: spec.config for spec in methods.PICTURES}
-    if method not in recipes:
-        raise InputError(f"method is {method!r}: there are {', '.join(map(str, recipes))}")
     config: Any = replace(
         copy.deepcopy(recipes[method]),
         experiment_name="array",
@@ -261,15 +272,25 @@ def _checked(array: ArrayLike, hdr: bool) -> np.ndarray:
     Raises:
         InputError: its shape, dtype or numbers are not those of a picture, or of HDR.
     """
-    values = np.asarray(array)
+    if np.ma.is_masked(array):
+        raise InputError("the array has masked values: fill them before fitting, ma.filled(...)")
+    try:
+        values = np.asarray(array)
+    except (TypeError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"the array cannot be read as one ({reason}): give numbers of one shape, on the CPU") from None
     values = values.astype(values.dtype.newbyteorder("="), copy=False)
     if values.ndim not in (2, 3) or (values.ndim == 3 and values.shape[2] not in (1, 2, 3, 4)):
         raise InputError(
             f"the array has the shape {list(values.shape)}: give [height, width], or [height, width, channels] with 1 "
             "to 4 channels"
         )
+    from loe_field.pictures.memory import check_picture_memory
+
     if 0 in values.shape:
         raise InputError(f"the array has no pixels: its shape is {list(values.shape)}")
+    height, width, channels = np.atleast_3d(values).shape
+    check_picture_memory(height, width, channels, values.itemsize, "the array")
     if hdr and values.dtype.kind != "f":
         raise InputError(f"the array holds {values.dtype} numbers: hdr=True is for floats")
     if values.dtype not in (np.uint8, np.uint16) and values.dtype.kind != "f":

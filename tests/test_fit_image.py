@@ -197,10 +197,35 @@ def test_kinds_of_arrays(name):
         (np.full((4, 4), 1e-40), {"hdr": True}, "scale it up"),
         (np.zeros((4, 4)), {"num_steps": 0}, "at least 1"),
         (np.zeros((4, 4)), {"num_layers": 1}, "num_layers"),
-        (np.zeros((4, 4)), {"device": "cuda:1"}, "'cpu' or 'cuda'"),
+        (np.zeros((4, 4)), {"device": "cuda:1"}, "one of cpu, cuda"),
         (np.zeros((4, 4)), {"precision": "fp8"}, "'fp8'"),
         (np.zeros((4, 4)), {"method": "loe-nerf"}, "'loe-nerf'"),
         (np.zeros((4, 4)), {"output_dir": "/proc/nowhere"}, "cannot be written"),
+        (np.zeros((4, 4)), {"output_dir": "x" * 300}, "too long"),
+        (np.zeros((4, 4)), {"output_dir": 5}, "output_dir is 5"),
+        (np.zeros((4, 4)), {"num_steps": "5"}, "num_steps is '5': a whole number"),
+        (np.zeros((4, 4)), {"num_steps": 2.5}, "num_steps is 2.5: a whole number"),
+        (np.zeros((4, 4)), {"num_steps": np.nan}, "num_steps is nan: a whole number"),
+        (np.zeros((4, 4)), {"seed": None}, "seed is None: a whole number"),
+        (np.zeros((4, 4)), {"progress": "yes"}, "progress is 'yes': true or false"),
+        (np.zeros((4, 4)), {"method": ["a"]}, "method is"),
+        (np.zeros((4, 4)), {"max_train_seconds": "1"}, "max_train_seconds is '1'"),
+        (np.zeros((4, 4)), {"target_psnr": "x"}, "target_psnr is 'x'"),
+        (np.zeros((4, 4)), {"tile_size": 2.0}, "tile_size is 2.0"),
+        (np.zeros((4, 4)), {"tile_size": 1000}, "tile_size is 1000: it must be 1 to 8"),
+        (np.zeros((4, 4)), {"layer_width": 10**6}, "GiB to train"),
+        (np.zeros((4, 4)), {"num_layers": 10**9}, "num_layers is 1000000000: it must be 2 to 128"),
+        (np.zeros((4, 4)), {"num_frequencies": 10**30}, "more than any machine has"),
+        (np.zeros((4, 4)), {"num_threads": 10**9}, "at most 1024"),
+        (np.zeros((4, 4)), {"pixels_per_batch": "all"}, "pixels_per_batch is 'all'"),
+        (np.zeros((4, 4)), {"device": torch.device("meta")}, "device is device"),
+        ([[1, 2], [3]], {}, "inhomogeneous"),
+        (torch.rand(4, 4, requires_grad=True), {}, "requires grad"),
+        (torch.rand(4, 4, device="meta"), {}, "meta"),
+        (np.ma.masked_array(np.zeros((4, 4)), np.eye(4)), {}, "masked values"),
+        (np.zeros((4, 4), complex), {}, "complex128"),
+        (np.zeros((4, 4), object), {}, "object"),
+        (np.broadcast_to(np.uint8(3), (10**6, 10**6)), {}, "too large for memory"),
     ],
 )
 def test_bad_input_is_one_clear_error(array, options, words, tmp_path):
@@ -215,11 +240,44 @@ def test_bad_input_is_one_clear_error(array, options, words, tmp_path):
 def test_bad_places_and_scales(fitted):
     with pytest.raises(InputError, match=r"\[4, 3\]"):
         fitted.at(np.zeros((4, 3)))
-    for scale in (0, -1, np.inf, np.nan):
-        with pytest.raises(InputError, match="above 0"):
+    for places in ("x", [[1, 2], [3]], [[1j, 1]], torch.zeros(2, 2, requires_grad=True)):
+        with pytest.raises(InputError, match="xy cannot be read"):
+            fitted.at(places)
+    for scale in (0, -1, np.inf, np.nan, "2", [2], True, 1e9):
+        with pytest.raises(InputError, match=r"above 0|finite number|the most along a side"):
             fitted.render(scale)
-    with pytest.raises(InputError, match="'spline' or 'field'"):
+    with pytest.raises(InputError, match="one of spline, field"):
         fitted.render(2, upscaling="bicubic")
+
+
+def test_torchs_defaults_are_put_aside_and_come_back():
+    array = waves(6, 9, 1)
+    alone = fit_image(array, num_steps=2, **SMALL)
+    torch.set_default_dtype(torch.float64)
+    torch.set_default_device("meta")
+    try:
+        other = fit_image(array, num_steps=2, **SMALL)
+        assert (torch.get_default_dtype(), torch.get_default_device().type) == (torch.float64, "meta")
+    finally:
+        torch.set_default_dtype(torch.float32)
+        torch.set_default_device(None)
+    assert (other.reconstruction == alone.reconstruction).all()
+    with pytest.raises(InputError, match="call it outside"), torch.device("meta"):
+        fit_image(array, num_steps=2, **SMALL)
+
+
+def test_without_the_host_it_names_the_package():
+    code = """
+import sys
+sys.modules["nerfstudio"] = None
+from loe_field import fit_image
+try:
+    fit_image([[0.0, 1.0]])
+except ImportError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.stdout == "fit_image needs nerfstudio, which is not installed: pip install loe-field\n", done
 
 
 def test_fits_in_two_threads_are_those_of_each_alone(colours):

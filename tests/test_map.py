@@ -8,8 +8,8 @@ import loe_field
 
 ROOT = Path(loe_field.__file__).parent
 FLOORS = (
-    "errors stopping version",
-    "files",
+    "errors stopping version words",
+    "files typed",
     "network",
     "baselines",
     "pictures",

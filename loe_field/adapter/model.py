@@ -1,5 +1,6 @@
 """nerfstudio's Model for a signal: a field over the unit cube."""
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
@@ -38,8 +39,12 @@ class SignalModelConfig(ModelConfig):
     """Levels of experts."""
     baseline: BaselineChoice = None
     """A baseline, for its own options."""
+    recipe: Annotated[Any, tyro.conf.Fixed, tyro.conf.Suppress] = None
+    """`loe` as the method has it, before the command's options."""
 
     def __post_init__(self) -> None:
+        if self.recipe is None:
+            self.recipe = copy.copy(self.loe)
         if self.baseline is not None and self.network == "loe":
             self.network = name_of(self.baseline)
 
@@ -53,7 +58,8 @@ class SignalModelConfig(ModelConfig):
         Raises:
             ValueError: an option is out of range.
         """
-        check_one_network(self.network, self.baseline)
+        taken = ("num_layers", "layer_width", "implementation")
+        check_one_network(self.network, self.baseline, self.loe, self.recipe, taken)
         if self.network == "loe":
             self.loe = self.loe.sized(resolution, channels)
         return build_network(self.network, self.loe, self.baseline, resolution=resolution, channels=channels)

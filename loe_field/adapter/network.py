@@ -1,14 +1,24 @@
 """The network of a fit as options: levels of experts, or a baseline."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Container, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal, TypeVar
 
-from loe_field.baselines import BaconOptions, HashGridOptions, Options, build, name_of
+import torch
+from torch import nn
+
+from loe_field.baselines import BaconOptions, BaselineName, HashGridOptions, Options, build, name_of
+from loe_field.network.checks import check_between
 from loe_field.network.implementation import Implementation
 from loe_field.network.layers import Activation, Initialization, LoEMLP
 from loe_field.network.protocol import Network
 from loe_field.network.tiling import Blending, Pattern, make_levels
+from loe_field.pictures.memory import available_memory
 from loe_field.signals.sizes import levels_for, tile_size_for
+
+N = TypeVar("N", bound=nn.Module)
+_MOST_LAYERS = 128
+"""The finest cells of the named patterns are 2^-num_layers wide, and floats of 32 bits have no 2^128."""
 
 
 @dataclass
@@ -66,6 +76,7 @@ class LoEConfig:
         assert self.num_layers is not None
         assert self.layer_width is not None
         assert self.tile_size is not None
+        check_between(2, _MOST_LAYERS, num_layers=self.num_layers)
         levels = make_levels(self.pattern, self.num_layers - 1)
         return LoEMLP(
             dim=dim,
@@ -83,18 +94,59 @@ class LoEConfig:
         )
 
 
-def check_one_network(name: str, baseline: Options | None) -> None:
-    """Compare --pipeline.model.network with the baseline's name at the end of the command.
+def check_one_network(
+    name: str, baseline: Options | None, loe: LoEConfig, recipe: LoEConfig | None, taken: Container[str]
+) -> None:
+    """Refuse options that contradict each other or would do nothing.
+
+    Args:
+        name: --pipeline.model.network.
+        baseline: the options of the network that the command's end names; None: it names none.
+        loe: the options of levels of experts, of which a baseline has those of `taken`.
+        recipe: what they were before the command changed them; None: unknown.
+        taken: names of fields.
 
     Raises:
-        ValueError: they name different networks.
+        ValueError: the two name different networks, or an option is none of the baseline's.
     """
     if baseline is not None and name != name_of(baseline):
         raise ValueError(f"--pipeline.model.network is {name} and the command ends with {name_of(baseline)}: give one")
+    if name == "loe" or recipe is None:
+        return
+    for field in fields(loe):
+        if field.name not in taken and getattr(loe, field.name) != getattr(recipe, field.name):
+            option = f"--pipeline.model.{field.name.replace('_', '-')}"
+            raise ValueError(f"{option} is for levels of experts and the network is {name}: leave it out")
+
+
+def built(make: Callable[[], N]) -> N:
+    """The network that `make` builds, once it is sure that memory holds it and its training.
+
+    Raises:
+        ValueError: memory does not hold it; with the sizes.
+    """
+    try:
+        with torch.device("meta"):  # shapes alone, which take no memory and no random number
+            numbers = sum(tensor.numel() for tensor in make().state_dict().values())
+    except (RuntimeError, OverflowError, TypeError):  # torch and Python have these for sizes beyond all memory
+        numbers = None
+    free = available_memory()
+    if numbers is None or 16 * numbers > free:  # weight, gradient and two moments, in fp32
+        size = "more than any machine has" if numbers is None else f"about {16 * numbers / 2**30:,.1f} GiB"
+        raise ValueError(
+            f"the network takes {size} to train and {free / 2**30:.1f} GiB are free: make it smaller ("
+            "layers, width, tile_size, tables)"
+        )
+    return make()
 
 
 def build_network(
-    name: str, loe: LoEConfig, options: Options | None, *, resolution: Sequence[int], channels: int
+    name: Literal["loe", BaselineName],
+    loe: LoEConfig,
+    options: Options | None,
+    *,
+    resolution: Sequence[int],
+    channels: int,
 ) -> Network:
     """The network for a signal.
 
@@ -110,8 +162,10 @@ def build_network(
     """
     if name == "loe":
         assert loe.tile_size is not None
+        check_between(1, max(8, *resolution), tile_size=loe.tile_size)
         # The largest tile covers the signal once: with smaller cells, none of its experts goes without samples.
-        return loe.build(len(resolution), channels, refinement=max(1.0, loe.tile_size / 2))
+        refinement = max(1.0, loe.tile_size / 2)
+        return built(lambda: loe.build(len(resolution), channels, refinement=refinement))
     if loe.implementation not in ("auto", "torch"):
         raise ValueError(f"implementation is {loe.implementation!r}: {name} is computed by torch")
     if name == "bacon":
@@ -124,5 +178,5 @@ def build_network(
         assert isinstance(options, HashGridOptions)
         if options.max_resolution is None:
             options = replace(options, max_resolution=max(options.min_resolution, max(resolution) // 2))
-    sizes = {"num_layers": loe.num_layers, "layer_width": loe.layer_width}
-    return build(name, dim=len(resolution), out_features=channels, **sizes, options=options)  # type: ignore[arg-type]
+    sizes: Any = {"num_layers": loe.num_layers, "layer_width": loe.layer_width}
+    return built(lambda: build(name, dim=len(resolution), out_features=channels, **sizes, options=options))

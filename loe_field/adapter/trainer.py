@@ -4,7 +4,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from nerfstudio.engine.optimizers import Optimizers
 from nerfstudio.pipelines.base_pipeline import VanillaPipelineConfig
 from nerfstudio.utils.rich_utils import CONSOLE
 
@@ -17,6 +16,7 @@ from loe_field.training.config import LoETrainerConfig
 from loe_field.training.loop import LoETrainer
 from loe_field.training.optimizers import AdamConfig, DecayConfig
 from loe_field.training.results import write_results
+from loe_field.words import say
 
 
 @dataclass
@@ -61,7 +61,7 @@ class SignalTrainer(LoETrainer):
         """Build everything, and say what computes it."""
         self._follow_the_authors()
         super().setup(test_mode)
-        CONSOLE.print(f"{self.pipeline.model.field.num_parameters:,} parameters{self.computed_by}", soft_wrap=True)
+        say(f"{self.pipeline.model.field.num_parameters:,} parameters{self.computed_by}", CONSOLE)
 
     def _follow_the_authors(self) -> None:
         """Give a baseline its authors' optimizer, schedule and batch where the config has none."""
@@ -86,12 +86,6 @@ class SignalTrainer(LoETrainer):
         for name, value in vars(datamanager).items():
             if name.endswith("_per_batch") and value == "auto":
                 setattr(datamanager, name, authors.batch)
-
-    def setup_optimizers(self) -> Optimizers:
-        """The optimizers, for a precision that the network has."""
-        if self.precision == "bf16" and self.pipeline.model.field.recipe is not None:
-            raise InputError("--precision bf16 is for levels of experts: baselines are trained in fp32, leave it out")
-        return super().setup_optimizers()
 
     def evaluate(self) -> float:
         """PSNR in dB over the whole signal."""

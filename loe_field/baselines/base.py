@@ -8,11 +8,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from loe_field.network.checks import check_at_least
+from loe_field.network.checks import check_at_least, check_between
 from loe_field.network.implementation import Resolved
 from loe_field.network.protocol import Recipe
 from loe_field.network.rows import ExpertRows
 
+MOST_LAYERS = 1000
+"""More linear layers are a slip, not a wish."""
 MAX_DIM = 3
 """Largest number of coordinates per point that the baselines take."""
 
@@ -23,7 +25,7 @@ class Baseline(nn.Module, ABC):
     Args:
         dim: coordinates per point, 1 to 3.
         out_features: width of the result, >= 1.
-        num_layers: linear layers in all, the final one included, >= 2; None: the authors' number.
+        num_layers: linear layers in all, the final one included, 2 to 1,000; None: the authors' number.
         layer_width: channels of the hidden layers, >= 1; None: the authors' number.
         options: an instance of options_type, the network's own options; None: the authors'.
 
@@ -63,7 +65,7 @@ class Baseline(nn.Module, ABC):
         if not 1 <= dim <= MAX_DIM:
             raise ValueError(f"dim is {dim}: 1 to {MAX_DIM} coordinates per point are supported")
         check_at_least(1, out_features=out_features, layer_width=self.layer_width)
-        check_at_least(2, num_layers=self.num_layers)
+        check_between(2, MOST_LAYERS, num_layers=self.num_layers)
         self.own_options: Any = self.options_type() if options is None else options
         self._build()
 

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from loe_field.baselines.base import Baseline
-from loe_field.network.checks import check_choice, check_positive
+from loe_field.network.checks import check_at_least, check_between, check_choice
 from loe_field.network.protocol import Recipe
 
 Implementation = Literal["paper", "torch", "tcnn"]
@@ -30,6 +30,9 @@ Implementation = Literal["paper", "torch", "tcnn"]
 _PRIMES = (1, 2654435761, 805459861)
 _LARGEST_HOST_TABLE = 2**28
 """Numbers, 1 GiB in fp32: more is a slip, not a wish."""
+_MOST_LEVELS = 1000
+_FINEST = 2**24
+"""Cells per axis: floats of 32 bits number no more."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +40,7 @@ class HashGridOptions:
     """A multiresolution hash grid with a small MLP (Mueller et al., Instant-NGP, SIGGRAPH 2022)."""
 
     num_levels: int = 16
-    """Grids, >= 1."""
+    """Grids, 1 to 1,000."""
     features_per_level: int = 2
     """Numbers per vertex, >= 1."""
     log2_hashmap_size: int = 24
@@ -203,13 +206,10 @@ class HashGrid(Baseline):
 
 def _check(options: HashGridOptions) -> None:
     check_choice("implementation", options.implementation, Implementation)
-    check_positive(
-        num_levels=options.num_levels,
-        features_per_level=options.features_per_level,
-        min_resolution=options.min_resolution,
-    )
-    if not 1 <= options.log2_hashmap_size <= 30:
-        raise ValueError(f"log2_hashmap_size is {options.log2_hashmap_size}: 1 to 30 is wanted")
+    check_between(1, _MOST_LEVELS, num_levels=options.num_levels)
+    check_at_least(1, features_per_level=options.features_per_level)
+    check_between(1, _FINEST, min_resolution=options.min_resolution, max_resolution=options.finest)
+    check_between(1, 30, log2_hashmap_size=options.log2_hashmap_size)
     if options.finest < options.min_resolution:
         raise ValueError(
             f"max_resolution is {options.finest}: it must be at least min_resolution, {options.min_resolution}"

@@ -2,6 +2,7 @@
 
 import math
 import shlex
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -20,6 +21,7 @@ from loe_field.runs.child import Children
 from loe_field.runs.jobs import Outcome, finished, run_job, was_other
 from loe_field.runs.report import write_report
 from loe_field.runs.suite import Job, Run, Suite, check_seeds, jobs_of, read_suite, search_jobs
+from loe_field.words import printable, say
 
 
 @dataclass
@@ -57,7 +59,7 @@ class Bench:
         if self.dry_run:
             for job in [job for pair in pairs for job in [*search_jobs(suite, *pair), *jobs_of(suite, *pair)]]:
                 variables = [f"{name}={shlex.quote(value)}" for name, value in job.environment.items()]
-                print(" ".join([*variables, shlex.join(["ns-train", *job.words])]))
+                say(" ".join([*variables, shlex.join(["ns-train", *job.words])]), sys.stdout)
             return 0
         check_writable(root, "--output-dir")
         console = Console()
@@ -67,8 +69,9 @@ class Bench:
                 for run, picture in pairs:
                     runs.run(run, picture)
             write_report(root, suite, runs.outcomes, runs.searches)
-        console.print((root / "table.md").read_text("utf8"), markup=False, highlight=False, soft_wrap=True)
-        console.print(f"results {root}", soft_wrap=True, highlight=False)
+        for line in (root / "table.md").read_text("utf8").splitlines():
+            say(line, console)
+        say(f"results {root}", console)
         if children.stopped:
             console.print("stopped; the same command goes on from here")
             return 128 + children.stopped
@@ -118,7 +121,7 @@ class _Runs:
         self.suite, self.root, self.console, self.children = suite, root, console, children
         self.outcomes: list[Outcome] = []
         self.searches: list[Outcome] = []
-        self.progress = progress_bar(console, TextColumn("{task.fields[line]}"))
+        self.progress = progress_bar(console, TextColumn("{task.fields[line]}", markup=False))
         self._task = self.progress.add_task("runs", total=0, line="")
 
     def run(self, run: Run, picture: Path | None) -> None:
@@ -134,18 +137,21 @@ class _Runs:
         for job in jobs:
             if self.children.stopped:
                 break
-            self.progress.update(self._task, description=job.label, line="")
+            self.progress.update(self._task, description=printable(job.label, self.console.encoding), line="")
             outcome = finished(job, self.root)
             if outcome is None and was_other(job, self.root):
                 said = f"{job.label}: its data are not what they were, it is fitted again"
-                self.console.print(said, soft_wrap=True, highlight=False, markup=False)
+                say(said, self.console)
             outcome = outcome or run_job(
-                job, self.root, self.children, lambda line: self.progress.update(self._task, line=line[:60])
+                job,
+                self.root,
+                self.children,
+                lambda line: self.progress.update(self._task, line=printable(line[:60], self.console.encoding)),
             )
             if outcome.problem and self.children.stopped:
                 break
             result = outcome.problem or f"PSNR {outcome.metrics['psnr']:.2f} dB"
-            self.console.print(f"{job.label}: {result}", soft_wrap=True, highlight=False, markup=False)
+            say(f"{job.label}: {result}", self.console)
             done.append(outcome)
             outcomes.append(outcome)
             self.progress.advance(self._task)

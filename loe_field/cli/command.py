@@ -13,7 +13,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeElapsedColumn
 
 from loe_field.errors import InputError, shortage
+from loe_field.files import check_name
 from loe_field.stopping import stop_signals
+from loe_field.words import say
 
 
 class Command(Protocol):
@@ -38,11 +40,15 @@ def run_command(command: type[Command], name: str) -> None:
     arguments = tyro.cli(command, prog=name, description=inspect.getdoc(command))
     output: Path | None = getattr(arguments, "output", None)
     try:
+        for option, value in vars(arguments).items():
+            for path in value if isinstance(value, tuple) else [value]:
+                if isinstance(path, Path):
+                    check_name(path, f"--{option.replace('_', '-')}")
         with nullcontext() if output is None else stop_signals(_stop):
             status = arguments.main()
         sys.stdout.flush()
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}", sys.stderr)
         status = 1
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -51,11 +57,12 @@ def run_command(command: type[Command], name: str) -> None:
         problem = shortage(error)
         if problem is None:
             raise
-        print(f"error: {problem}", file=sys.stderr)
+        say(f"error: {problem}", sys.stderr)
         status = 1
     except _Stopped as stopped:
         stopped.with_traceback(None)  # closes a `with` that was just being entered, and its temporary file with it
-        print(f"stopped: {output} was not written", file=sys.stderr, flush=True)
+        say(f"stopped: {output} was not written", sys.stderr)
+        sys.stderr.flush()
         os._exit(128 + stopped.args[0])  # at once: libpng would still complain of the picture that it did not get
     if status:
         sys.exit(status)
@@ -63,7 +70,12 @@ def run_command(command: type[Command], name: str) -> None:
 
 def progress_bar(console: Console, *columns: ProgressColumn, transient: bool = False) -> Progress:
     """A bar with a description, counts and `columns`; nothing where the console is no terminal."""
-    bar = (TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeElapsedColumn())
+    bar = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
     return Progress(*bar, *columns, console=console, transient=transient, disable=not console.is_terminal)
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import sys
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,6 +17,7 @@ from loe_field.export.fields import encode_field
 from loe_field.export.quantize import Quantization, dequantized, quantized
 from loe_field.files import check_output, write_output
 from loe_field.network.layers import LoEMLP
+from loe_field.words import say
 
 if TYPE_CHECKING:
     from loe_field.image.load import PictureField
@@ -62,7 +64,8 @@ class Export:
             lines.append(f"the picture is HDR: where v is the light, the values are {curve}; alpha is as it is")
         with write_output(output) as path:
             path.write_bytes(content)
-        print("\n".join([*lines, f"{output}: {len(content):,} bytes"]))
+        for line in [*lines, f"{output}: {len(content):,} bytes"]:
+            say(line, sys.stdout)
 
     def _safetensors(self, field: "PictureField") -> tuple[bytes, list[str]]:
         """The file's content and lines for the user."""

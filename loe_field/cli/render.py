@@ -12,6 +12,7 @@ from rich.progress import TimeRemainingColumn
 from loe_field.cli.command import progress_bar, run_command
 from loe_field.errors import InputError
 from loe_field.files import check_output
+from loe_field.words import say
 
 
 @dataclass
@@ -66,7 +67,7 @@ class Render:
             lines = write_rendering(field, field.network, picture, job, lambda rows: progress.advance(task, rows))
         lines[0] += f", {time.perf_counter() - start:.1f} s"
         for line in lines:
-            console.print(line, markup=False, highlight=False, soft_wrap=True)
+            say(line, console)
 
 
 main = partial(run_command, Render, "loe-render")

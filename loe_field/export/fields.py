@@ -1,21 +1,31 @@
 """A LoEMLP as a safetensors file that needs nothing else to be understood; docs/format.md is its specification."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import torch
 from torch import Tensor
 
 from loe_field.errors import InputError
 from loe_field.export.quantize import Quantization, dequantized, quantized
 from loe_field.files import write_output
+from loe_field.network.checks import check_choice
 from loe_field.network.implementation import Implementation
 from loe_field.network.layers import LoEMLP
+from loe_field.typed import Between, typed
 
 FORMAT_VERSION = 1
 KEY = "loe_field"
 """The metadata's key for the JSON text."""
+_DTYPES = (torch.float32, torch.float16, torch.int8)
+
+Side = Annotated[int, Between(1, 2**31 - 1)]
+PictureSize = tuple[Side, Side, Side]
+"""Height, width and channels."""
+Peak = Annotated[float, Between(2e-35, 3e38)]
+"""Picture.peak; 5000 / peak must be a float of 32 bits."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +44,26 @@ class StoredField:
     """Picture.peak of an HDR picture; None for other pictures."""
 
 
+@dataclass(frozen=True)
+class _Picture:
+    """The metadata's `picture`, as docs/format.md has it."""
+
+    height: Side
+    width: Side
+    channels: Side
+    radiance_peak: Peak | None = None
+
+
+@dataclass(frozen=True)
+class _Metadata:
+    """The metadata's JSON, as docs/format.md has it."""
+
+    network: dict[str, Any]
+    quantization: Quantization | None = None
+    picture: _Picture | None = None
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
 def save_field(
     field: LoEMLP,
     path: Path | str,
@@ -50,9 +80,13 @@ def save_field(
         picture_size: height, width and channels of the picture that it shows, noted in the file.
 
     Raises:
-        InputError: a parameter is not finite, or too large for fp16; or the file cannot be written.
-        ValueError: the quantization is unknown.
+        InputError: the network is no LoEMLP, or an argument of another kind; a parameter is not finite, or too large
+            for fp16; or the file cannot be written.
     """
+    if not isinstance(field, LoEMLP):
+        raise InputError(f"the field is a {type(field).__name__}: a LoEMLP is wanted")
+    typed(Quantization | None, quantization, "quantization")
+    picture_size = typed(PictureSize | None, picture_size, "picture_size")
     content = encode_field(field, quantization=quantization, picture_size=picture_size)
     with write_output(Path(path)) as temporary:
         temporary.write_bytes(content)
@@ -62,8 +96,13 @@ def load_field(path: Path | str, *, implementation: Implementation = "auto") -> 
     """The network of a file of `save_field` or loe-export, in fp32 on the CPU.
 
     Raises:
-        InputError: there is no such file, or it holds no network that this version understands.
+        InputError: there is no such file, or it holds no network that this version understands; or the implementation
+            is unknown.
     """
+    try:
+        check_choice("implementation", implementation, Implementation)
+    except ValueError as error:
+        raise InputError(str(error)) from None
     return read_field(Path(path), implementation=implementation)[0]
 
 
@@ -130,15 +169,39 @@ def read_field(path: Path, *, implementation: Implementation = "auto") -> tuple[
     """
     details, tensors = _read(path)
     try:
-        field = LoEMLP(**details.network, implementation=implementation)
-        field.load_state_dict(dequantized(tensors))
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise InputError(f"{path} contradicts itself: {' '.join(str(error).split())}") from None
+        with torch.device("meta"):  # no memory before the file has shown that it holds as much
+            field = typed(LoEMLP, {**details.network, "implementation": implementation}, "network").float()
+        _check_tensors(tensors, field.state_dict())
+        field.to_empty(device="cpu").load_state_dict(dequantized(tensors))
+    except InputError as error:
+        raise InputError(f"{path} contradicts itself: {error}") from None
+    except (TypeError, RuntimeError) as error:  # torch has both for sizes beyond all memory
+        raise InputError(f"{path} contradicts itself: {' '.join(str(error).split())[:200]}") from None
+    for name, value in field.state_dict().items():
+        if not value.isfinite().all():
+            raise InputError(f"{path} has numbers in {name} that are not finite: get a whole copy of it")
     return field, details
 
 
+def _check_tensors(tensors: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
+    """Refuse tensors that are not the network's: by name, shape or dtype, scales included."""
+    scales = {f"{name}.scale": value.shape[:-1] for name, value in tensors.items() if value.dtype == torch.int8}
+    shapes = {name: value.shape for name, value in wanted.items()} | scales
+    for name in (*shapes, *tensors):
+        if name not in tensors:
+            raise InputError(f"it has no tensor {name}")
+        if name not in shapes:
+            raise InputError(f"it has a tensor {name} that the network has not")
+        value = tensors[name]
+        if value.shape != shapes[name] or value.dtype not in _DTYPES[: 2 if name in scales else 3]:
+            found = f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
+            raise InputError(
+                f"{name} is {found}: {list(shapes[name])} of float32, float16, or int8 with scales is wanted"
+            )
+
+
 def _read(path: Path) -> tuple[StoredField, dict[str, Tensor]]:
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
 
     if not path.is_file():
         raise InputError(f"{path} is not a file: a safetensors file of loe-export is wanted")
@@ -146,21 +209,21 @@ def _read(path: Path) -> tuple[StoredField, dict[str, Tensor]]:
         with safe_open(path, "pt") as file:
             text = (file.metadata() or {}).get(KEY)
             tensors = {name: file.get_tensor(name) for name in file.keys()} if text is not None else {}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
+    except Exception as error:  # safetensors and torch raise whatever a broken byte leads to
         raise InputError(f"{path} cannot be read as safetensors ({error}): get a whole copy of it") from None
     if text is None:
         raise InputError(f"{path} is a safetensors file, but not one of a LoE field: its metadata has no {KEY!r}")
     try:
-        details = json.loads(text)
-        version = details["format_version"]
-        if version != FORMAT_VERSION:
-            raise InputError(
-                f"{path} has format version {version!r} and this program reads {FORMAT_VERSION}: update it"
-            )
-        size = details.get("picture")
-        picture = None if size is None else (int(size["height"]), int(size["width"]), int(size["channels"]))
-        peak = None if size is None else size.get("radiance_peak")
-        stored = StoredField(details["network"], picture, details["quantization"], details["metrics"], peak)
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise InputError(f"{path} has metadata that cannot be understood ({error!r})") from None
-    return stored, tensors
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} has metadata that are no JSON ({error}): get a whole copy of it") from None
+    where = f"{path}, {KEY}"
+    version = content.get("format_version") if isinstance(content, dict) else None
+    if version != FORMAT_VERSION:
+        raise InputError(
+            f"{path} has format version {version!r:.40} and this program reads {FORMAT_VERSION}: update it"
+        )
+    found = typed(_Metadata, content, where, strict=False)
+    size = found.picture and (found.picture.height, found.picture.width, found.picture.channels)
+    peak = found.picture and found.picture.radiance_peak
+    return StoredField(found.network, size, found.quantization, found.metrics, peak), tensors

@@ -18,6 +18,7 @@ from loe_field.image.view import PictureView
 from loe_field.pictures.picture import Picture
 from loe_field.signals.picture import PictureOptions, PictureSignal, default_picture
 from loe_field.signals.signal import Signal
+from loe_field.words import say
 
 
 @dataclass
@@ -36,7 +37,7 @@ class ImageDataManagerConfig(PictureOptions, SignalDataManagerConfig):
         picture, self.picture = self.picture, None
         signal = self.open(device, seed, picture)
         if signal.picture.note:
-            CONSOLE.print(signal.picture.note)
+            say(signal.picture.note, CONSOLE)
         return signal
 
     def view_of(self, signal: Signal) -> SignalView:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -10,16 +10,44 @@ import yaml
 from torch import Tensor
 
 from loe_field.adapter.network import LoEConfig, build_network
-from loe_field.baselines import options_type
+from loe_field.baselines import BaselineName, options_type
 from loe_field.errors import InputError
-from loe_field.export.fields import read_field
+from loe_field.export.fields import Peak, PictureSize, read_field
 from loe_field.network.protocol import Network
-from loe_field.pictures.picture import CHANNEL_NAMES, Picture, blank_picture
+from loe_field.pictures.picture import CHANNEL_NAMES, FORMATS, Picture, blank_picture
 from loe_field.pictures.read import read_picture
 from loe_field.signals.picture import default_picture
-from loe_field.training.checkpoints import find_checkpoint, read_checkpoint, require_same_shapes
+from loe_field.training.checkpoints import find_checkpoint, read_checkpoint, require_finite, require_same_shapes
+from loe_field.typed import Between, typed
 
 T = TypeVar("T")
+_Byte = Annotated[int, Between(0, 255)]
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """`Picture.kind`, as a checkpoint holds it.
+
+    Raises:
+        ValueError: two of them contradict each other.
+    """
+
+    shape: PictureSize
+    dtype: Literal["uint8", "uint16", "float16", "float32"]
+    format: Literal[FORMATS]  # type: ignore[valid-type]
+    mode: Literal["1", "L", "LA", "P", "RGB", "RGBA"]
+    palette: list[list[_Byte]] | None = None
+    icc_profile: bytes | None = None
+    peak: Peak | None = None
+
+    def __post_init__(self) -> None:
+        channels = self.shape[2]
+        if (self.mode == "P") != bool(self.palette) or any(len(entry) != channels for entry in self.palette or ()):
+            raise ValueError("its palette does not go with its mode and channels")
+        if self.mode != "P" and CHANNEL_NAMES.get(channels) != {"1": "L"}.get(self.mode, self.mode):
+            raise ValueError(f"{channels} channels do not go with the mode {self.mode}")
+        if self.peak is not None and not self.dtype.startswith("float"):
+            raise ValueError(f"a peak does not go with {self.dtype}")
 
 
 @dataclass(frozen=True)
@@ -68,34 +96,35 @@ def load_run(config: Path) -> PictureField:
         return _load_exported(config)
     options = _read_config(config)
     model = options["pipeline"]["model"]
-    folder = config.parent / options["relative_model_dir"]
+    folder = config.parent / typed(Path, options.get("relative_model_dir"), f"{config}, relative_model_dir")
     if not folder.is_dir():
         raise InputError(f"{folder} is not there: --load-config wants the config.yml in its run's folder")
     checkpoint = find_checkpoint(folder)
     state = read_checkpoint(checkpoint)
     if "signal" not in state:
         raise InputError(f"{checkpoint} does not say which kind its picture was: it was written by another version")
+    picture = blank_picture(vars(typed(_Kind, state["signal"], f"{checkpoint}, signal")))
+    size = (picture.width, picture.height)
+    name = typed(Literal["loe", BaselineName], model["network"], f"{config}, network")
+    loe = _filled(LoEConfig, model["loe"], config)
+    if loe.implementation in ("cpu", "triton"):
+        loe.implementation = "auto"
+    if name == "loe":
+        loe = loe.sized(size, picture.channels)
+    held = None if name == "loe" else model["baseline"]
+    baseline = None if held is None else _filled(options_type(name), held, config)  # type: ignore[arg-type]
     try:
-        picture = blank_picture(state["signal"])
-        size = (picture.width, picture.height)
-        loe = _filled(LoEConfig, model["loe"], config)
-        if loe.implementation in ("cpu", "triton"):
-            loe.implementation = "auto"
-        if model["network"] == "loe":
-            loe = loe.sized(size, picture.channels)
-        baseline = model["baseline"] and _filled(options_type(model["network"]), model["baseline"], config)
-        network = build_network(model["network"], loe, baseline, resolution=size, channels=picture.channels)
-    except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
+        network = build_network(name, loe, baseline, resolution=size, channels=picture.channels)
+    except ValueError as error:
         raise InputError(f"{config} or its checkpoint cannot be understood ({error}): get the run as it was") from None
     prefix = "_model.field."
     weights = {name.removeprefix("module."): w for name, w in state["pipeline"].items()}
     weights = {name.removeprefix(prefix): w for name, w in weights.items() if name.startswith(prefix)}
     assert isinstance(network, torch.nn.Module)
     require_same_shapes(weights, network.state_dict())
+    require_finite(weights, checkpoint)
     network.load_state_dict(weights)
-    return _ready(PictureField(network, picture, model["network"]))
+    return _ready(PictureField(network, picture, name))
 
 
 def _load_exported(path: Path) -> PictureField:
@@ -129,7 +158,8 @@ def load_target(config: Path, kind: Picture) -> Picture:
     """
     if config.suffix.lower() == ".safetensors":
         raise InputError(f"{config} does not say which picture it is of")
-    path = _read_config(config)["pipeline"]["datamanager"]["data"] or default_picture()
+    data = _read_config(config)["pipeline"]["datamanager"].get("data")
+    path = typed(Path | None, data, f"{config}, data") or default_picture()
     picture = read_picture(path)
     if picture.values.shape != kind.values.shape:
         was, now = (f"{p.width} x {p.height} pixels of {p.channels} channels" for p in (kind, picture))
@@ -165,27 +195,27 @@ def _read_config(path: Path) -> dict[str, Any]:
         raise InputError(f"{path} is not a file: --load-config wants the config.yml of a run of ns-train loe-image")
     try:
         config = yaml.load(path.read_text("utf8"), Loader=_PlainLoader)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(
-            f"{path} cannot be read ({str(error).splitlines()[0]}): give the config.yml of a run"
-        ) from None
+    except Exception as error:  # PyYAML raises whatever a tag's broken value leads to
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise InputError(f"{path} cannot be read ({reason}): give the config.yml of a run") from None
     method = str(config.get("method_name", "")) if isinstance(config, dict) and "" in config else ""
     if not method.startswith("loe-image"):
         kind = f"of a run of {method}" if method else "no config of a run"
         raise InputError(f"{path} is {kind}: --load-config wants the config.yml of a run of ns-train loe-image")
     try:
-        known = config["pipeline"]["datamanager"][""] == "loe_field.image.config.ImageDataManagerConfig"
-        if not known or not {"network", "loe", "baseline"} <= config["pipeline"]["model"].keys():
+        pipeline = typed(dict[str, Any], config.get("pipeline"), f"{path}, pipeline")
+        known = pipeline["datamanager"][""] == "loe_field.image.config.ImageDataManagerConfig"
+        if not known or not {"network", "loe", "baseline"} <= pipeline["model"].keys():
             raise KeyError
     except (KeyError, TypeError, AttributeError):
         raise InputError(f"{path} was written by another version: render and export it with that one") from None
     return config
 
 
-def _filled(kind: type[T], state: dict[str, Any], path: Path) -> T:
+def _filled(kind: type[T], state: Any, path: Path) -> T:
     """A config of a class with the state that a file holds."""
-    values = {name: value for name, value in state.items() if name != ""}
+    values = {name: value for name, value in typed(dict[str, Any], state, str(path)).items() if name != ""}
     known = {field.name for field in fields(kind)}  # type: ignore[arg-type]
     for name in values.keys() - known:
         raise InputError(f"{path} was written by another version: {kind.__name__} has no {name} in this one")
-    return kind(**values)
+    return typed(kind, values, str(path))

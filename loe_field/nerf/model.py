@@ -1,7 +1,7 @@
 """nerfstudio's Model: rays, samples along them, and what a camera sees."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -23,7 +23,7 @@ from nerfstudio.utils.rich_utils import CONSOLE
 from torch import Tensor, nn
 from torch.nn import Parameter
 
-from loe_field.adapter.network import LoEConfig
+from loe_field.adapter.network import LoEConfig, built, check_one_network
 from loe_field.baselines import build
 from loe_field.baselines.choice import SCENE_GRID, HashGridChoice
 from loe_field.errors import InputError
@@ -31,6 +31,7 @@ from loe_field.nerf.fields import Contraction, LoEDensityField, LoEEncoding, LoE
 from loe_field.network.protocol import Network
 from loe_field.pictures.metrics import psnr, ssim
 from loe_field.training.config import require_at_least
+from loe_field.words import say
 
 ALEXNET = "alexnet-owt-7be5be79.pth"
 """The file that torchvision keeps AlexNet's weights in."""
@@ -86,8 +87,12 @@ class LoENerfModelConfig(ModelConfig):
     stay transparent, last_sample where they have no alpha."""
     camera_optimizer: CameraOptimizerConfig = field(default_factory=lambda: CameraOptimizerConfig(mode="off"))
     """Corrections of the poses while training."""
+    recipe: Annotated[Any, tyro.conf.Fixed, tyro.conf.Suppress] = None
+    """`loe` as the method has it, before the command's options."""
 
     def __post_init__(self) -> None:
+        if self.recipe is None:
+            self.recipe = replace(self.loe)
         if self.baseline is not None:
             self.network = "hash-grid"
 
@@ -106,15 +111,17 @@ class LoENerfModel(Model):
         unbounded = config.scene == "unbounded"
         contraction = Contraction() if unbounded else None
         try:
+            taken = {option.name for option in fields(config.loe)} - {"num_layers", "layer_width", "levels"}
+            check_one_network(config.network, config.baseline, config.loe, config.recipe, taken)
             if config.network == "loe":
-                network = config.loe.build(3, 1 + config.num_features)
+                network = built(lambda: config.loe.build(3, 1 + config.num_features))
             else:
                 grid = config.baseline or SCENE_GRID
-                network = build("hash-grid", dim=3, out_features=1 + config.num_features, options=grid)
+                network = built(lambda: build("hash-grid", dim=3, out_features=1 + config.num_features, options=grid))
             proposal = replace(
                 config.loe, num_layers=config.proposal_layers, layer_width=config.proposal_width, levels=None
             )
-            proposals = [proposal.build(3, 1) for _ in config.num_proposal_samples]
+            proposals = [built(lambda: proposal.build(3, 1)) for _ in config.num_proposal_samples]
         except ValueError as error:
             raise InputError(f"{error} (an option of --pipeline.model)") from None
         aabb = self.scene_box.aabb
@@ -251,7 +258,7 @@ class LoENerfModel(Model):
         """LPIPS (Zhang et al., 2018) on pictures [1, 3, height, width], or None where AlexNet's weights are not."""
         weights = Path(torch.hub.get_dir()) / "checkpoints" / ALEXNET
         if not weights.is_file():
-            CONSOLE.print(f"LPIPS is left out: its weights {weights} are not there", soft_wrap=True)
+            say(f"LPIPS is left out: its weights {weights} are not there", CONSOLE)
             return None
         from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
 

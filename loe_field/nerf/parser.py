@@ -21,6 +21,7 @@ from torch import Tensor
 
 from loe_field.errors import InputError
 from loe_field.nerf.pictures import Unreadable, opened
+from loe_field.words import say
 
 _ENDINGS = (".png", ".jpg", ".jpeg", ".PNG", ".JPG", ".JPEG")
 _FAR = 16
@@ -442,4 +443,4 @@ def _say_one_place(count: int) -> None:
 
 
 def _say(words: str) -> None:
-    CONSOLE.print(words, soft_wrap=True, markup=False, highlight=False)
+    say(words, CONSOLE)

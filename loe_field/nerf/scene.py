@@ -22,6 +22,7 @@ from torch import Tensor
 from loe_field.errors import InputError
 from loe_field.nerf.pictures import Unreadable, opened, sees_through
 from loe_field.nerf.rays import lens_numbers
+from loe_field.words import say
 
 _OTHER_FORMATS = {
     "transforms_train.json": "blender-data",
@@ -54,6 +55,9 @@ def check_scene(config: DataParserConfig) -> None:
         if not os.path.isfile(data / "transforms_train.json"):
             raise InputError(f"{data} has no transforms_train.json{_hint(data)}")
         return
+    if isinstance(config, NerfstudioDataParserConfig) and not 0 < config.train_split_fraction <= 1:
+        part = f"--train-split-fraction is {config.train_split_fraction:g}"
+        raise InputError(f"{part}: it is the part of the views to train on, above 0 and up to 1")
     if not isinstance(config, NerfstudioDataParserConfig | InstantNGPDataParserConfig) or data.suffix == ".json":
         return
     if os.path.exists(data / "transforms.json") and not os.path.isfile(data / "transforms.json"):
@@ -121,11 +125,10 @@ def usable(outputs: DataparserOutputs, split: str, *, whole: bool = False) -> Da
     if not lost:
         return outputs
     count = len(outputs.image_filenames)
-    CONSOLE.print(
+    say(
         f"{len(lost)} of {count} pictures of the {split} views are missing or cannot be opened and left out, the first "
         f"is {lost[0]}",
-        soft_wrap=True,
-        markup=False,
+        CONSOLE,
     )
 
     def left(value: Any) -> Any:

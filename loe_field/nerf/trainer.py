@@ -17,6 +17,7 @@ from loe_field.nerf.pipeline import NerfPipeline, NerfPipelineConfig
 from loe_field.training.config import LoETrainerConfig
 from loe_field.training.loop import LoETrainer
 from loe_field.training.results import write_results
+from loe_field.words import say
 
 
 @dataclass
@@ -56,7 +57,7 @@ class NerfTrainer(LoETrainer):
                 datamanager.train_dataparser_outputs.save_dataparser_transform(path)
         views, pixels = len(datamanager.train_dataset), datamanager.train_pixel_sampler.num_pixels
         seen = f"{views} training views of {pixels:,} pixels in all"
-        CONSOLE.print(f"{self._num_parameters:,} parameters{self.computed_by}, {seen}", soft_wrap=True)
+        say(f"{self._num_parameters:,} parameters{self.computed_by}, {seen}", CONSOLE)
 
     @property
     def _num_parameters(self) -> int:

@@ -16,6 +16,13 @@ def check_at_least(least: int, **values: int) -> None:
             raise ValueError(f"{name} is {value}: it must be at least {least}")
 
 
+def check_between(least: int, most: int, **values: int) -> None:
+    """Every value must be from least to most."""
+    for name, value in values.items():
+        if not least <= value <= most:
+            raise ValueError(f"{name} is {value}: it must be {least:,} to {most:,}")
+
+
 def check_positive(**values: float) -> None:
     """All values must be positive and finite."""
     for name, value in values.items():

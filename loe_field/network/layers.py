@@ -253,8 +253,8 @@ class LoEMLP(nn.Module):
     def _evaluate(self, coords: Tensor, rows: ExpertRows | None) -> Tensor:
         circumstances = self._circumstances
         altered = circumstances["altered"]
-        weights, biases = self._weights_and_biases if altered is None else (list(self.parameters()), [])
-        if needs_plain(coords, *weights, *biases):
+        weights, biases = self._weights_and_biases if altered is None else ([], [])
+        if needs_plain(coords, *(self.parameters() if altered else (*weights, *biases))):
             return self._layer_by_layer(coords)
         resolved = resolve_implementation(self.implementation, **circumstances)
         if resolved == "cpu":
@@ -295,11 +295,8 @@ class LoEMLP(nn.Module):
         for i, (layer, level) in enumerate(zip(self.layers, self.levels)):
             if reason := _changed(layer, PositionDependentLinear):
                 return f"layers.{i} {reason}"
-            choices = (layer.level, layer.dim, layer.tile_size, layer.blending)
-            if (
-                choices != (level, self.dim, self.tile_size, self.blending)
-                or layer._parameters["weight"].shape != shape
-            ):  # type: ignore[union-attr]
+            choices = (layer.level, layer.dim, layer.tile_size, layer.blending, layer.weight.shape)  # type: ignore[union-attr]
+            if choices != (level, self.dim, self.tile_size, self.blending, shape):
                 return f"layers.{i} is not like the others"
             shape = (experts, width, width)
         return None

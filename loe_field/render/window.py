@@ -19,6 +19,8 @@ OnGrid = Callable[[np.ndarray, np.ndarray], Tensor]
 
 _SPLINE_MARGIN = 32  # pixels around a window that its spline knows of; those beyond weigh less than 1e-18
 _SPLINE_ROWS = 64  # rows of pixels whose coefficients are computed at once, at least
+_LARGEST_SIDE = 2**24
+"""Floats of 32 bits number no more pixels."""
 _BLOCK = 64  # points are evaluated in multiples of it: torch's products differ in their last bit in odd rows
 
 
@@ -85,6 +87,9 @@ def view_of(
     if size is not None and min(size) < 1:
         raise InputError(f"--size is {size[0]} {size[1]}: both must be at least 1")
     factor = 1 if scale is None else scale
+    most = max(size or (factor * (right - left), factor * (bottom - top)))
+    if most > _LARGEST_SIDE:
+        raise InputError(f"the result would be {most:.3g} pixels long: {_LARGEST_SIDE:,} are the most along a side")
     scaled = max(1, round(factor * (right - left))), max(1, round(factor * (bottom - top)))
     return View(left, top, right, bottom, *(size or scaled))
 

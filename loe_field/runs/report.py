@@ -8,6 +8,7 @@ import statistics
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from urllib.parse import quote
 
 import numpy as np
 from matplotlib import colormaps
@@ -16,6 +17,7 @@ from matplotlib.figure import Figure
 from loe_field.files import make_folder, write_each
 from loe_field.runs.jobs import Outcome
 from loe_field.runs.suite import Run, Suite
+from loe_field.words import printable
 
 _COLUMNS: dict[str, tuple[str, int | None]] = {
     "psnr": ("PSNR, final (dB)", 2),
@@ -75,11 +77,11 @@ def results_csv(outcomes: Sequence[Outcome]) -> str:
     for outcome in outcomes:
         job, metrics = outcome.job, outcome.metrics
         row = {
-            "run": job.run.name,
+            "run": printable(job.run.name),
             "search_value": job.search_value,
-            "picture": Path(metrics.get("data", job.data or "")).name,
-            "problem": outcome.problem,
-            "options": " ".join(Path(word).name if word == str(job.data) else word for word in job.words),
+            "picture": printable(Path(metrics.get("data", job.data or "")).name),
+            "problem": printable(outcome.problem),
+            "options": printable(" ".join(Path(word).name if word == str(job.data) else word for word in job.words)),
         }
         row |= {k: v for k, v in metrics.items() if not isinstance(v, dict) and k != "data"}
         row |= {f"version_{k}": v for k, v in metrics.get("versions", {}).items()}
@@ -94,7 +96,7 @@ def results_csv(outcomes: Sequence[Outcome]) -> str:
 
 def table(suite: Suite, outcomes: Sequence[Outcome], searches: Sequence[Outcome]) -> str:
     """Markdown: a row per run, mean and half the spread over seeds and pictures."""
-    lines = [f"# {suite.title}", "", *([suite.text.strip(), ""] if suite.text else [])]
+    lines = [f"# {printable(suite.title)}", "", *([suite.text.strip(), ""] if suite.text else [])]
     published = any(run.published for run in suite.runs)
     heads = [_COLUMNS.get(name, (name.replace("_", " "),))[0] for name in suite.columns]
     if suite.target_psnr and "seconds_to_target" in suite.columns:
@@ -126,8 +128,18 @@ def table(suite: Suite, outcomes: Sequence[Outcome], searches: Sequence[Outcome]
 
 def _markdown(rows: Sequence[Sequence[str]]) -> list[str]:
     """Lines of a table whose first row is its heads."""
-    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
+    lines = ["| " + " | ".join(_plain(cell) for cell in row) + " |" for row in rows]
     return [lines[0], "|---" * len(rows[0]) + "|", *lines[1:]]
+
+
+def _plain(cell: str) -> str:
+    """The text of a cell: neither a line's end, nor a cell's, nor a tag of HTML, which Markdown lets through."""
+    return printable(cell).replace("|", "\\|").replace("<", "&lt;")
+
+
+def _drawn(text: str) -> str:
+    """A name as matplotlib draws it, to which dollars would be mathematics."""
+    return printable(text).replace("$", r"\$")
 
 
 def _cell(column: str, done: Sequence[Outcome], target_psnr: float | None = None) -> str:
@@ -157,13 +169,13 @@ def curves(title: str, runs: Sequence[Run], outcomes: Sequence[Outcome]) -> Figu
                 mean = np.mean([line[: min(map(len, lines))] for line in lines], 0)
                 # Neighbours in tab20 are shades of one colour: take the full ones first.
                 colour = colours[(2 * number) % 20 + (number // 10) % 2]
-                axes.plot(mean[:, column], mean[:, 2], label=run.name, color=colour)
+                axes.plot(mean[:, column], mean[:, 2], label=_drawn(run.name), color=colour)
         axes.set_xlabel(label)
         axes.grid(alpha=0.3)
     figure.axes[0].set_ylabel("PSNR (dB)")
     if figure.axes[0].lines:
         figure.legend(*figure.axes[0].get_legend_handles_labels(), fontsize="small", loc="outside right center")
-    figure.suptitle(title)
+    figure.suptitle(_drawn(title))
     return figure
 
 
@@ -176,13 +188,13 @@ def _curve(folder: Path) -> np.ndarray:
 
 def page(folder: Path, suite: Suite, outcomes: Sequence[Outcome]) -> str:
     """HTML: reconstruction and error map of every run, or its first held-out views, with its PSNR."""
-    title = html.escape(suite.title)
+    title = html.escape(printable(suite.title))
     head = f'<!doctype html><meta charset="utf-8"><title>{title}</title><h1>{title}</h1>'
     lines = [head, '<p><img src="curves.png" width="960"></p>']
     for outcome in [o for o in outcomes if o.metrics]:
         paths = [path for name in ("reconstruction.*", "error.png") for path in sorted(outcome.folder.glob(name))]
         paths += sorted(outcome.folder.glob("views/*.png"))[:2]
-        images = "".join(f'<img src="{html.escape(os.path.relpath(p, folder))}" height="320">' for p in paths)
-        caption = html.escape(f"{outcome.job.label}: {outcome.metrics['psnr']:.2f} dB")
+        images = "".join(f'<img src="{quote(os.fsencode(os.path.relpath(p, folder)))}" height="320">' for p in paths)
+        caption = html.escape(printable(f"{outcome.job.label}: {outcome.metrics['psnr']:.2f} dB"))
         lines.append(f"<figure>{images}<figcaption>{caption}</figcaption></figure>")
     return "\n".join([*lines, ""])

@@ -29,8 +29,8 @@ from typing import Any
 import yaml
 from nerfstudio.utils.rich_utils import CONSOLE
 from PIL import Image
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from loe_field.errors import InputError
 from loe_field.files import locked, sweep, temporary_folder, write_whole
@@ -39,6 +39,7 @@ from loe_field.pictures.picture import FORMATS
 from loe_field.runs.child import Children
 from loe_field.runs.content import content_of, good_checkpoints, read_results
 from loe_field.training.folder import RunFolder
+from loe_field.words import printable, say
 
 SUMMARY, RUN = "summary.csv", "run.json"
 _NAMED = 5
@@ -121,7 +122,7 @@ def pictures_of(data: Path) -> dict[str, Path]:
     others = [path.name for path in files if path not in set(pictures)]
     if others:
         names = ", ".join(others[:_NAMED]) + (f" and {len(others) - _NAMED} more" if len(others) > _NAMED else "")
-        CONSOLE.print(f"left out, no pictures by their names: {names}", soft_wrap=True, highlight=False, markup=False)
+        say(f"left out, no pictures by their names: {names}", CONSOLE)
     root = Path(os.path.commonpath([path.parent for path in pictures]))
     short = [path.relative_to(root).with_suffix("") for path in pictures]
     times = Counter(short)
@@ -180,7 +181,7 @@ class PictureSeries:
         if children.stopped:
             begun = f"{len(self.rows)} of {len(self.pictures)} pictures were begun"
             on = f"the same command with --load-dir {self.folder} goes on"
-            CONSOLE.print(f"stopped; {begun}; {on}", soft_wrap=True, highlight=False, markup=False)
+            say(f"stopped; {begun}; {on}", CONSOLE)
             raise SystemExit(128 + children.stopped)
         if any(row["problem"] for row in self.rows):
             raise SystemExit(1)
@@ -196,7 +197,7 @@ class PictureSeries:
             if not (self.folder / SUMMARY).exists():  # by which a folder is known to be a series'
                 self._write_summary()
             for number, (name, path) in enumerate(self.pictures.items(), 1):
-                CONSOLE.rule(escape(f"{number}/{len(self.pictures)}: {name}"))
+                CONSOLE.rule(_shown(f"{number}/{len(self.pictures)}: {name}"))
                 self.rows.append(self._run(name, path, children))
                 self._write_summary()
                 if children.stopped:
@@ -211,7 +212,7 @@ class PictureSeries:
         try:
             made_of = {"options": self._options, "content": content_of(path)}
         except InputError as error:
-            print(f"error: {error}", file=sys.stderr)
+            say(f"error: {error}", sys.stderr)
             return {"name": name, "problem": str(error)}
         place = self._place(name, made_of)
         config = copy.deepcopy(self.config)
@@ -219,7 +220,7 @@ class PictureSeries:
         config.timestamp = str(Path(self.config.timestamp) / place)
         folder = config.get_base_dir()
         if _begun(folder) == {**made_of, "finished": True} and (row := _row(name, folder)) is not None:
-            CONSOLE.print(f"fitted before: {folder}", soft_wrap=True, highlight=False, markup=False)
+            say(f"fitted before: {folder}", CONSOLE)
             return row
         self._mark(folder, made_of, finished=False)
         config.load_dir = good_checkpoints(folder)
@@ -257,7 +258,7 @@ class PictureSeries:
             place = f"{name}-{number}"
         if place != name:
             said = f"the picture or the options are not what they were for {self.folder / name}: fitted anew in {place}"
-            CONSOLE.print(said, soft_wrap=True, highlight=False, markup=False)
+            say(said, CONSOLE)
         return place
 
     @staticmethod
@@ -272,7 +273,7 @@ class PictureSeries:
         with write_whole(self.folder / SUMMARY) as path, open(path, "w", encoding="utf8", newline="") as file:
             writer = csv.DictWriter(file, ["name", "size", *_FIGURES, "problem"], lineterminator="\n")
             writer.writeheader()
-            writer.writerows(self.rows)
+            writer.writerows(row | {key: printable(row[key]) for key in ("name", "problem")} for row in self.rows)
 
     def _show(self) -> None:
         """The table, and where it lies."""
@@ -284,11 +285,11 @@ class PictureSeries:
             table.add_column("problem", overflow="fold")
         for row in self.rows:
             figures = ("" if row.get(key) is None else form.format(row[key]) for key, form in _FIGURES.items())
-            problem = [escape(row["problem"])] if with_problems else []
-            table.add_row(escape(row["name"]), row.get("size"), *figures, *problem)
+            problem = [_shown(row["problem"])] if with_problems else []
+            table.add_row(_shown(row["name"]), row.get("size"), *figures, *problem)
         CONSOLE.rule()
         CONSOLE.print(table)
-        CONSOLE.print(f"  summary        {self.folder / SUMMARY}", soft_wrap=True, highlight=False, markup=False)
+        say(f"  summary        {self.folder / SUMMARY}", CONSOLE)
 
 
 def _begun(folder: Path) -> dict[str, Any] | None:
@@ -319,3 +320,8 @@ def _row(name: str, folder: Path) -> dict[str, Any] | None:
         )
     except (LookupError, TypeError):
         return None
+
+
+def _shown(text: str) -> Text:
+    """For a table or a rule, which take text without markup."""
+    return Text(printable(text, CONSOLE.encoding))

@@ -195,6 +195,7 @@ class GridSignal(Signal):
     def strips(self, field: Field, chunk: int) -> Iterator[tuple[slice, np.ndarray]]:
         """A field at all samples, float32 on the CPU, some rows of the first axis at a time: (which rows, values)."""
         inner = math.prod(self.shape[1:])
+        chunk = min(chunk, inner * self.shape[0])
         rows = max(1, chunk // inner)
         for first in range(0, self.shape[0], rows):
             last = min(first + rows, self.shape[0])

@@ -3,20 +3,31 @@
 import io
 import pickle
 import re
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
 from loe_field.errors import InputError, shortage
 from loe_field.files import make_folder, write_whole
+from loe_field.typed import Between, typed
 
 _NAME = re.compile(r"step-(\d+)\.ckpt")
 
 
 class DamagedCheckpoint(InputError):
     """A checkpoint whose content is damaged; one that could not be read now may be good."""
+
+
+@dataclass
+class _Checkpoint:
+    """The parts that every checkpoint has."""
+
+    step: Annotated[int, Between(-1, 2**62)]
+    pipeline: dict[str, Any]
+    optimizers: dict[str, Any]
 
 
 def checkpoint_steps(folder: Path) -> list[int]:
@@ -100,8 +111,13 @@ def _try_read(path: Path) -> dict[str, Any] | str:
             raise InputError(f"{path} cannot be read: {lacked}") from None
         words = str(error).splitlines()
         return words[0] if words else type(error).__name__
-    if not isinstance(state, dict) or not {"step", "pipeline", "optimizers"} <= state.keys():
+    try:
+        typed(_Checkpoint, state, "the file", strict=False)
+    except InputError:
         return "it is a file of torch's but not a checkpoint"
+    for name, value in state["pipeline"].items():
+        if not torch.is_tensor(value) or value.layout != torch.strided or value.is_quantized:
+            return f"its {name} is no tensor of a network"
     return state
 
 
@@ -131,3 +147,10 @@ def require_same_shapes(loaded: dict[str, Tensor], wanted: dict[str, Tensor]) ->
         there, here = list(found[name].shape), list(wanted[name].shape)
         if there != here:
             raise _misfit(f" is of another shape: {short} is {there} in it and {here} in this network")
+
+
+def require_finite(loaded: dict[str, Tensor], path: Path) -> None:
+    """Refuse parameters that are not finite: nothing but black, or nothing at all, would come of them."""
+    for name, value in loaded.items():
+        if not value.isfinite().all():
+            raise InputError(f"{path} has numbers in {name} that are not finite: take an older checkpoint of the run")

@@ -2,6 +2,7 @@
 
 import math
 import os
+import socket
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -17,8 +18,11 @@ from nerfstudio.engine.trainer import TrainerConfig
 from nerfstudio.utils.rich_utils import CONSOLE
 
 from loe_field.errors import InputError
-from loe_field.files import write_whole
+from loe_field.files import check_name, write_whole
 from loe_field.training.checkpoints import find_checkpoint, read_checkpoint
+from loe_field.words import printable, say
+
+_MOST_THREADS = 1024
 
 
 def require_at_least(least: int, config: Any, *names: str, prefix: str = "") -> None:
@@ -83,6 +87,26 @@ class LoETrainerConfig(TrainerConfig):
     )
     """Loggers; the console has its own lines."""
 
+    def __post_init__(self) -> None:
+        """Look at --load-config while the command line is read: the host opens it before anything else is called."""
+        if self.load_config is not None:
+            try:
+                begins = self.load_config.read_text("utf8")[:16]
+            except (OSError, UnicodeDecodeError) as error:
+                raise InputError(f"--load-config {printable(self.load_config)} cannot be read: {error}") from None
+            if begins != "!!python/object:":
+                raise InputError(f"--load-config {printable(self.load_config)} is not the config.yml of a run")
+
+    def set_timestamp(self) -> None:
+        """Set it, which is the first thing that the host asks for, and refuse names that no file can have."""
+        super().set_timestamp()
+        paths = {"--data": self.pipeline.datamanager.data, "--output-dir": self.output_dir, "--load-dir": self.load_dir}
+        paths |= {"--load-checkpoint": self.load_checkpoint, "--relative-model-dir": self.relative_model_dir}
+        for option, path in paths.items():
+            if path is not None:
+                check_name(Path(path), option)
+        check_name(self.get_base_dir(), "--experiment-name or --timestamp")
+
     def set_experiment_name(self) -> None:
         """Name the experiment after the data: a file's stem or a folder's name."""
         if self.experiment_name is None:
@@ -91,7 +115,7 @@ class LoETrainerConfig(TrainerConfig):
 
     def print_to_terminal(self) -> None:
         """Say where the run goes; the full configuration is written to config.yml."""
-        CONSOLE.print(f"{self.method_name} on {self.machine.device_type}: {self.get_base_dir()}", soft_wrap=True)
+        say(f"{self.method_name} on {self.machine.device_type}: {self.get_base_dir()}", CONSOLE)
 
     def save_config(self) -> None:
         """Look at the options: the host calls this before anything else, also before the input. See write_config."""
@@ -123,6 +147,8 @@ class LoETrainerConfig(TrainerConfig):
         """Refuse options that cannot be, before anything is built."""
         counts = ("max_num_iterations", "steps_per_eval_all_images", "steps_per_save", "steps_per_iteration")
         require_at_least(1, self, *counts, "num_threads", "logging.steps_per_log")
+        if self.num_threads is not None and self.num_threads > _MOST_THREADS:
+            raise InputError(f"--num-threads is {self.num_threads}: it must be at most {_MOST_THREADS}")
         if self.max_train_seconds is not None and not 0 < self.max_train_seconds < math.inf:
             raise InputError(f"--max-train-seconds is {self.max_train_seconds:g}: it must be above 0, and finite")
         if self.target_psnr is not None and math.isnan(self.target_psnr):
@@ -142,6 +168,8 @@ class LoETrainerConfig(TrainerConfig):
         if root not in base.parents:
             names = f"--experiment-name {self.experiment_name} and --timestamp {self.timestamp}"
             raise InputError(f"{names} lead out of the folder {root}: give names without '..'")
+        if self.is_viewer_enabled():
+            self._check_port()
         if self.precision == "tf32" and self.machine.device_type != "cuda":
             raise InputError("--precision tf32 is an NVIDIA GPU's: give fp32 or bf16 on a CPU")
         if self.machine.device_type == "cuda" and not torch.cuda.is_available():
@@ -152,3 +180,15 @@ class LoETrainerConfig(TrainerConfig):
         if self.machine.num_devices > devices:
             has = f"{devices} CUDA GPU{'s' * (devices > 1)}" if self.machine.device_type == "cuda" else "one CPU"
             raise InputError(f"--machine.num-devices is {self.machine.num_devices}: there is {has}")
+
+    def _check_port(self) -> None:
+        """Refuse a port for the viewer that cannot be listened on; the viewer would fail in another thread."""
+        host, port = self.viewer.websocket_host, self.viewer.websocket_port
+        if port is not None and not 1 <= port <= 65535:
+            raise InputError(f"--viewer.websocket-port is {port}: give 1 to 65535, or leave it out")
+        try:
+            socket.create_server((host, port or 0)).close()
+        except OSError as error:
+            reason = str(error.strerror).split(" (")[0]
+            where = f"--viewer.websocket-host {host}" + (f" and --viewer.websocket-port {port}" if port else "")
+            raise InputError(f"{where} cannot be listened on ({reason}): give others, or leave them out") from None

@@ -13,6 +13,7 @@ from loe_field.errors import InputError
 from loe_field.files import LOCK, locked, make_folder, sweep
 from loe_field.training.checkpoints import checkpoint_steps
 from loe_field.training.config import LoETrainerConfig
+from loe_field.words import say
 
 _CLOCK = re.compile(r"\d{4}-\d\d-\d\d_\d{6}")
 """A timestamp as the host makes it."""
@@ -56,7 +57,7 @@ class RunFolder:
             raise
         self.release = weakref.finalize(self, lock.close)
         if config.timestamp != timestamp:
-            CONSOLE.print(f"{timestamp} is taken: this run's folder is {self.path}", soft_wrap=True, markup=False)
+            say(f"{timestamp} is taken: this run's folder is {self.path}", CONSOLE)
         if not by_clock and not goes_on and models.is_dir() and checkpoint_steps(models):
             self.release()
             raise InputError(

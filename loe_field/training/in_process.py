@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from nerfstudio.utils.rich_utils import CONSOLE
 
+from loe_field.errors import InputError
 from loe_field.training.config import LoETrainerConfig
 
 
@@ -17,14 +18,21 @@ from loe_field.training.config import LoETrainerConfig
 def in_process(config: LoETrainerConfig, *, show: bool) -> Iterator[None]:
     """Seed as ns-train does, for as long as this lasts; gradients are on, whatever the caller has them.
 
-    The caller's random numbers, number of threads and console (which speaks if show) come back. glibc keeps freed
-    memory from then on (see loe_field/training/machine.py), which has no way back. Ctrl-C is a KeyboardInterrupt once
-    the Trainer has ended in its own way.
+    The caller's random numbers, number of threads, default dtype and device, and console (which speaks if show) come
+    back. glibc keeps freed memory from then on (see loe_field/training/machine.py), which has no way back. Ctrl-C is a
+    KeyboardInterrupt once the Trainer has ended in its own way.
     """
     config.check()
+    device = torch.get_default_device()
+    if device.type != "cpu":  # None is the CPU without a look at every operation
+        torch.set_default_device(None)
+    if (within := torch.get_default_device()).type != "cpu":
+        raise InputError(f"a fit cannot run within `with torch.device({within.type!r})`: call it outside")
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     plain, numpys, threads, quiet = random.getstate(), np.random.get_state(), torch.get_num_threads(), CONSOLE.quiet
     CONSOLE.quiet = quiet or not show
+    dtype = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
     try:
         torchs = torch.random.fork_rng(devices)
         with torchs, torch.inference_mode(False), torch.enable_grad(), warnings.catch_warnings():
@@ -41,4 +49,7 @@ def in_process(config: LoETrainerConfig, *, show: bool) -> Iterator[None]:
         random.setstate(plain)
         np.random.set_state(numpys)
         torch.set_num_threads(threads)
+        torch.set_default_dtype(dtype)
+        if device.type != "cpu":
+            torch.set_default_device(device)
         CONSOLE.quiet = quiet

@@ -6,6 +6,7 @@ loggers at steps_per_log, not at every step.
 """
 
 import copy
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -28,6 +29,7 @@ from loe_field.network.kernels import cpu
 from loe_field.stopping import stop_signals
 from loe_field.training.checkpoints import checkpoint_path, checkpoint_steps, save_checkpoint
 from loe_field.training.config import LoETrainerConfig
+from loe_field.training.console import host_lines_as_they_are
 from loe_field.training.folder import RunFolder
 from loe_field.training.machine import keep_freed_memory
 from loe_field.training.optimizers import DecayConfig, MuonConfig
@@ -38,6 +40,7 @@ from loe_field.training.results import environment
 from loe_field.training.resume import RunState
 from loe_field.training.step import TrainStep
 from loe_field.training.threads import ThreadTuner
+from loe_field.words import say
 
 
 class LoETrainer(Trainer):
@@ -63,7 +66,8 @@ class LoETrainer(Trainer):
             config.pipeline.datamanager.data = Path(data).expanduser().resolve()
         if leaves_files:
             check_writable(config.output_dir, "--output-dir")
-        with CONSOLE.capture():  # the host says where checkpoints go before it has seen the input
+        # The host says where checkpoints go before it has seen the input.
+        with CONSOLE.capture(), host_lines_as_they_are():
             super().__init__(config, local_rank, world_size)
         self.leaves_files = leaves_files
         self._folder: RunFolder | None = None
@@ -111,7 +115,7 @@ class LoETrainer(Trainer):
             accumulate=self.gradient_accumulation_steps,
             max_norm={name: group["optimizer"].max_norm for name, group in config.optimizers.items()},
             capture=self.world_size == 1 and not config.log_gradients,
-            say=partial(CONSOLE.print, soft_wrap=True),
+            say=partial(say, to=CONSOLE),
         )
         if self._folder is not None:
             config.write_config()
@@ -183,6 +187,8 @@ class LoETrainer(Trainer):
     def setup_optimizers(self) -> Optimizers:
         """The host's optimizers, with the checkpoint loaded: the host does it after its viewer has made files."""
         _ = self.computed_by  # refuses before anything is written
+        if self.precision == "bf16" and any(network.recipe is not None for network in self.pipeline.networks):
+            raise InputError("--precision bf16 is for levels of experts: baselines are trained in fp32, leave it out")
         try:
             optimizers = super().setup_optimizers()
         except ValueError as error:
@@ -236,7 +242,7 @@ class LoETrainer(Trainer):
             part = f"{step} steps already, of {total}"
             if num_seconds is not None:
                 part = f"{self.record.seconds:.0f} s already, of {num_seconds:g}"
-            CONSOLE.print(f"the checkpoint has {part}: evaluating only")
+            say(f"the checkpoint has {part}: evaluating only", CONSOLE)
         else:
             self.prepare()
         if self.local_rank == 0:
@@ -364,6 +370,11 @@ class LoETrainer(Trainer):
         with self.train_lock, self.record.clock_stopped():
             self.pipeline.eval()
             psnr = self.evaluate()
+        if math.isnan(psnr):
+            raise InputError(
+                f"the fit's values are no numbers any more after step {self.step + 1}: lower the learning rates "
+                "(--optimizers...optimizer.lr) or the frequencies (omega_0, sigma), and start anew"
+            )
         self.record.add(self.step + 1, psnr)
         self._evaluated_at = self.step
         if self.local_rank == 0:
@@ -422,7 +433,7 @@ class LoETrainer(Trainer):
         """Print where config, checkpoints and results lie."""
         files = {"config": self.base_dir / "config.yml", "checkpoints": self.checkpoint_dir, **results}
         for name, path in files.items():
-            CONSOLE.print(f"  {name:<14} {path}", soft_wrap=True, highlight=False)
+            say(f"  {name:<14} {path}", CONSOLE)
 
     def _load_checkpoint(self) -> None:
         """Done by setup_optimizers."""

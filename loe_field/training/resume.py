@@ -16,6 +16,7 @@ from loe_field.training.checkpoints import find_checkpoint, read_checkpoint, req
 from loe_field.training.config import LoETrainerConfig
 from loe_field.training.pipeline import LoEPipeline
 from loe_field.training.record import RunRecord
+from loe_field.words import say
 
 
 @dataclass
@@ -86,7 +87,7 @@ class RunState:
             self.record.load_state_dict(state["record"])
         self._random = state.get("random", {})
         self.pipeline.load_counts(state.get("counts", {}))
-        CONSOLE.print(f"going on after step {state['step'] + 1} of {path}", soft_wrap=True)
+        say(f"going on after step {state['step'] + 1} of {path}", CONSOLE)
         return state["step"] + 1
 
 

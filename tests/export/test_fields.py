@@ -212,7 +212,40 @@ def stored_with(tmp_path, change):
 
 BAD = {
     "newer": (lambda d, t: d.update(format_version=2), "has format version 2 and this program reads 1: update it"),
-    "no network": (lambda d, t: d.pop("network"), "metadata that cannot be understood"),
+    "no network": (lambda d, t: d.pop("network"), "loe_field has no network"),
+    "network no table": (lambda d, t: d.update(network=[1]), r"network is \[1\]: a table"),
+    "number as text": (lambda d, t: d["network"].update(tile_size="2"), "network.tile_size is '2': a whole number"),
+    "part of a layer": (lambda d, t: d["network"].update(num_layers=3.5), "num_layers is 3.5: a whole number"),
+    "truth as number": (lambda d, t: d["network"].update(dim=True), "dim is True: a whole number"),
+    "no number": (lambda d, t: d["network"].update(omega_0=float("nan")), "omega_0 is nan: a finite number"),
+    "huge tile": (lambda d, t: d["network"].update(tile_size=10**9), "contradicts itself"),
+    "huger tile": (lambda d, t: d["network"].update(tile_size=10**30), "contradicts itself"),
+    "many layers": (lambda d, t: d["network"].update(num_layers=10**9, pattern="quad_tree"), "contradicts itself"),
+    "pattern of words": (lambda d, t: d["network"].update(pattern=["a", "b"]), "contradicts itself: .*pattern"),
+    "another activation": (lambda d, t: d["network"].update(activation="gelu"), "activation is 'gelu': one of sine"),
+    "quantization": (lambda d, t: d.update(quantization="zip"), "quantization is 'zip': one of fp16, int8"),
+    "height": (lambda d, t: d.update(picture={"height": -1, "width": 2, "channels": 1}), "height is -1"),
+    "width": (lambda d, t: d.update(picture={"height": 1, "width": 0, "channels": 1}), "width is 0"),
+    "letter": (lambda d, t: d.update(picture={"height": "x", "width": 2, "channels": 1}), "height is 'x'"),
+    "no width": (lambda d, t: d.update(picture={"height": 1, "channels": 1}), "has no width"),
+    "large picture": (lambda d, t: d.update(picture={"height": 10**18, "width": 2, "channels": 1}), "height is 1000"),
+    "picture no table": (lambda d, t: d.update(picture="a.png"), "picture is 'a.png'"),
+    "metrics no table": (lambda d, t: d.update(metrics=[]), r"metrics is \[\]"),
+    "metric": (lambda d, t: d.update(metrics={"psnr": "good"}), "metrics.psnr is 'good'"),
+    "NaN weights": (lambda d, t: t["layers.0.bias"].fill_(torch.nan), "layers.0.bias that are not finite"),
+    "doubles": (lambda d, t: t.update({"head.bias": t["head.bias"].double()}), "head.bias is float64"),
+    "another scale": (
+        lambda d, t: t.update({"layers.1.weight": t["layers.1.weight"].char(), "layers.1.weight.scale": torch.ones(9)}),
+        r"scale is float32 \[9\]: \[1, 8\]",
+    ),
+    "no scale": (
+        lambda d, t: t.update({"layers.1.weight": t["layers.1.weight"].char()}),
+        "no tensor layers.1.weight.sc",
+    ),
+    "spare scale": (
+        lambda d, t: t.update({"head.bias.scale": torch.ones(1)}),
+        "head.bias.scale that the network has not",
+    ),
     "other width": (lambda d, t: d["network"].update(layer_width=9), "contradicts itself"),
     "unknown option": (lambda d, t: d["network"].update(colour="red"), "contradicts itself"),
     "no head": (lambda d, t: t.pop("head.weight"), "contradicts itself: .*head.weight"),
@@ -224,6 +257,48 @@ def test_bad_metadata_is_refused(name, tmp_path):
     change, words = BAD[name]
     with pytest.raises(InputError, match=words):
         load_field(stored_with(tmp_path, change))
+
+
+@pytest.mark.parametrize("peak", [float("nan"), float("inf"), "a", 0, -1, 1e-40, 10**400, [1]], ids=str)
+def test_a_peak_that_is_none_is_refused(peak, tmp_path):
+    picture = {"height": 4, "width": 6, "channels": 1, "radiance_peak": peak}
+    with pytest.raises(InputError, match=r"picture\.radiance_peak is "):
+        load_run(stored_with(tmp_path, lambda d, t: d.update(picture=picture)))
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "{", "9" * 5000, "[]", "null", '{"format_version": []}', ""])
+def test_metadata_that_are_no_json_of_ours_are_refused(text, tmp_path):
+    save_file({"a": torch.zeros(1)}, tmp_path / "f", {"loe_field": text})
+    with pytest.raises(InputError, match=r"no JSON|format version") as caught:
+        load_field(tmp_path / "f")
+    assert len(str(caught.value)) < 400
+
+
+def test_reading_takes_no_random_number(tmp_path):
+    save_field(make(), tmp_path / "f")
+    state = torch.random.get_rng_state()
+    load_field(tmp_path / "f")
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+@pytest.mark.parametrize(
+    "size", [(4, 6), (4, 6, 3, 1), ("4", 6, 3), (4.5, 6, 3), (0, 6, 3), (-1, 6, 3), 5, "abc", True]
+)
+def test_a_picture_size_that_is_none_is_refused(size, tmp_path):
+    with pytest.raises(InputError, match="picture_size"):
+        save_field(make(), tmp_path / "f", picture_size=size)
+    assert not (tmp_path / "f").exists()
+
+
+def test_arguments_of_another_kind_are_named(tmp_path):
+    save_field(make(), tmp_path / "f", picture_size=tuple(np.array([4, 6, 3])))
+    with pytest.raises(InputError, match="unknown implementation 'zzz'"):
+        load_field(tmp_path / "f", implementation="zzz")
+    with pytest.raises(InputError, match="quantization is 'zip'"):
+        save_field(make(), tmp_path / "g", quantization="zip")
+    with pytest.raises(InputError, match="the field is a Linear"):
+        save_field(torch.nn.Linear(2, 2), tmp_path / "g")
+    assert not (tmp_path / "g").exists()
 
 
 def test_other_files_are_refused(tmp_path):
