@@ -48,7 +48,7 @@ def _init_linear_(
 
 
 def _changed(module: nn.Module, kind: type[nn.Module]) -> str | None:
-    """What of a module is no longer as its class has it: hooks, parameters, the class itself; None if nothing is."""
+    """How a module differs from what its class makes: hooks, parameters, the class itself; None if it does not."""
     if type(module) is not kind or "forward" in module.__dict__:
         return "was replaced"
     if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
@@ -250,7 +250,7 @@ class LoEMLP(nn.Module):
         out = self._evaluate(coords, rows)
         return out.view(*batch, out.shape[-1])
 
-    def _evaluate(self, coords: Tensor, rows: ExpertRows | None) -> Tensor:
+    def _evaluate(self, coords: Tensor, rows: ExpertRows | None = None) -> Tensor:
         circumstances = self._circumstances
         altered = circumstances["altered"]
         weights, biases = self._weights_and_biases if altered is None else ([], [])
@@ -281,7 +281,7 @@ class LoEMLP(nn.Module):
 
     @property
     def _altered(self) -> str | None:
-        """What the computation of all layers at once would miss, since it was changed after construction; or None."""
+        """Why the layers cannot be computed all at once: a change since construction; None if there is none."""
         if _has_any_global_hook():
             return "all modules have a hook"
         if len(self.layers) != len(self.levels):

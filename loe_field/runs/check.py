@@ -18,7 +18,7 @@ _LISTED = ("loe-image", "loe-image-smooth", "loe-image-paper", "loe-nerf")
 
 
 def check_suite(suite: Suite, pictures: Sequence[Path | None], where: str) -> None:
-    """Read the options of every run as ns-train will; which of the data it is makes no difference to these.
+    """Read the options of every run as ns-train will, and look at the data for each method.
 
     Raises:
         InputError: no such method, option, value or column, or data that a method does not take; `where` is the file.

@@ -14,8 +14,7 @@ import tifffile
 from PIL import Image
 
 from loe_field.errors import InputError
-from loe_field.pictures import memory
-from loe_field.pictures import pillow
+from loe_field.pictures import memory, pillow
 from loe_field.pictures import tiff as tiff_reading
 from loe_field.pictures.picture import Picture
 from loe_field.pictures.read import decode_picture, read_picture
