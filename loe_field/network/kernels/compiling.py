@@ -178,8 +178,8 @@ def _deferred_signals() -> Iterator[None]:
     try:
         yield
     finally:
-        for number, before in previous.items():
-            signal.signal(number, before)
+        for number, before in previous.items():  # None: one of another language's, which Python cannot set again
+            signal.signal(number, signal.SIG_DFL if before is None else before)
         for number in received:
             signal.raise_signal(number)
 
