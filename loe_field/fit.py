@@ -222,7 +222,8 @@ def fit_image(
             from loe_field.pictures.picture import blank_picture
             from loe_field.training.in_process import in_process
         except ModuleNotFoundError as error:
-            raise ImportError(f"fit_image needs {error.name}, which is not installed: pip install loe-field") from error
+            package = (error.name or "nerfstudio").partition(".")[0]
+            raise ImportError(f"fit_image needs {package}, which is not installed: pip install loe-field") from error
     values = _checked(array, hdr or radiance)
     recipes = {spec.config.method_name: spec.config for spec in methods.PICTURES}
     config: Any = replace(

@@ -11,15 +11,10 @@ import numpy as np
 import loe_field
 
 SCRIPTS = Path(sys.executable).parent
-FAST = (
-    "--pipeline.model.num-layers",
-    "5",
-    "--pipeline.model.layer-width",
-    "16",
-    "--pipeline.model.num-frequencies",
-    "4",
-)
-"""A network that fits a small picture in seconds."""
+SMALL = ("--pipeline.model.num-layers", "5", "--pipeline.model.layer-width", "16")
+"""A network of any kind that fits a small picture in seconds."""
+FAST = (*SMALL, "--pipeline.model.num-frequencies", "4")
+"""The same with levels of experts."""
 GROUND = f"""
 import sys, types
 sys.modules["loe_field"] = types.ModuleType("loe_field")

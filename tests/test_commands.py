@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from support import FAST, read_metrics, run, run_folder, start, waves
+from support import FAST, SMALL, read_metrics, run, run_folder, start, waves
 from websockets.sync.client import connect
 
 from loe_field.baselines import recipe
@@ -243,8 +243,8 @@ def call(monkeypatch, capsys):
     return call
 
 
-def fit(call, data, output, *options, method="loe-image"):
-    status, console = call("ns-train", method, "--data", data, "--output-dir", output, *FAST, *options)
+def fit(call, data, output, *options, method="loe-image", network=FAST):
+    status, console = call("ns-train", method, "--data", data, "--output-dir", output, *network, *options)
     assert status == 0, (status, console)
     return run_folder(output, method)
 
@@ -340,7 +340,8 @@ def test_every_baseline_from_the_same_command(network, call, small_picture, tmp_
     size = () if network == "bacon" else ("--pipeline.model.num-layers", 4)
     own = {"bacon": ("--resolution", 32), "hash-grid": ("--log2-hashmap-size", 10)}.get(network, ())
     steps = ("--max-num-iterations", 30, "--steps-per-eval-all-images", 10)
-    folder = fit(call, small_picture, tmp_path, "--pipeline.model.layer-width", 16, *size, *steps, network, *own)
+    size = ("--pipeline.model.layer-width", 16, *size)
+    folder = fit(call, small_picture, tmp_path, *steps, network, *own, network=size)
     metrics = read_metrics(folder)
     assert metrics["network"] == network
     assert metrics["pixels_per_batch"] == 60 * 40
@@ -352,7 +353,8 @@ def test_every_baseline_from_the_same_command(network, call, small_picture, tmp_
 
 
 def test_a_baseline_without_options_of_its_own_by_a_flag(call, small_picture, tmp_path):
-    folder = fit(call, small_picture, tmp_path, "--pipeline.model.network", "siren", "--max-num-iterations", 2)
+    options = ("--pipeline.model.network", "siren", "--max-num-iterations", 2)
+    folder = fit(call, small_picture, tmp_path, *options, network=SMALL)
     assert read_metrics(folder)["network"] == "siren"
 
 

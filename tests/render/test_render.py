@@ -10,7 +10,7 @@ import pytest
 import tifffile
 import torch
 from PIL import Image
-from support import FAST, run_folder, waves
+from support import FAST, SMALL, run_folder, waves
 
 from loe_field.errors import InputError
 from loe_field.image.load import load_run
@@ -71,7 +71,8 @@ def runs(tmp_path_factory):
             writer.EVENT_WRITERS.clear()
             with pytest.MonkeyPatch.context() as patch:
                 arguments = ("--data", folder / name, "--output-dir", folder / "out", "--max-num-iterations", 20)
-                patch.setattr("sys.argv", ["ns-train", method, *map(str, arguments), *FAST, *options])
+                network = SMALL if "siren" in options else FAST
+                patch.setattr("sys.argv", ["ns-train", method, *map(str, arguments), *network, *options])
                 train.entrypoint()
             (folder / name).unlink()
             shutil.move(run_folder(folder / "out", method), folder / "moved")
@@ -219,19 +220,19 @@ def test_derivatives_as_numbers_and_as_pictures(runs, render, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("old", "new"),
+    ("old", "new", "words"),
     [
-        ("pattern: fine_to_coarse", "pattern: zzz"),
-        ("layer_width: 16", "layer_width: -1"),
-        ("network: loe", "network: x"),
+        ("pattern: fine_to_coarse", "pattern: zzz", "pattern is 'zzz': one of fine_to_coarse"),
+        ("layer_width: 16", "layer_width: -1", "cannot be understood"),
+        ("network: loe", "network: x", "network is 'x': one of loe, siren"),
     ],
 )
-def test_a_config_that_was_changed(runs, tmp_path, old, new):
+def test_a_config_that_was_changed(runs, tmp_path, old, new, words):
     shutil.copytree(runs("rgb8.png"), tmp_path / "run")
     config = tmp_path / "run" / "config.yml"
     assert old in config.read_text()
     config.write_text(config.read_text().replace(old, new))
-    with pytest.raises(InputError, match="cannot be understood"):
+    with pytest.raises(InputError, match=words):
         load_run(config)
 
 
