@@ -194,12 +194,11 @@ _swept: set[Path] = set()
 
 
 def sweep(folder: Path | None = None) -> None:
-    """Remove what writers that are dead left in a folder: temporary files, and folders by `temporary_folder`.
+    """Remove the temporary files that dead writers left in a folder, and the folders of `temporary_folder`.
 
-    None is the folder of the latter, which a compiler of kernels has too.
-    A writer holds the lock of what it writes, which the kernel takes from the dead, however they died and on whatever
-    machine that shares the folder. Nothing is removed where a lock cannot be had, or of other users. Done once a folder
-    in a process.
+    None is the system's folder for temporary files. A writer holds the lock of its file or folder, which the system
+    takes from the dead, however they died and on whatever machine that shares the folder. Nothing is removed where a
+    lock cannot be had, nor of other users. Done once a folder in a process.
     """
     with contextlib.suppress(OSError):  # a folder that is not there, or cannot be listed, has nothing for us
         folder = folder or Path(tempfile.gettempdir())
@@ -220,7 +219,8 @@ def _remove_dead(path: Path, flags: int) -> None:
         try:
             kind = os.fstat(held)
             fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if kind.st_uid != os.geteuid():
+            # Another sweeper may have removed it before this lock was had, and a writer made it anew.
+            if kind.st_uid != os.geteuid() or not os.path.samestat(kind, os.lstat(path)):
                 return
             if stat.S_ISDIR(kind.st_mode):
                 shutil.rmtree(path)
@@ -300,5 +300,6 @@ def locked(folder: Path) -> Iterator[None]:
             os.write(held, str(os.getpid()).encode())
         yield
     finally:
-        path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # of a disk that can be read only by now
+            path.unlink(missing_ok=True)
         os.close(held)

@@ -103,7 +103,7 @@ class ImageFit:
         Raises:
             InputError: scale is not a number above 0, or upscaling is neither.
         """
-        from loe_field.pictures.memory import check_picture_memory
+        from loe_field.pictures.memory import available_memory
         from loe_field.pictures.picture import codes, hdr_values
         from loe_field.render.window import on_grid, pictured, rendered_rows, view_of
 
@@ -113,7 +113,15 @@ class ImageFit:
             raise InputError(f"scale is {scale}: give a number above 0")
         kind, dtype = self._field.picture, self.reconstruction.dtype
         view = view_of((kind.width, kind.height), scale=scale)
-        check_picture_memory(view.height, view.width, kind.channels, dtype.itemsize, "the rendering")
+        needed, free = (
+            2 * view.height * view.width * kind.channels * dtype.itemsize,
+            available_memory(),
+        )  # bands, joined
+        if needed > free:
+            raise InputError(
+                f"the rendering is too large for memory: {view.width} x {view.height} pixels take about "
+                f"{needed / 2**30:.1f} GiB and {free / 2**30:.1f} GiB are free. Give a smaller scale"
+            )
         function = pictured(on_grid(self._evaluate), kind, view, upscaling)
         bands = rendered_rows(function, view, chunk=_CHUNK, alpha=kind.has_alpha)
         values = np.concatenate(

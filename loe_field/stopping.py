@@ -35,8 +35,8 @@ def stop_signals(act: Callable[[list[int]], None]) -> Iterator[list[int]]:
     try:
         yield received
     finally:
-        for number, before in previous.items():
-            signal.signal(number, before)
+        for number, before in previous.items():  # None: one of another language's, which Python cannot set again
+            signal.signal(number, signal.SIG_DFL if before is None else before)
 
 
 def _leave_terminal() -> None:

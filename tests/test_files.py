@@ -200,3 +200,16 @@ def test_the_others_are_written_too(tmp_path):
     with pytest.raises(InputError, match=r"b is a folder: .*, nor can c$"):
         write_each({tmp_path / name: write for name in ("a", "b", "d")} | {tmp_path / "none" / "c": write})
     assert [(tmp_path / name).read_text() for name in "ad"] == ["new", "new"]
+
+
+def test_a_temporary_file_that_is_made_anew_while_it_is_swept_stays(tmp_path, monkeypatch):
+    left = tmp_path / ".0123456789abcdef.tmp"
+    left.touch()
+
+    def later(*_):
+        left.unlink()
+        left.write_text("another's")
+
+    monkeypatch.setattr(files.fcntl, "flock", later)
+    files._remove_dead(left, os.O_RDWR)
+    assert left.read_text() == "another's"

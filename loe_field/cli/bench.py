@@ -108,8 +108,9 @@ class Bench:
         paths = [path.expanduser() for path in self.data or [self.config.parent / path for path in suite.data]]
         named = "--data" if self.data else f"{self.config} says it in data"
         for path in paths:
-            if not path.exists():
-                raise InputError(f"{path} is not there ({named}): give pictures, or folders of scenes")
+            if not (path.is_file() or path.is_dir()):
+                problem = "is no file" if path.exists() else "is not there"
+                raise InputError(f"{path} {problem} ({named}): give pictures, or folders of scenes")
         return [path.resolve() for path in dict.fromkeys(paths)]
 
 

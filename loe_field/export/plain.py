@@ -10,41 +10,13 @@ from torch import Tensor, nn
 
 from loe_field.baselines.base import Baseline
 from loe_field.baselines.wire import ComplexLinear, Wire
-from loe_field.network.dense import dense_linear, expert_shares
 from loe_field.network.layers import LoEMLP
-from loe_field.network.shape import activate
-from loe_field.network.tiling import Blending
 
 
-class PlainLoE(nn.Module):
-    """A LoEMLP without kernels or permutations: every expert's product for every point, then the share of each.
+class PlainField(nn.Module):
+    """A LoEMLP or a baseline without its checks of the input; under torch.export a LoEMLP has no kernels."""
 
-    That is tile_size ** dim times the arithmetic and the activations of a point; choosing a matrix for every point
-    instead would move layer_width times as many numbers.
-    """
-
-    def __init__(self, field: LoEMLP) -> None:
-        super().__init__()
-        self.levels, self.tile_size = field.levels, field.tile_size
-        self.blending: Blending = field.blending
-        self.activation, self.omega_0 = field.activation, field.omega_0
-        self.encoding, self.head = field.encoding, field.head
-        self.weights = nn.ParameterList([layer.weight for layer in field.layers])
-        self.biases = nn.ParameterList([layer.bias for layer in field.layers])
-
-    def forward(self, coordinates: Tensor) -> Tensor:
-        """Coordinates [N, dim] to values [N, out_features]."""
-        x = self.encoding(coordinates)
-        for level, weight, bias in zip(self.levels, self.weights, self.biases):
-            share = expert_shares(coordinates, level, self.tile_size, self.blending)
-            x = activate(dense_linear(x, share, weight, bias), self.activation, self.omega_0)
-        return self.head(x)
-
-
-class PlainBaseline(nn.Module):
-    """A baseline without its checks of the input and of autocast."""
-
-    def __init__(self, field: Baseline) -> None:
+    def __init__(self, field: LoEMLP | Baseline) -> None:
         super().__init__()
         self.field = field
 
@@ -84,10 +56,10 @@ def _complex_linear(layer: ComplexLinear, real: Tensor, imaginary: Tensor) -> tu
 
 @functools.singledispatch
 def plain(field: nn.Module) -> nn.Module:
-    """A LoEMLP or a baseline in plain tensor operations: coordinates [N, dim] to values [N, out_features]."""
+    """A LoEMLP or a baseline, in plain tensor operations once traced: coordinates [N, dim] to values [N, channels]."""
     raise TypeError(f"{type(field).__name__} has no plain form")
 
 
-plain.register(LoEMLP, PlainLoE)
-plain.register(Baseline, PlainBaseline)
+plain.register(LoEMLP, PlainField)
+plain.register(Baseline, PlainField)
 plain.register(Wire, PlainWire)

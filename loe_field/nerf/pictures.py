@@ -11,12 +11,11 @@ import torch
 from nerfstudio.cameras.cameras import CameraType
 from nerfstudio.data.dataparsers.base_dataparser import DataparserOutputs
 from nerfstudio.data.datasets.base_dataset import InputDataset
-from PIL import Image, PngImagePlugin
+from PIL import Image
 from torch import Tensor
 
 from loe_field.errors import InputError
-
-_LONGEST_TEXT = 2**28
+from loe_field.pictures.pillow import unlimited
 
 
 class Unreadable(ValueError):
@@ -27,22 +26,17 @@ class Unreadable(ValueError):
 def opened(path: Path) -> Iterator[Image.Image]:
     """A picture's file, opened by Pillow; whatever goes wrong with it is Unreadable.
 
-    Pillow's own limits are lifted, for memory is looked at before anything is decoded. A FIFO would never end.
+    A FIFO, which would never end, is none.
     """
-    was = Image.MAX_IMAGE_PIXELS, PngImagePlugin.MAX_TEXT_CHUNK, PngImagePlugin.MAX_TEXT_MEMORY
     if not os.path.isfile(path):
         raise Unreadable("it is not a file" if os.path.exists(path) else "it is not there")
     try:
-        Image.MAX_IMAGE_PIXELS = None
-        PngImagePlugin.MAX_TEXT_CHUNK, PngImagePlugin.MAX_TEXT_MEMORY = _LONGEST_TEXT, 4 * _LONGEST_TEXT
-        with Image.open(path) as picture:
+        with unlimited(), Image.open(path) as picture:
             yield picture
     except InputError:
         raise
     except Exception as error:  # decoders raise anything at bytes that are not what they should be
         raise Unreadable(" ".join(str(error).split()) or type(error).__name__) from error
-    finally:
-        Image.MAX_IMAGE_PIXELS, PngImagePlugin.MAX_TEXT_CHUNK, PngImagePlugin.MAX_TEXT_MEMORY = was
 
 
 class PosedPictures(InputDataset):

@@ -36,7 +36,7 @@ def obstacle(
 ) -> str | None:
     """Why these kernels cannot serve so many experts of this dtype on this device; None if they can.
 
-    `altered` says what of the network is not as the kernels have it.
+    `altered` says how the network differs from those that the kernels compute.
     """
     if altered is not None:
         return altered

@@ -48,12 +48,13 @@ def _init_linear_(
 
 
 def _changed(module: nn.Module, kind: type[nn.Module]) -> str | None:
-    """What of a module is no longer as its class has it: hooks, parameters, the class itself; None if nothing is."""
+    """How a module differs from what its class makes: hooks, parameters, the class itself; None if it does not."""
     if type(module) is not kind or "forward" in module.__dict__:
         return "was replaced"
     if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
         return "has a hook"
-    if kind is not PositionalEncoding and any(module._parameters.get(name) is None for name in ("weight", "bias")):
+    parameters = module._parameters
+    if kind is not PositionalEncoding and (parameters.get("weight") is None or parameters.get("bias") is None):
         return "lacks a parameter"
     return None
 
@@ -249,18 +250,20 @@ class LoEMLP(nn.Module):
         out = self._evaluate(coords, rows)
         return out.view(*batch, out.shape[-1])
 
-    def _evaluate(self, coords: Tensor, rows: ExpertRows | None) -> Tensor:
-        if needs_plain(coords, *self.parameters()):
-            return self._layer_by_layer(coords)
+    def _evaluate(self, coords: Tensor, rows: ExpertRows | None = None) -> Tensor:
         circumstances = self._circumstances
-        resolved, altered = resolve_implementation(self.implementation, **circumstances), circumstances["altered"]
+        altered = circumstances["altered"]
+        weights, biases = self._weights_and_biases if altered is None else ([], [])
+        if needs_plain(coords, *(self.parameters() if altered else (*weights, *biases))):
+            return self._layer_by_layer(coords)
+        resolved = resolve_implementation(self.implementation, **circumstances)
         if resolved == "cpu":
-            return fused_cpu.evaluate(coords, *self._weights_and_biases, self.shape)
+            return fused_cpu.evaluate(coords, weights, biases, self.shape)
         if resolved == "triton":
-            return fused_triton.evaluate(coords, *self._weights_and_biases, self.shape, rows=rows)
+            return fused_triton.evaluate(coords, weights, biases, self.shape, rows=rows)
         by_layers = resolved == "reference" or self.blending == "linear" or self.tile_size == 1 or needs_operators()
         if altered is None and not by_layers:
-            return grouped.evaluate(coords, *self._weights_and_biases, self.shape)
+            return grouped.evaluate(coords, weights, biases, self.shape)
         if altered is not None and self.implementation == "auto" and not torch.compiler.is_compiling():
             warnings.warn(f"the network is computed layer by layer, without kernels: {altered}", stacklevel=5)
         return self._layer_by_layer(coords)
@@ -278,7 +281,7 @@ class LoEMLP(nn.Module):
 
     @property
     def _altered(self) -> str | None:
-        """What the computation of all layers at once would miss, since it was changed after construction; or None."""
+        """Why the layers cannot be computed all at once: a change since construction; None if there is none."""
         if _has_any_global_hook():
             return "all modules have a hook"
         if len(self.layers) != len(self.levels):
@@ -287,22 +290,22 @@ class LoEMLP(nn.Module):
             return f"encoding {reason}"
         if reason := _changed(self.head, nn.Linear):
             return f"head {reason}"
-        width, fan_in = self.head.in_features, self.encoding.out_features
-        experts = num_experts(self.tile_size, self.dim)
+        width, experts = self.head.in_features, num_experts(self.tile_size, self.dim)
+        shape = (experts, width, self.encoding.out_features)
         for i, (layer, level) in enumerate(zip(self.layers, self.levels)):
             if reason := _changed(layer, PositionDependentLinear):
                 return f"layers.{i} {reason}"
-            sizes = (layer.level, layer.dim, layer.tile_size, layer.blending, *layer.weight.shape)  # type: ignore[union-attr, misc]
-            if sizes != (level, self.dim, self.tile_size, self.blending, experts, width, fan_in):
+            choices = (layer.level, layer.dim, layer.tile_size, layer.blending, layer.weight.shape)  # type: ignore[union-attr]
+            if choices != (level, self.dim, self.tile_size, self.blending, shape):
                 return f"layers.{i} is not like the others"
-            fan_in = width
+            shape = (experts, width, width)
         return None
 
     @property
     def _weights_and_biases(self) -> tuple[list[Tensor], list[Tensor]]:
         """First layer to head."""
-        layers = [*self.layers, self.head]
-        return [layer.weight for layer in layers], [layer.bias for layer in layers]  # type: ignore[return-value, misc]
+        parameters = [layer._parameters for layer in (*self.layers, self.head)]
+        return [p["weight"] for p in parameters], [p["bias"] for p in parameters]  # type: ignore[misc]
 
     def outputs_to_fit(self, coords: Tensor, rows: ExpertRows | None = None) -> list[Tensor]:
         """`forward` alone."""
@@ -353,7 +356,8 @@ class LoEMLP(nn.Module):
     @property
     def _a_parameter(self) -> Tensor:
         """Any one of them, which says where they are and in which dtype."""
-        return next(self.parameters())
+        weight = self.head._parameters.get("weight")  # at hand; the generator of all takes 14 us
+        return next(self.parameters()) if weight is None else weight
 
     @property
     def capturable(self) -> bool:

@@ -5,6 +5,8 @@ from torch import Tensor
 from torch._C._functorch import is_legacy_batchedtensor
 from torch.autograd import forward_ad
 
+_ORDINARY = {Tensor, torch.nn.Parameter}
+
 
 def needs_plain(*tensors: Tensor) -> bool:
     """Whether every operation must be torch's own, and none may depend on the values.
@@ -16,12 +18,13 @@ def needs_plain(*tensors: Tensor) -> bool:
         return True
     if torch.compiler.is_compiling():
         return torch.compiler.is_exporting()
-    return torch.jit.is_tracing() or any(
-        t.is_meta
-        or type(t).__torch_dispatch__ is not Tensor.__torch_dispatch__  # pyright: ignore[reportAttributeAccessIssue]
-        or forward_ad.unpack_dual(t).tangent is not None
-        for t in tensors
-    )
+    if torch.jit.is_tracing():
+        return True
+    # Asked at every forward pass of some twenty tensors: what is cheap and settles most cases comes first.
+    for t in tensors:
+        if t.is_meta or (type(t) not in _ORDINARY and type(t).__torch_dispatch__ is not Tensor.__torch_dispatch__):  # pyright: ignore[reportAttributeAccessIssue]
+            return True
+    return forward_ad._current_level >= 0 and any(forward_ad.unpack_dual(t).tangent is not None for t in tensors)
 
 
 def transformed(*tensors: Tensor) -> bool:

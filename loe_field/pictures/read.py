@@ -9,7 +9,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import OpenImageIO as oiio
-from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from loe_field.errors import InputError
 from loe_field.files import temporary_folder
@@ -24,6 +24,7 @@ from loe_field.pictures.picture import (
     straight,
     upright,
 )
+from loe_field.pictures.pillow import unlimited
 from loe_field.pictures.tiff import read_tiff
 
 _ORIENTATION = 0x0112  # the tag of EXIF
@@ -32,7 +33,6 @@ _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _PNG = b"\x89PNG\r\n\x1a\n"
 _STARTS = {"PNG": _PNG, "JPEG": b"\xff\xd8\xff", "BMP": b"BM", "WEBP": b"RIFF"}
 _CLEAR = "has one transparent colour: read as alpha, and written back as alpha"
-_LONGEST_TEXT = 2**26  # bytes of a PNG's colour profile, or of one text, inflated
 
 
 def read_picture(path: Path) -> Picture:
@@ -65,7 +65,7 @@ def decode_picture(content: bytes, *, name: str) -> Picture:
 
 def _read(file: BinaryIO, name: str) -> Picture:
     try:
-        with _decoders_at_work():
+        with unlimited(), _tifffile_silent():
             return _decode(file, name)
     except InputError:
         raise
@@ -74,22 +74,14 @@ def _read(file: BinaryIO, name: str) -> Picture:
 
 
 @contextmanager
-def _decoders_at_work() -> Iterator[None]:
-    """Pillow without its limits, tifffile without its log.
-
-    Sizes are checked against the real limit, memory, and a profile or a text may have more than 1 MB. The log says in
-    several lines what one line says here.
-    """
+def _tifffile_silent() -> Iterator[None]:
+    """Keep tifffile from logging in several lines what one line says here."""
     log = logging.getLogger("tifffile")
     was_disabled, log.disabled = log.disabled, True
-    was = Image.MAX_IMAGE_PIXELS, PngImagePlugin.MAX_TEXT_CHUNK, PngImagePlugin.MAX_TEXT_MEMORY
-    Image.MAX_IMAGE_PIXELS = None
-    PngImagePlugin.MAX_TEXT_CHUNK, PngImagePlugin.MAX_TEXT_MEMORY = _LONGEST_TEXT, 4 * _LONGEST_TEXT
     try:
         yield
     finally:
         log.disabled = was_disabled
-        Image.MAX_IMAGE_PIXELS, PngImagePlugin.MAX_TEXT_CHUNK, PngImagePlugin.MAX_TEXT_MEMORY = was
 
 
 def _unreadable(name: str, problem: str = "") -> InputError:

@@ -18,7 +18,7 @@ _LISTED = ("loe-image", "loe-image-smooth", "loe-image-paper", "loe-nerf")
 
 
 def check_suite(suite: Suite, pictures: Sequence[Path | None], where: str) -> None:
-    """Read the options of every run as ns-train will, with each of the data.
+    """Read the options of every run as ns-train will, and look at the data for each method.
 
     Raises:
         InputError: no such method, option, value or column, or data that a method does not take; `where` is the file.
@@ -29,9 +29,14 @@ def check_suite(suite: Suite, pictures: Sequence[Path | None], where: str) -> No
         for column in suite.columns:
             if column not in FIGURES:
                 raise InputError(f"{where} says {column!r} in columns: known are {', '.join(FIGURES)}")
+    from loe_field.runs.series import PicturesTrainerConfig
+
     for run in runs:
+        config = methods[run.method or suite.method]
+        _check_run(suite, run, pictures[0], config, where)
         for picture in pictures:
-            _check_run(suite, run, picture, methods[run.method or suite.method], where)
+            if isinstance(config, PicturesTrainerConfig) and picture is not None and picture.is_dir():
+                raise InputError(f"{picture} is a folder: {config.method_name} takes pictures here, one by one")
 
 
 def _methods(names: set[str], where: str) -> dict[str, Any]:
@@ -54,8 +59,6 @@ def _methods(names: set[str], where: str) -> dict[str, Any]:
 
 def _check_run(suite: Suite, run: Run, picture: Path | None, config: Any, where: str) -> None:
     """Refuse what ns-train would refuse; seeds and searched values differ in nothing that it would."""
-    from loe_field.runs.series import PicturesTrainerConfig
-
     best = suite.search.values[0] if suite.search else None
     for job in [*search_jobs(suite, run, picture)[:1], *jobs_of(suite, run, picture, best=best)[:1]]:
         said = io.StringIO()
@@ -67,8 +70,6 @@ def _check_run(suite: Suite, run: Run, picture: Path | None, config: Any, where:
             raise InputError(f"{where}, run {run.name!r}: {_problem(said.getvalue())}") from None
         except ValueError as error:
             raise InputError(f"{where}, run {run.name!r}: {error}") from None
-    if isinstance(config, PicturesTrainerConfig) and picture is not None and picture.is_dir():
-        raise InputError(f"{picture} is a folder: {config.method_name} takes pictures here, one by one")
 
 
 @contextlib.contextmanager

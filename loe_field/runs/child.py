@@ -112,11 +112,10 @@ class Children(ExitStack):
             reader = threading.Thread(target=_read, args=(stream, log, tail, show), daemon=True)
             reader.start()
             status = process.wait()
-            _kill(process)
-            reader.join(_LAST_WORDS_SECONDS)
         finally:
             self._process = None
             _kill(process)
+        reader.join(_LAST_WORDS_SECONDS)
         if status == 0:
             return End(0, "")
         if self.stopped:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from loe_field.errors import InputError
-from loe_field.training.checkpoints import find_checkpoint, read_checkpoint
+from loe_field.training.checkpoints import DamagedCheckpoint, find_checkpoint, read_checkpoint
 
 _BLOCK = 1 << 20
 
@@ -58,6 +58,9 @@ def good_checkpoints(folder: Path) -> Path | None:
     """The folder of a run's checkpoints if the last one is good, which it is to go on from; else None.
 
     Damaged ones, which a disk may leave, are put beside the folder.
+
+    Raises:
+        InputError: one cannot be read, which says nothing of its content.
     """
     checkpoints = folder / "nerfstudio_models"
     while checkpoints.is_dir() and any(checkpoints.glob("step-*.ckpt")):
@@ -65,6 +68,6 @@ def good_checkpoints(folder: Path) -> Path | None:
         try:
             read_checkpoint(last)
             return checkpoints
-        except InputError:
+        except DamagedCheckpoint:
             last.replace(folder / f"damaged-{last.name}")
     return None

@@ -10,11 +10,15 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor
 
-from loe_field.errors import InputError
+from loe_field.errors import InputError, shortage
 from loe_field.files import make_folder, write_whole
 from loe_field.typed import Between, typed
 
 _NAME = re.compile(r"step-(\d+)\.ckpt")
+
+
+class DamagedCheckpoint(InputError):
+    """A checkpoint whose content is damaged; one that could not be read now may be good."""
 
 
 @dataclass
@@ -85,11 +89,13 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     for step in reversed(older):
         good = checkpoint_path(path.parent, step)
         if isinstance(_try_read(good), dict):
-            raise InputError(
+            raise DamagedCheckpoint(
                 f"{path} is damaged ({state}). {good.name} beside it is good: delete the damaged file, or give "
                 f"--load-checkpoint {good}"
             )
-    raise InputError(f"{path} is damaged ({state}), and there is no older good one beside it: start the run anew")
+    raise DamagedCheckpoint(
+        f"{path} is damaged ({state}), and there is no older good one beside it: start the run anew"
+    )
 
 
 def _try_read(path: Path) -> dict[str, Any] | str:
@@ -101,8 +107,8 @@ def _try_read(path: Path) -> dict[str, Any] | str:
     except pickle.UnpicklingError:  # its own words lead to a way of reading that runs what is in the file
         return "its list of contents is broken, or names more than tensors, numbers and text"
     except Exception as error:  # torch raises whatever the broken byte leads to
-        if isinstance(error, pickle.UnpicklingError):  # torch's own words would have it loaded with less care
-            return "it holds more than tensors, numbers and text, or is cut"
+        if lacked := shortage(error):
+            raise InputError(f"{path} cannot be read: {lacked}") from None
         words = str(error).splitlines()
         return words[0] if words else type(error).__name__
     try:

@@ -10,7 +10,7 @@ import weakref
 from nerfstudio.utils.rich_utils import CONSOLE
 
 from loe_field.errors import InputError
-from loe_field.files import locked, make_folder, sweep
+from loe_field.files import LOCK, locked, make_folder, sweep
 from loe_field.training.checkpoints import checkpoint_steps
 from loe_field.training.config import LoETrainerConfig
 from loe_field.words import say
@@ -53,7 +53,7 @@ class RunFolder:
         try:
             lock.enter_context(locked(self.path))
         except InputError:
-            self._remove_made()
+            self._remove_empty()
             raise
         self.release = weakref.finalize(self, lock.close)
         if config.timestamp != timestamp:
@@ -68,12 +68,17 @@ class RunFolder:
 
     def discard(self) -> None:
         """Remove the folder with its content, and those above it that were made for it; nothing that was there."""
+        with contextlib.suppress(OSError):  # of a disk that can be read only by now
+            for path in list(self.path.iterdir()) if self._made else ():
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path, ignore_errors=True)
+                elif path.name != LOCK:  # held to the end: another run may want the folder
+                    path.unlink()
         self.release()
-        self._remove_made()
+        self._remove_empty()
 
-    def _remove_made(self) -> None:
-        if self._made:
-            shutil.rmtree(self.path, ignore_errors=True)
-            for folder in self._made[1:]:
-                with contextlib.suppress(OSError):  # another run's by now
-                    folder.rmdir()
+    def _remove_empty(self) -> None:
+        """Remove the folders that were made, those that another run has by now excepted."""
+        for folder in self._made:
+            with contextlib.suppress(OSError):
+                folder.rmdir()

@@ -19,9 +19,8 @@ def in_process(config: LoETrainerConfig, *, show: bool) -> Iterator[None]:
     """Seed as ns-train does, for as long as this lasts; gradients are on, whatever the caller has them.
 
     The caller's random numbers, number of threads, default dtype and device, and console (which speaks if show) come
-    back. glibc keeps freed
-    memory from then on (see loe_field/training/machine.py), which has no way back. Ctrl-C is a KeyboardInterrupt once
-    the Trainer has ended in its own way.
+    back. glibc keeps freed memory from then on (see loe_field/training/machine.py), which has no way back. Ctrl-C is a
+    KeyboardInterrupt once the Trainer has ended in its own way.
     """
     config.check()
     device = torch.get_default_device()

@@ -66,10 +66,8 @@ class LoETrainer(Trainer):
             config.pipeline.datamanager.data = Path(data).expanduser().resolve()
         if leaves_files:
             check_writable(config.output_dir, "--output-dir")
-        with (
-            CONSOLE.capture(),
-            host_lines_as_they_are(),
-        ):  # the host says where checkpoints go before it has seen the input
+        # The host says where checkpoints go before it has seen the input.
+        with CONSOLE.capture(), host_lines_as_they_are():
             super().__init__(config, local_rank, world_size)
         self.leaves_files = leaves_files
         self._folder: RunFolder | None = None
@@ -265,7 +263,7 @@ class LoETrainer(Trainer):
                 self._after_step()
             torch.set_num_threads(self._most_threads)
             result = self._finish()
-        if stopped:
+        if stopped and not self._problems:  # which are told otherwise
             raise SystemExit(128 + stopped[0])
         if not self.config.viewer.quit_on_train_completion and not self._problems:
             self._train_complete_viewer()

@@ -202,6 +202,7 @@ def test_methods_for_comparison_are_shown_to_their_runs(tmp_path, monkeypatch, c
     [
         ({"runs": ("cubic",)}, "no run is named like cubic"),
         ({"data": (Path("no.png"),)}, "no.png is not there"),
+        ({"data": (Path("/dev/null"),)}, "/dev/null is no file"),
         ({"max_num_iterations": 0}, "must be at least 1"),
         ({"max_num_iterations": 9, "train_seconds": 9}, "give one"),
         ({"train_seconds": float("nan")}, "--train-seconds is nan: it must be above 0, and finite"),

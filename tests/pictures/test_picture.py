@@ -14,8 +14,7 @@ import tifffile
 from PIL import Image
 
 from loe_field.errors import InputError
-from loe_field.pictures import memory
-from loe_field.pictures import read as reading
+from loe_field.pictures import memory, pillow
 from loe_field.pictures import tiff as tiff_reading
 from loe_field.pictures.picture import Picture
 from loe_field.pictures.read import decode_picture, read_picture
@@ -213,7 +212,7 @@ def test_a_transparent_colour_of_a_png_becomes_alpha(colour_type, depth):
 @pytest.mark.parametrize("depth", [8, 16])
 def test_a_profile_and_texts_of_megabytes(depth, monkeypatch):
     """Pillow alone refuses more than 1 MB of either; a bomb is refused still."""
-    monkeypatch.setattr(reading, "_LONGEST_TEXT", 2**22)
+    monkeypatch.setattr(pillow, "_LONGEST_TEXT", 2**22)
     profile = RNG.bytes(2**21)
     rows = b"\0" * (1 + 3 * depth // 8)
 

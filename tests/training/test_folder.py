@@ -129,3 +129,14 @@ def test_data_that_is_empty_or_given_twice(words, said, tmp_path, monkeypatch):
     with pytest.raises(InputError) as caught:
         config_of(tmp_path, "mine").save_config()
     assert said in str(caught.value)
+
+
+def test_a_folder_that_another_run_takes_first_keeps_its_content(tmp_path, monkeypatch):
+    def taken(path):
+        (path / "step-000000009.ckpt").touch()
+        raise InputError("another run is quicker")
+
+    monkeypatch.setattr("loe_field.training.folder.locked", taken)
+    with pytest.raises(InputError, match="quicker"):
+        RunFolder(config_of(tmp_path, "mine"))
+    assert (config_of(tmp_path, "mine").get_base_dir() / "step-000000009.ckpt").exists()

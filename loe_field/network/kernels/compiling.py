@@ -7,7 +7,6 @@ to others, every process compiles for itself, and says so.
 """
 
 import ctypes
-import fcntl
 import hashlib
 import itertools
 import os
@@ -56,6 +55,8 @@ def compiler() -> list[str]:
     Raises:
         Unavailable: there is none.
     """
+    if os.name != "posix":
+        raise Unavailable("the CPU kernels are for Linux and macOS")
     wanted = os.environ.get("CC")
     try:
         choices = [shlex.split(wanted)] if wanted else [["cc"], ["gcc"], ["clang"]]
@@ -155,6 +156,8 @@ def build(source: Path, command: Sequence[str], link_flags: Sequence[str], deadl
 @contextmanager
 def _held(folder: str) -> Iterator[None]:
     """Lock a temporary folder: files.sweep removes those whose writer is dead, and so holds no lock."""
+    import fcntl  # not on every system on which torch computes
+
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         with suppress(OSError):  # a file system without locks, where nothing is swept
@@ -175,8 +178,8 @@ def _deferred_signals() -> Iterator[None]:
     try:
         yield
     finally:
-        for number, before in previous.items():
-            signal.signal(number, before)
+        for number, before in previous.items():  # None: one of another language's, which Python cannot set again
+            signal.signal(number, signal.SIG_DFL if before is None else before)
         for number in received:
             signal.raise_signal(number)
 

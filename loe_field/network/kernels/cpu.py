@@ -101,7 +101,7 @@ def _find() -> tuple[ctypes.CDLL, str | None]:
 
 
 def remark() -> str | None:
-    """What is not as it should be with the kernels that were had, in one line: one thread, or no cache."""
+    """The shortcoming of the compiled kernels, in one line: one thread, or no cache; None if there is none."""
     return _find()[1] if available() else None
 
 
