@@ -2,11 +2,16 @@
 
 import importlib.util
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import tyro
+
+from loe_field.cli.export import Export
+from loe_field.cli.render import Render
 
 ROOT = Path(__file__).parents[1]
 
@@ -36,3 +41,14 @@ def test_the_tutorial_runs_as_it_stands(tmp_path):
     assert done.returncode == 0, (done.stdout + done.stderr)[-5000:]
     assert (tmp_path / "eyes.png").exists()
     assert (tmp_path / "outputs" / "scene" / "nerfacto-experts" / "first" / "metrics.json").exists()
+
+
+def test_the_render_and_export_commands_of_the_docs_lack_no_option():
+    pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
+    wanted = re.compile(r"\bloe-(?:render|export) --load-config [^`\n]* --output [^`\n]*")
+    lines = {line for page in pages for line in wanted.findall(page.read_text("utf8"))}
+    commands = {"loe-render": Render, "loe-export": Export}
+    assert len(lines) > 5
+    for line in sorted(lines):
+        name, *options = shlex.split(line, comments=True)
+        tyro.cli(commands[name], args=options)
