@@ -6,6 +6,7 @@ The host of the training, nerfstudio, is imported when the first fit begins.
 import copy
 import dataclasses
 import functools
+import re
 import tempfile
 import threading
 import warnings
@@ -143,7 +144,7 @@ class ImageFit:
 def _one_at_a_time(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
     """Let calls in several threads wait: random numbers, torch's threads and the host's console are the process's.
 
-    The keyword arguments, but the array, become what their types say, or an InputError.
+    Keyword arguments but the array become what their types say, or an InputError, which has the names of the arguments.
     """
 
     @functools.wraps(function)
@@ -151,10 +152,19 @@ def _one_at_a_time(function: Callable[Arguments, Result]) -> Callable[Arguments,
         kinds = get_type_hints(function)
         for name in kwargs.keys() & kinds.keys() - {"array"}:
             kwargs[name] = typed(kinds[name], kwargs[name], name)
-        with _ONE_AT_A_TIME:
-            return function(*args, **kwargs)
+        try:
+            with _ONE_AT_A_TIME:
+                return function(*args, **kwargs)
+        except InputError as error:
+            raise InputError(re.sub(r"--(?:[\w-]+\.)*([\w-]+)", _argument, str(error))) from None
 
     return waiting
+
+
+def _argument(option: re.Match[str]) -> str:
+    """The argument of fit_image that a command's option is here."""
+    name = option[1].replace("-", "_")
+    return {"max_num_iterations": "num_steps", "device_type": "device"}.get(name, name)
 
 
 @_one_at_a_time
@@ -281,6 +291,8 @@ def _checked(array: ArrayLike, hdr: bool) -> np.ndarray:
     Raises:
         InputError: its shape, dtype or numbers are not those of a picture, or of HDR.
     """
+    if isinstance(array, str | bytes | Path):
+        raise InputError(f"{str(array)!r} is no array: read the picture first, with skimage.io.imread for one")
     if np.ma.is_masked(array):
         raise InputError("the array has masked values: fill them before fitting, ma.filled(...)")
     try:

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from loe_field.errors import InputError
 from loe_field.nerf.pictures import Unreadable, opened
+from loe_field.typed import typed
 from loe_field.words import say
 
 _ENDINGS = (".png", ".jpg", ".jpeg", ".PNG", ".JPG", ".JPEG")
@@ -39,7 +40,8 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path} cannot be read as JSON ({error})") from None
+        words = str(error).partition(";")[0]  # of a number of 5,000 digits: advice that only a program can follow
+        raise InputError(f"{path} cannot be read as JSON ({words})") from None
 
 
 @dataclass
@@ -163,8 +165,9 @@ class _NerfstudioParser(LookingParser, Nerfstudio):
         numbers = list(kept.values())
         poses, frames = poses[numbers], [frames[n] for n in numbers]
         for split in ("train_filenames", "val_filenames", "test_filenames"):
-            if isinstance(content.get(split), list):
-                content[split] = [files.found(name) if isinstance(name, str) else name for name in content[split]]
+            if split in content:
+                names = typed(list[str], content[split], f"{path}, {split}")
+                content[split] = [files.found(name) for name in names]
         if "applied_transform" in content:
             content["applied_transform"] = _applied(content["applied_transform"], path)
         if np.ptp(poses[:, :3, 3], axis=0).max() == 0:

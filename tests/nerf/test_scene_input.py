@@ -181,6 +181,7 @@ def test_masks_that_do_not_fit(small_scene):
         (lambda c: c["frames"][0].pop("file_path"), "frame 0 has no file_path"),
         (lambda c: c["frames"][0].update(file_path=3), "file_path is 3, not the path"),
         (lambda c: c.update(camera_model="LOMO"), "camera_model is 'LOMO', the host knows"),
+        (lambda c: c.update(train_filenames=5), "train_filenames is 5: a list is wanted"),
         (lambda c: c.update(fl_x=0), "fl_x is 0: a focal length is above 0"),
         (lambda c: c.update(k1=float("nan")), "k1 of the lens is nan, not a number that is finite"),
         (lambda c: c["frames"][3].update(transform_matrix=[[0, 0, 0, 1]] * 4), r"003\.png is singular"),
