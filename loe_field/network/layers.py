@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.module import _has_any_global_hook
+from torch.nn.modules import module as torch_module
 
 from loe_field.network import fused_cpu, fused_triton, grouped
 from loe_field.network.checks import check_at_least, check_choice
@@ -26,6 +26,14 @@ from loe_field.network.shape import Activation, NetworkShape, activate, encode
 from loe_field.network.tiling import MAX_DIM, Blending, Level, Pattern, expert_index, make_levels, num_experts
 
 Initialization = Literal["default", "siren"]
+
+
+_GLOBAL_HOOKS = (
+    torch_module._global_forward_pre_hooks,
+    torch_module._global_forward_hooks,
+    torch_module._global_backward_pre_hooks,
+    torch_module._global_backward_hooks,
+)
 
 
 def _init_linear_(
@@ -282,7 +290,7 @@ class LoEMLP(nn.Module):
     @property
     def _altered(self) -> str | None:
         """Why the layers cannot be computed all at once: a change since construction; None if there is none."""
-        if _has_any_global_hook():
+        if any(_GLOBAL_HOOKS):
             return "all modules have a hook"
         if len(self.layers) != len(self.levels):
             return f"it has {len(self.layers)} layers for {len(self.levels)} levels"
