@@ -359,7 +359,7 @@ class LoEMLP(nn.Module):
         """All that the choice of the implementation depends on."""
         like, experts = self._a_parameter, num_experts(self.tile_size, self.dim)
         where = {"device": like.device, "dtype": like.dtype, "blending": self.blending, "experts": experts}
-        return where | {"altered": self._altered}
+        return {**where, "altered": self._altered}  # not |, which torch.compile of torch 2.7 does not know
 
     @property
     def _a_parameter(self) -> Tensor:

@@ -10,7 +10,6 @@ Sources: Hao et al., "Implicit Neural Representations with Levels-of-Experts" (N
 """
 
 import functools
-import itertools
 import math
 from collections.abc import Sequence
 from typing import Literal, NamedTuple, get_args
@@ -161,8 +160,9 @@ def blending_weights(coords: Tensor, level: Level, tile_size: int) -> tuple[Tens
     fraction = scaled - cell
     cell = cell.to(torch.int64)
     indices, weights = [], []
-    for corner in itertools.product((0, 1), repeat=coords.shape[-1]):
-        steps = list(enumerate(corner))
+    dim = coords.shape[-1]
+    for corner in range(2**dim):  # its bits; torch.compile of torch 2.7 cannot see into itertools.product
+        steps = [(axis, corner >> (dim - 1 - axis) & 1) for axis in range(dim)]
         indices.append(_flat_index(torch.stack([cell[..., axis] + step for axis, step in steps], -1), tile_size))
         shares = [fraction[..., axis] if step else 1 - fraction[..., axis] for axis, step in steps]
         weights.append(functools.reduce(torch.mul, shares))
