@@ -53,7 +53,7 @@ def trace(field: Network) -> ExportedProgram:
     try:
         with _quiet():
             program = torch.export.export(
-                module, (coords,), dynamic_shapes={INPUT: {0: torch.export.Dim(POINTS, max=2**62)}}
+                module, (coords,), dynamic_shapes={INPUT: {0: torch.export.Dim(POINTS, max=2**62)}}, strict=False
             )
     except Exception as error:  # torch raises whatever the operation leads to
         raise InputError(f"this network cannot be traced ({_first_line(error)}): --format torch-export and onnx "

@@ -17,7 +17,7 @@ def needs_plain(*tensors: Tensor) -> bool:
     if transformed():
         return True
     if torch.compiler.is_compiling():
-        return torch.compiler.is_exporting()
+        return _exporting()
     if torch.jit.is_tracing():
         return True
     # Asked at every forward pass of some twenty tensors: what is cheap and settles most cases comes first.
@@ -29,7 +29,19 @@ def needs_plain(*tensors: Tensor) -> bool:
 
 def transformed(*tensors: Tensor) -> bool:
     """Whether a transform of torch.func is under way, or one of the tensors is a batch of gradients."""
-    return torch._C._are_functorch_transforms_active() or any(map(is_legacy_batchedtensor, tensors))
+    return _under_way() or any(map(is_legacy_batchedtensor, tensors))
+
+
+def _under_way() -> bool:
+    return torch._C._are_functorch_transforms_active()
+
+
+def _exporting() -> bool:
+    return torch.compiler.is_exporting()
+
+
+for _function in (_under_way, _exporting):  # torch.compile of torch 2.7 would not ask them, and take them for true
+    _function._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def needs_operators() -> bool:

@@ -153,7 +153,8 @@ def test_a_script_is_refused_with_the_remedy():
 @each_kind
 def test_an_exported_program_is_torchs_own_and_right_at_other_points(kind):
     field, points = make(kind), coords(50, 3.0)
-    program = torch.export.export(field, (coords(),), dynamic_shapes={"coords": {0: torch.export.Dim("N")}})
+    sizes = {"coords": {0: torch.export.Dim("N")}}
+    program = torch.export.export(field, (coords(),), dynamic_shapes=sizes, strict=False)
     assert not [node for node in program.graph.nodes if "loe_field" in str(node.target)]
     close(program.module()(points), field(points))
 
@@ -184,8 +185,8 @@ def test_torch_compile_sees_one_graph(kind):
     torch._dynamo.reset()
     torch.manual_seed(1)
     network = Larger(kind)
-    compiled = torch.compile(network, fullgraph=True, backend="aot_eager", dynamic=True)
-    for count in (12, 7):
+    compiled = torch.compile(network, fullgraph=True, backend="aot_eager")
+    for count in (12, 7, 9):
         points = coords(count).requires_grad_()
         out, expected = compiled(points), network(points)
         close(out, expected, 1e-5)
