@@ -14,7 +14,7 @@ from loe_field.network.grouped import grouped_linear, permute_rows
 from loe_field.network.modes import needs_operators, transformed
 from loe_field.network.rows import ExpertRows, RowGroups, expert_rows
 from loe_field.network.shape import Arithmetic, NetworkShape, Precision, activate, encode
-from loe_field.network.tiling import expert_index
+from loe_field.network.tiling import expert_index, num_experts
 
 _SIXTEEN_BITS: dict[torch.dtype, Precision] = {torch.bfloat16: "bf16", torch.float16: "fp16"}
 
@@ -262,8 +262,9 @@ def evaluate(
         from loe_field.network.kernels import encoding
 
         x = encoding.encode(coords, shape.num_frequencies)
-    if rows is None and shape.experts > 1:
-        rows = expert_rows(expert_index(coords, shape.levels, shape.tile_size), shape.experts)
+    experts = num_experts(shape.tile_size, shape.dim)  # not shape's property, which Dynamo of torch 2.7 cannot read
+    if rows is None and experts > 1:
+        rows = expert_rows(expert_index(coords, shape.levels, shape.tile_size), experts)
     dtype, hidden = hidden_precision(coords.device, torch.float32)
     for i in range(len(shape.levels)):
         order, starts = (None, None) if rows is None else (rows.order[i], rows.starts[i])
