@@ -92,9 +92,9 @@ class Command:
 
 def whole(folder):
     """Everything in a run's folder can be read; the steps of its checkpoints."""
-    for path in folder.glob("*.json"):
+    for path in folder.glob("[!.]*.json"):  # names with a dot are temporary files, which the next start sweeps
         json.loads(path.read_text())
-    for path in folder.glob("*.png"):
+    for path in folder.glob("[!.]*.png"):
         Image.open(path).load()
     return [torch.load(path, weights_only=True)["step"] for path in folder.glob("nerfstudio_models/*.ckpt")]
 
