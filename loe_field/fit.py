@@ -114,10 +114,8 @@ class ImageFit:
             raise InputError(f"scale is {scale}: give a number above 0")
         kind, dtype = self._field.picture, self.reconstruction.dtype
         view = view_of((kind.width, kind.height), scale=scale)
-        needed, free = (
-            2 * view.height * view.width * kind.channels * dtype.itemsize,
-            available_memory(),
-        )  # bands, joined
+        needed = 2 * view.height * view.width * kind.channels * dtype.itemsize  # the bands, and the bands joined
+        free = available_memory()
         if needed > free:
             raise InputError(
                 f"the rendering is too large for memory: {view.width} x {view.height} pixels take about "

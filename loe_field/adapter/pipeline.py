@@ -17,7 +17,7 @@ from loe_field.errors import InputError
 from loe_field.files import make_folder
 from loe_field.network.protocol import Network
 from loe_field.network.rows import ExpertRows
-from loe_field.pictures.memory import available_memory
+from loe_field.pictures.memory import free_memory
 from loe_field.signals.signal import Reconstruction, Signal
 from loe_field.training.pipeline import LoEPipeline, LoEPipelineConfig
 
@@ -68,8 +68,7 @@ class SignalPipeline(LoEPipeline):
         """
         samples, unit = self.signal.samples_per_batch, self.signal.unit
         needed = 4 * samples * self.model.field.floats_per_point
-        cuda = self.device.type == "cuda"
-        free = torch.cuda.mem_get_info(self.device)[0] if cuda else available_memory()
+        free = free_memory(self.device)
         if needed > free:
             raise InputError(
                 f"one step on {samples:,} {unit} takes about {needed / 2**30:.1f} GiB and {free / 2**30:.1f} GiB are "

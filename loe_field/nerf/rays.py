@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from loe_field.errors import InputError
-from loe_field.pictures.memory import available_memory
+from loe_field.pictures.memory import free_memory
 from loe_field.signals.seeds import seeded_generator
 
 _SMALL_TABLE = 2**22
@@ -130,7 +130,7 @@ def _check_memory(pixels: int, entries: int, largest: int, device: torch.device)
     if device.type == "meta":
         return
     needed = pixels * 4 + entries * _TABLE_ENTRY + (largest * 16 if device.type == "cpu" else 0)
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_memory()
+    free = free_memory(device)
     if needed > free:
         raise InputError(
             f"the scene is too large for memory: {pixels:,} pixels take about {needed / 2**30:.1f} GiB and "

@@ -14,14 +14,17 @@ from loe_field.network.shape import NetworkShape, encode
 from loe_field.network.tiling import Level
 
 
+def _call(x: Tensor, parameters: Sequence[Tensor], shape: NetworkShape, bf16: bool) -> Call:
+    contiguous = [p.detach().contiguous() for p in parameters]
+    layers = len(parameters) // 2
+    return Call(shape, x.contiguous(), contiguous[:layers], contiguous[layers:], bf16=bf16)
+
+
 def _forward(
     coords: Tensor, x: Tensor, parameters: Sequence[Tensor], shape: NetworkShape, bf16: bool, keep: bool
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """`Call.forward`; parameters are weights, then biases."""
-    contiguous = [p.detach().contiguous() for p in parameters]
-    layers = len(parameters) // 2
-    call = Call(shape, x.contiguous(), contiguous[:layers], contiguous[layers:], bf16=bf16)
-    return call.forward(coords.contiguous(), keep=keep)
+    return _call(x, parameters, shape, bf16).forward(coords.contiguous(), keep=keep)
 
 
 def _backward(
@@ -36,9 +39,7 @@ def _backward(
     need_parameters: bool,
 ) -> tuple[Tensor | None, list[Tensor]]:
     """`Call.backward`: the gradients of x and of all parameters, none of these if not needed."""
-    contiguous = [p.contiguous() for p in parameters]
-    layers = len(parameters) // 2
-    call = Call(shape, x.contiguous(), contiguous[:layers], contiguous[layers:], bf16=bf16)
+    call = _call(x, parameters, shape, bf16)
     grad_x, weights, biases = call.backward(index, z, grad.contiguous(), need_x=need_x, need_parameters=need_parameters)
     return grad_x, [*weights, *biases]
 
@@ -154,21 +155,6 @@ def _(x: Tensor, index: Tensor, z: Tensor, grad: Tensor, parameters: Sequence[Te
     return [x.new_empty(x.shape if need_x else 0), *(p.new_empty(p.shape) for p in parameters if need_parameters)]
 
 
-def _backward_as_operator(
-    x: Tensor,
-    index: Tensor,
-    z: Tensor,
-    grad: Tensor,
-    parameters: Sequence[Tensor],
-    shape: NetworkShape,
-    bf16: bool,
-    need_x: bool,
-    need_parameters: bool,
-) -> tuple[Tensor | None, list[Tensor]]:
-    grad_x, *grads = _backward_operator(x, index, z, grad, parameters, *_numbers(shape), bf16, need_x, need_parameters)
-    return grad_x if need_x else None, grads
-
-
 def _keep_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     _, x, parameters, *numbers, bf16, keep = inputs
     _, index, z = output
@@ -179,8 +165,13 @@ def _keep_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, 
 
 
 def _differentiate(ctx: Any, grad: Tensor, *_: None) -> tuple[Any, ...]:
+    def kernel(*arguments: Any) -> tuple[Tensor | None, list[Tensor]]:
+        *tensors, shape, bf16, need_x, need_parameters = arguments
+        grad_x, *grads = _backward_operator(*tensors, *_numbers(shape), bf16, need_x, need_parameters)
+        return grad_x if need_x else None, grads
+
     _, need_x, need, *others = ctx.needs_input_grad
-    grad_x, grads = _gradients(ctx.saved_tensors, grad, ctx.shape, ctx.bf16, need_x, need, _backward_as_operator)
+    grad_x, grads = _gradients(ctx.saved_tensors, grad, ctx.shape, ctx.bf16, need_x, need, kernel)
     return None, grad_x, grads, *[None] * len(others)
 
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import psutil
+import torch
 
 from loe_field.errors import InputError
 
@@ -21,6 +22,11 @@ def available_memory() -> int:
         except (OSError, ValueError):  # no control groups, or "max"
             continue
     return max(0, free)
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that a device still has free; those of a CPU are `available_memory`."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_memory()
 
 
 def check_picture_memory(height: int, width: int, channels: int, bytes_per_value: int, name: str) -> None:

@@ -304,20 +304,18 @@ def _begun(folder: Path) -> dict[str, Any] | None:
 def _row(name: str, folder: Path) -> dict[str, Any] | None:
     """The line of summary.csv for a run that left all its figures, else None."""
     metrics = read_results(folder)
+    if metrics is None:
+        return None
     try:
-        return (
-            None
-            if metrics is None
-            else {
-                "name": name,
-                "size": "{width} x {height} x {channels}".format(**metrics),
-                "psnr": round(metrics["psnr"], 4),
-                "ssim": None if metrics["ssim"] is None else round(metrics["ssim"], 5),
-                "parameters": metrics["num_parameters"],
-                "seconds": round(metrics["train_seconds"], 3),
-                "problem": "",
-            }
-        )
+        return {
+            "name": name,
+            "size": "{width} x {height} x {channels}".format(**metrics),
+            "psnr": round(metrics["psnr"], 4),
+            "ssim": None if metrics["ssim"] is None else round(metrics["ssim"], 5),
+            "parameters": metrics["num_parameters"],
+            "seconds": round(metrics["train_seconds"], 3),
+            "problem": "",
+        }
     except (LookupError, TypeError):
         return None
 

@@ -171,6 +171,6 @@ def test_a_lens_for_each_picture_takes_few_bytes_a_pixel():
 
 
 def test_a_scene_that_memory_does_not_hold(monkeypatch):
-    monkeypatch.setattr("loe_field.nerf.rays.available_memory", lambda: 2**20)
+    monkeypatch.setattr("loe_field.pictures.memory.available_memory", lambda: 2**20)
     with pytest.raises(InputError, match=r"9,600,000 pixels take about 0\.0 GiB and 0\.0 GiB are free.* 0\.\d\d\)"):
         RayTable(ManyLenses(20, 600, 800), "cpu", num_rays_per_batch=10, seed=0)
