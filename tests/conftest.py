@@ -8,6 +8,8 @@ from PIL import Image
 from scenes import write_scene
 from support import waves
 
+from loe_field.errors import InputError
+
 settings.register_profile("same-every-time", derandomize=True, deadline=None)
 settings.load_profile("same-every-time")
 
@@ -32,6 +34,24 @@ def pytest_collection_modifyitems(items):
 def _one_thread():
     """Small tensors gain nothing from threads, and parallel test workers would fight over them."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture
+def call_main(monkeypatch, capsys):
+    """A command within this process: (its exit status, or the host's uncaught InputError), and its output."""
+
+    def call(main, name, *arguments):
+        monkeypatch.setattr("sys.argv", [name, *map(str, arguments)])
+        try:
+            main()
+            status = 0
+        except InputError as error:
+            status = str(error)
+        except SystemExit as error:
+            status = error.code
+        return status, capsys.readouterr()
+
+    return call
 
 
 @pytest.fixture(scope="session")

@@ -19,7 +19,6 @@ from support import FAST, SMALL, read_metrics, run, run_folder, start, waves
 from websockets.sync.client import connect
 
 from loe_field.baselines import recipe
-from loe_field.errors import InputError
 
 pytestmark = pytest.mark.slow
 
@@ -219,7 +218,7 @@ def test_ns_viewer_serves_a_grey_fit(tmp_path):
 
 
 @pytest.fixture
-def call(monkeypatch, capsys):
+def call(call_main):
     from nerfstudio.scripts import eval as host_eval
     from nerfstudio.scripts import render as host_render
     from nerfstudio.scripts import train as host_train
@@ -230,15 +229,7 @@ def call(monkeypatch, capsys):
 
     def call(tool, *arguments):
         writer.EVENT_WRITERS.clear()
-        monkeypatch.setattr("sys.argv", [tool, *map(str, arguments)])
-        try:
-            entry_points[tool]()
-            status = 0
-        except InputError as error:
-            status = str(error)
-        except SystemExit as error:
-            status = error.code
-        return status, capsys.readouterr()
+        return call_main(entry_points[tool], tool, *arguments)
 
     return call
 
@@ -508,9 +499,9 @@ def test_bad_options_are_refused(case, call, small_picture, tmp_path):
 
 
 def test_a_step_too_large_for_memory(call, small_picture, tmp_path, monkeypatch):
-    from loe_field.adapter import pipeline
+    from loe_field.pictures import memory
 
-    monkeypatch.setattr(pipeline, "available_memory", lambda: 2**20)
+    monkeypatch.setattr(memory, "available_memory", lambda: 2**20)
     refused(call, tmp_path / "out", "give --pipeline.datamanager.pixels-per-batch", "--data", small_picture)
 
 

@@ -94,28 +94,10 @@ def test_a_picture_that_does_not_fit_by_a_byte(kind, bits, tmp_path):
 
 
 @pytest.fixture
-def call(monkeypatch, capsys):
-    """A command within this process: (its exit status, or the host's uncaught InputError, and its stderr)."""
-
-    def call(main, name, *arguments):
-        monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
-        try:
-            main()
-            status = 0
-        except InputError as error:
-            status = str(error)
-        except SystemExit as error:
-            status = error.code
-        return status, capsys.readouterr()
-
-    return call
-
-
-@pytest.fixture
-def train(call):
+def train(call_main):
     from nerfstudio.scripts.train import entrypoint
 
-    return lambda *arguments: call(entrypoint, "ns-train", "loe-image", *FAST, *arguments)
+    return lambda *arguments: call_main(entrypoint, "ns-train", "loe-image", *FAST, *arguments)
 
 
 @pytest.fixture
@@ -130,12 +112,12 @@ def exported(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".tif", ".webp", ".exr", ".npy"])
-def test_render(suffix, exported, call, disk):
+def test_render(suffix, exported, call_main, disk):
     folder, only = disk
     output = folder / f"a{suffix}"
     output.write_text("old")
     with only(2048):
-        status, console = call(
+        status, console = call_main(
             render.main, "loe-render", "--load-config", exported, "--output", output, "--size", 240, 160
         )
     assert status == 1
@@ -145,7 +127,7 @@ def test_render(suffix, exported, call, disk):
 
 
 @pytest.mark.parametrize("kind", ["safetensors", "onnx", "torch-export"])
-def test_export(kind, exported, call, disk):
+def test_export(kind, exported, call_main, disk):
     if kind == "onnx":
         pytest.importorskip("onnxscript")
     folder, only = disk
@@ -153,7 +135,7 @@ def test_export(kind, exported, call, disk):
     output.write_text("old")
     with only(2048):
         arguments = ("--load-config", exported, "--output", output, "--format", kind)
-        status, console = call(export.main, "loe-export", *arguments)
+        status, console = call_main(export.main, "loe-export", *arguments)
     assert status == 1
     assert re.fullmatch(rf"error: {output} cannot be written: ({FULL})\n", console.err)
     assert output.read_text() == "old"
@@ -303,7 +285,7 @@ overrides = { max_num_iterations = 3 }
 """
 
 
-def test_bench(call, small_picture, disk):
+def test_bench(call_main, small_picture, disk):
     """A suite whose run is done: its report does not fit, and the old one stays."""
     from loe_field.runs.suite import jobs_of, read_suite
 
@@ -320,7 +302,7 @@ def test_bench(call, small_picture, disk):
     (folder / "out" / "table.md").write_text("old")
     with only(2000):
         arguments = (folder / "one.toml", "--data", small_picture, "--output-dir", folder / "out")
-        status, console = call(bench.main, "loe-bench", *arguments)
+        status, console = call_main(bench.main, "loe-bench", *arguments)
     assert status == 1
     assert re.fullmatch(rf"error: \S+/out/\S+ cannot be written: ({FULL})(, nor can .*)?\n", console.err)
     assert not [name for name in files_in(folder) if ".tmp" in name]
@@ -343,10 +325,10 @@ def test_a_folder_of_pictures(train, disk, tmp_path):
     assert re.fullmatch(rf"{tempfile.gettempdir()}\S+/config.yml cannot be written: File too large", status)
 
 
-def test_loe_bench_says_at_once_that_its_folder_cannot_be_written(call, small_picture, tmp_path):
+def test_loe_bench_says_at_once_that_its_folder_cannot_be_written(call_main, small_picture, tmp_path):
     (tmp_path / "one.toml").write_text(SUITE)
     (tmp_path / "file").touch()
     arguments = (tmp_path / "one.toml", "--data", small_picture, "--output-dir", tmp_path / "file" / "out")
-    status, console = call(bench.main, "loe-bench", *arguments)
+    status, console = call_main(bench.main, "loe-bench", *arguments)
     assert status == 1
     assert "give --output-dir another folder" in console.err
