@@ -209,7 +209,7 @@ def test_the_table(bits):
         values = numbers(bits, kind, channels, extra)
         palette, tags = None, {}
         if kind == LAB and bits in (8, 16):  # few colours outside sRGB, and numbers that 8 bits can hold, for littleCMS
-            values = (values % 256).astype(np.uint8)
+            values = (values & 255).astype(np.uint8)
             values[..., 1:3] = (values[..., 1:3].view(np.int8) // 4).view(np.uint8)
             if bits == 16:
                 values = values.astype(np.uint16) * np.array([257, 256, 256, 257][:channels], np.uint16)
