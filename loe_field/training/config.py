@@ -66,8 +66,9 @@ class LoETrainerConfig(TrainerConfig):
     precision: Literal["fp32", "tf32", "bf16"] | None = None
     """Type of the hidden layers' products in training, and of Muon's on a CPU under bf16; sums, phases, first and last
     layer, master weights and every evaluation stay fp32. None: tf32 on a GPU, fp32 on a CPU."""
-    steps_per_save: int = 100
-    """Steps between checkpoints."""
+    steps_per_save: int | None = None  # type: ignore[assignment]
+    """Steps between checkpoints. None: one every 10 seconds, or as many fewer as keep them below a fiftieth of the
+    time, written while the training goes on."""
     vis: Literal[
         "none", "viewer", "wandb", "tensorboard", "comet", "viewer+wandb", "viewer+tensorboard", "viewer+comet"
     ] = "none"  # type: ignore[assignment]

@@ -9,6 +9,7 @@ import copy
 import math
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial, reduce
@@ -27,7 +28,7 @@ from loe_field.errors import InputError, shortage
 from loe_field.files import check_writable
 from loe_field.network.kernels import cpu
 from loe_field.stopping import stop_signals
-from loe_field.training.checkpoints import checkpoint_path, checkpoint_steps, save_checkpoint
+from loe_field.training.checkpoints import checkpoint_path, checkpoint_steps, packed, write_checkpoint
 from loe_field.training.config import LoETrainerConfig
 from loe_field.training.console import host_lines_as_they_are
 from loe_field.training.folder import RunFolder
@@ -41,6 +42,9 @@ from loe_field.training.resume import RunState
 from loe_field.training.step import TrainStep
 from loe_field.training.threads import ThreadTuner
 from loe_field.words import say
+
+_SECONDS_PER_SAVE, _PART_FOR_SAVES = 10.0, 0.02
+"""Checkpoints by time: so many seconds apart at least, and so far that they take no more than this part of the time."""
 
 
 class LoETrainer(Trainer):
@@ -76,6 +80,8 @@ class LoETrainer(Trainer):
         self.mixed_precision = self.mixed_precision or self.precision == "bf16"
         self.record = RunRecord()
         self._evaluated_at: int | None = None
+        self._writing: Future[float] | None = None
+        self._saved_at, self._saving_took = time.monotonic(), 0.0
         if config.num_threads is not None:
             torch.set_num_threads(config.num_threads)
         self._most_threads = torch.get_num_threads()
@@ -249,7 +255,8 @@ class LoETrainer(Trainer):
             self._state.go_on()
         self.record.start()
         self._progress = TrainProgress(self.record, step, total, num_seconds, per_step=per_step, unit=self.unit)
-        with stop_signals(self._stop_soon) as stopped, self._progress:
+        self._saved_at = time.monotonic()
+        with stop_signals(self._stop_soon) as stopped, ThreadPoolExecutor(1) as self._writer, self._progress:
             while self.part_done < 1:
                 while self.training_state == "paused" and not self.stop_training:
                     time.sleep(0.05)
@@ -299,7 +306,9 @@ class LoETrainer(Trainer):
     def _steps_until_due(self, step: int) -> int:
         """Optimizer steps of the next turn: as many as wanted, but not past anything that is due."""
         wanted = self.config.steps_per_iteration or (50 if self.device.startswith("cuda") else 1)
-        periods = [self.steps_per_evaluation, self.config.steps_per_save, self.config.logging.steps_per_log]
+        periods = [self.steps_per_evaluation, self.config.logging.steps_per_log]
+        if self.config.steps_per_save is not None:
+            periods.append(self.config.steps_per_save)
         if self.config.max_train_seconds is None:
             periods.append(self.config.max_num_iterations)
         return min(wanted, *(period - step % period for period in periods))
@@ -359,15 +368,20 @@ class LoETrainer(Trainer):
                 CONSOLE.print(f"PSNR {psnr:.2f} dB has reached --target-psnr {target:g}: stopping")
                 self.stop_training = True
         self._progress.update(done)
-        if done % self.config.steps_per_save == 0 and not last and self.leaves_files:
-            with self.going_on():
-                self.save_checkpoint(self.step)
+        if self.leaves_files and not last:
+            self._save_if_due(done)
+
+    @contextmanager
+    def _clock_stopped(self) -> Iterator[None]:
+        """For what is not training, once the device has done what it was given."""
+        if self.device.startswith("cuda"):
+            torch.cuda.synchronize()
+        with self.record.clock_stopped():
+            yield
 
     def _evaluate(self) -> float:
         """Measure the PSNR, note it and return it."""
-        if self.device.startswith("cuda"):
-            torch.cuda.synchronize()
-        with self.train_lock, self.record.clock_stopped():
+        with self.train_lock, self._clock_stopped():
             self.pipeline.eval()
             psnr = self.evaluate()
         if math.isnan(psnr):
@@ -441,8 +455,52 @@ class LoETrainer(Trainer):
     @check_main_thread
     def save_checkpoint(self, step: int) -> None:
         """Write a checkpoint that torch.load(weights_only=True) reads, whole or not at all."""
-        state = {"step": step, **self._state.state_dict(), **self.more_state()}
-        save_checkpoint(self.checkpoint_dir, step, state, only_latest=self.config.save_only_latest_checkpoint)
+        self._end_writing()
+        with self._clock_stopped():
+            self._write(step, self._packed(step))
+
+    def _packed(self, step: int) -> memoryview:
+        """The content of a checkpoint, which later steps do not change."""
+        return packed({"step": step, **self._state.state_dict(), **self.more_state()})
+
+    def _write(self, step: int, content: memoryview) -> float:
+        """Write a checkpoint, in any thread; returns the seconds that it took."""
+        start = time.monotonic()
+        only_latest = self.config.save_only_latest_checkpoint
+        write_checkpoint(self.checkpoint_dir, step, content, only_latest=only_latest)
+        return time.monotonic() - start
+
+    @check_main_thread
+    def _save_if_due(self, done: int) -> None:
+        """Save as often as the config says: by steps at once, by time with the file written beside the training.
+
+        Neither counts as training. The thread has a checkpoint's bytes and touches no tensor, so that it disturbs no
+        recording of a CUDA graph.
+        """
+        if self._writing is not None and self._writing.done():
+            self._end_writing()
+        every, now = self.config.steps_per_save, time.monotonic()
+        if every is not None:
+            if done % every == 0:
+                with self.going_on():
+                    self.save_checkpoint(self.step)
+        elif self._writing is None and now - self._saved_at >= self._seconds_per_save:
+            with self.going_on(), self._clock_stopped():
+                content = self._packed(self.step)
+                self._saved_at, self._saving_took = now, time.monotonic() - now
+                self._writing = self._writer.submit(self._write, self.step, content)
+
+    @property
+    def _seconds_per_save(self) -> float:
+        """Seconds between checkpoints, by what the last one took."""
+        return max(_SECONDS_PER_SAVE, self._saving_took / _PART_FOR_SAVES)
+
+    def _end_writing(self) -> None:
+        """Wait for the checkpoint that is being written, if one is, and tell why it could not be."""
+        if self._writing is not None:
+            writing, self._writing = self._writing, None
+            with self.going_on():
+                self._saving_took += writing.result()
 
     def more_state(self) -> dict[str, Any]:
         """More of a checkpoint: tensors, plain numbers and text. Subclasses may have some."""
