@@ -152,6 +152,17 @@ class PictureSignal(GridSignal):
             offset = offset @ offset.new_tensor([[1.0, 1.0], [1.0, -1.0]])
         return index, offset
 
+    def part(self, drawn: tuple[Tensor, ...], rank: int, size: int) -> tuple[Tensor, ...]:
+        """See Signal.part; its share of the pixels off the grid, and of the others."""
+        if len(drawn) < 2:
+            return super().part(drawn, rank, size)
+        index, offset = drawn
+        (off_grid, mine), (others,) = (
+            super(PictureSignal, self).part(tensors, rank, size)
+            for tensors in ((index[: len(offset)], offset), (index[len(offset) :],))
+        )
+        return torch.cat([off_grid, others]), mine
+
     def at(self, *drawn: Tensor) -> tuple[Tensor, Tensor]:
         """See Signal.at."""
         if len(drawn) < 2:

@@ -16,6 +16,7 @@ from functools import partial, reduce
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from nerfstudio.engine.callbacks import TrainingCallbackLocation
 from nerfstudio.engine.optimizers import Optimizers
@@ -27,10 +28,12 @@ from nerfstudio.utils.rich_utils import CONSOLE
 from loe_field.errors import InputError, shortage
 from loe_field.files import check_writable
 from loe_field.network.kernels import cpu
+from loe_field.network.optim import Muon
 from loe_field.stopping import stop_signals
 from loe_field.training.checkpoints import checkpoint_path, checkpoint_steps, packed, write_checkpoint
 from loe_field.training.config import LoETrainerConfig
 from loe_field.training.console import host_lines_as_they_are
+from loe_field.training.distributed import Processes, processes_here
 from loe_field.training.folder import RunFolder
 from loe_field.training.machine import keep_freed_memory
 from loe_field.training.optimizers import DecayConfig, MuonConfig
@@ -46,11 +49,16 @@ from loe_field.words import say
 _SECONDS_PER_SAVE, _PART_FOR_SAVES = 10.0, 0.02
 """Checkpoints by time: so many seconds apart at least, and so far that they take no more than this part of the time."""
 
+_UNTIL_TOLD = 1.0
+"""Seconds until it is known whether a signal came because another process was lost."""
+
 
 class LoETrainer(Trainer):
     """Trains a pipeline; see the module's first lines for what it does its own way.
 
     The config is copied, for it may be a registered one; options that were left open become numbers in the copy.
+    Of several processes (see distributed.py) this is one where the host says so by world_size, or `join` has been
+    called.
     Without leaves_files nothing is written: no config.yml, no checkpoints, no results. An option, a device, an output
     folder or a checkpoint that cannot be used is an InputError.
     """
@@ -64,15 +72,23 @@ class LoETrainer(Trainer):
         self, config: LoETrainerConfig, local_rank: int = 0, world_size: int = 1, *, leaves_files: bool = True
     ) -> None:
         config = copy.deepcopy(config)
+        self.processes = processes_here(local_rank, world_size)
+        if self.processes is not None:
+            local_rank, world_size = self.processes.local_rank, self.processes.size
+            CONSOLE.quiet = CONSOLE.quiet or self.processes.rank > 0
+            config.vis = config.vis if self.processes.rank == 0 else "none"
         config.check()
         config.output_dir = config.output_dir.expanduser().resolve()
         if (data := config.pipeline.datamanager.data) is not None:
             config.pipeline.datamanager.data = Path(data).expanduser().resolve()
-        if leaves_files:
+        if leaves_files and (self.processes is None or self.processes.rank == 0):
             check_writable(config.output_dir, "--output-dir")
         # The host says where checkpoints go before it has seen the input.
         with CONSOLE.capture(), host_lines_as_they_are():
             super().__init__(config, local_rank, world_size)
+        if self.processes is not None:
+            self.processes.use(self.device)
+            self.local_rank = self.processes.rank  # the host asks it who shows and writes, and that is one of all
         self.leaves_files = leaves_files
         self._folder: RunFolder | None = None
         self._problems: list[str] = []
@@ -80,21 +96,27 @@ class LoETrainer(Trainer):
         self.mixed_precision = self.mixed_precision or self.precision == "bf16"
         self.record = RunRecord()
         self._evaluated_at: int | None = None
+        self._asked = 0
         self._writing: Future[float] | None = None
         self._saved_at, self._saving_took = time.monotonic(), 0.0
         if config.num_threads is not None:
             torch.set_num_threads(config.num_threads)
+        elif self.processes is not None and self.device == "cpu":
+            torch.set_num_threads(self.processes.threads())
         self._most_threads = torch.get_num_threads()
         self._threads = nullcontext
         if self.device == "cpu":
             keep_freed_memory()
-            if config.num_threads is None:
+            if config.num_threads is None and self.processes is None:
                 self._threads = ThreadTuner(self._most_threads).step
 
     def setup(self, test_mode: Literal["test", "val", "inference"] = "val") -> None:
         """Build everything, load the checkpoint if one is wanted, then write config.yml."""
         try:
-            self._setup(test_mode)
+            if self.processes is None:
+                self._setup(test_mode)
+            else:
+                self._setup_together(test_mode, self.processes)
         except BaseException as error:
             if self._folder is not None:
                 self._folder.discard()
@@ -102,6 +124,40 @@ class LoETrainer(Trainer):
             if problem is None:
                 raise
             raise InputError(problem) from None
+
+    def _setup_together(self, test_mode: Literal["test", "val", "inference"], processes: Processes) -> None:
+        """Set up as every other process does, from one seed, and go on once all can."""
+        torch.manual_seed(self.config.machine.seed)
+        problem = None
+        try:
+            self._setup(test_mode)
+        except (InputError, OSError, MemoryError, RuntimeError) as error:
+            problem = str(error) if isinstance(error, InputError) else shortage(error)
+            if problem is None:
+                raise
+        processes.agree(problem)
+        folders = processes.told([str(self.base_dir), str(self.checkpoint_dir)])
+        self.base_dir, self.checkpoint_dir = map(Path, folders)
+        if len(steps := set(processes.gathered(self._start_step))) > 1:
+            found = ", ".join(map(str, sorted(steps)))
+            raise processes.common_error(
+                f"the processes find checkpoints of different steps ({found}): let all see one"
+            )
+        processes.equalize([t for t in (*self.pipeline.parameters(), *self.pipeline.buffers()) if t.numel()])
+        if processes.rank > 0:  # whose random numbers besides the batches' are its own
+            numbers = [self.config.machine.seed, processes.rank, self._start_step]
+            torch.manual_seed(int(np.random.SeedSequence(numbers).generate_state(1)[0]))
+        processes.way_on, processes.on_stop = self._way_on, self._stop_for_another
+        for optimizer in self.optimizers.optimizers.values():
+            if isinstance(optimizer, Muon):
+                optimizer.spread = processes.spread
+        count, unit = self.pipeline.datamanager.get_train_rays_per_batch(), self.unit
+        share = f"{count:,} {unit} a step, {-(-count // processes.size):,} in each"
+        say(f"{processes.size} processes ({processes.backend}): {share}", CONSOLE)
+
+    def _stop_for_another(self, number: int) -> None:
+        """End the run after the turn that is under way, because another process got a signal."""
+        self._asked, self.stop_training = number, True
 
     def _setup(self, test_mode: Literal["test", "val", "inference"]) -> None:
         config = self.config
@@ -120,7 +176,8 @@ class LoETrainer(Trainer):
             scaler=self.grad_scaler,
             accumulate=self.gradient_accumulation_steps,
             max_norm={name: group["optimizer"].max_norm for name, group in config.optimizers.items()},
-            capture=self.world_size == 1 and not config.log_gradients,
+            capture=self.processes is None and not config.log_gradients,
+            sum_gradients=self.processes and self.processes.sum_gradients,
             say=partial(say, to=CONSOLE),
         )
         if self._folder is not None:
@@ -159,7 +216,7 @@ class LoETrainer(Trainer):
             yield
         except (InputError, OSError, MemoryError, RuntimeError) as error:
             problem = self._problem(error)
-            if problem is None or self.world_size > 1:
+            if problem is None:
                 raise
             self._problems.append(problem)
             self.stop_training = True
@@ -173,7 +230,8 @@ class LoETrainer(Trainer):
 
     def _way_on(self) -> str:
         """The last checkpoint that is good, and how to go on from it."""
-        steps = checkpoint_steps(self.checkpoint_dir) if self._folder and self.checkpoint_dir.is_dir() else []
+        written = self.local_rank > 0 or self._folder is not None
+        steps = checkpoint_steps(self.checkpoint_dir) if written and self.checkpoint_dir.is_dir() else []
         if steps:
             path = checkpoint_path(self.checkpoint_dir, steps[-1])
             return f"The last good checkpoint is {path}: go on with --load-dir {self.checkpoint_dir}"
@@ -227,14 +285,18 @@ class LoETrainer(Trainer):
         Raises:
             InputError: memory ran out, or something cannot be written; all else is.
         """
+        failed = True
         try:
             with self._shortage_told():
                 result = self._train()
+            if self._problems:
+                raise InputError(f"{self._problems[0]}. {self._way_on()}")
+            failed = False
         finally:
             if self._folder is not None:
                 self._folder.release()
-        if self._problems:
-            raise InputError(f"{self._problems[0]}. {self._way_on()}")
+            if self.processes is not None:
+                self.processes.leave(failed=failed)
         return result
 
     def _train(self) -> Any:
@@ -257,12 +319,7 @@ class LoETrainer(Trainer):
         self._progress = TrainProgress(self.record, step, total, num_seconds, per_step=per_step, unit=self.unit)
         self._saved_at = time.monotonic()
         with stop_signals(self._stop_soon) as stopped, ThreadPoolExecutor(1) as self._writer, self._progress:
-            while self.part_done < 1:
-                while self.training_state == "paused" and not self.stop_training:
-                    time.sleep(0.05)
-                if self.stop_training:
-                    break
-                count = self._steps_until_due(step)
+            while count := self._next_turn(step, stopped):
                 with self.train_lock, self._threads():
                     self._iterate(step, count)
                 step += count
@@ -270,8 +327,12 @@ class LoETrainer(Trainer):
                 self._after_step()
             torch.set_num_threads(self._most_threads)
             result = self._finish()
-        if stopped and not self._problems:  # which are told otherwise
-            raise SystemExit(128 + stopped[0])
+        status = 128 + (stopped[0] if stopped else self._asked) if stopped or self._asked else 0
+        if self.processes is not None:  # the others wait here for process 0
+            status = self.processes.told(1 if self._problems else status)
+            self.processes.leave(failed=False)
+        if status and not self._problems:  # which are told otherwise
+            raise SystemExit(status)
         if not self.config.viewer.quit_on_train_completion and not self._problems:
             self._train_complete_viewer()
         return result
@@ -280,8 +341,38 @@ class LoETrainer(Trainer):
         """Ctrl-C and SIGTERM end the run after the step that is under way; a second one ends it at once."""
         if len(received) > 1:
             raise SystemExit(128 + received[-1])
+        if self.local_rank > 0 and self.processes is not None:
+            self.processes.ask_to_stop(received[0])
+            return
         self.stop_training = True
+        if self.processes is None:
+            self._say_stopping()
+
+    @staticmethod
+    def _say_stopping() -> None:
         CONSOLE.print("stopping after this step, then evaluating and saving; once more quits at once")
+
+    def _next_turn(self, step: int, stopped: list[int]) -> int:
+        """Optimizer steps of the next turn, 0 at the end of the run; process 0 decides for all."""
+        if self.config.max_train_seconds is not None and self.device.startswith("cuda"):
+            torch.cuda.synchronize()  # the clock is the device's, not the queue's
+        while self.training_state == "paused" and not self.stop_training:
+            time.sleep(0.05)
+        processes = self.processes
+        if (stopped or self._asked) and processes is not None and self.local_rank == 0:
+            time.sleep(_UNTIL_TOLD)  # torchrun ends all others as soon as one is lost, which the watch tells of then
+            self._say_stopping()
+        self._turn_starts_at = self.part_done
+        count = 0 if self.stop_training or self._turn_starts_at >= 1 else self._steps_until_due(step)
+        if processes is None:
+            return count
+        evaluated = self._evaluated_at == self.step
+        told = processes.told_numbers(count, self._turn_starts_at, evaluated)
+        if told[2]:
+            parameters = self.pipeline.parameters()
+            processes.require_equal(parameters, f"after step {self.step + 1}")
+        self._turn_starts_at = told[1]
+        return int(told[0])
 
     def prepare(self) -> None:
         """Compile the kernels of training and evaluation before the clock starts."""
@@ -316,10 +407,8 @@ class LoETrainer(Trainer):
     def _set_schedules(self) -> None:
         """Put the schedules to the clock's part of the run, if seconds count."""
         if self.config.max_train_seconds is not None:
-            if self.device.startswith("cuda"):
-                torch.cuda.synchronize()  # the clock is the device's, not the queue's
             for scheduler in self.optimizers.schedulers.values():
-                scheduler.last_epoch = int(self.part_done * self.config.max_num_iterations)
+                scheduler.last_epoch = int(self._turn_starts_at * self.config.max_num_iterations)
 
     def _call_back(self, location: TrainingCallbackLocation, step: int) -> None:
         for callback in self.callbacks:
@@ -361,6 +450,8 @@ class LoETrainer(Trainer):
 
     def _after_step(self) -> None:
         """Evaluate, show and save as often as the config says; the end of the run has its own."""
+        if self.local_rank > 0:
+            return
         done, last, target = self.step + 1, self.part_done >= 1, self.config.target_psnr
         if done % self.steps_per_evaluation == 0 and not last:
             psnr = self._evaluate()
@@ -391,8 +482,7 @@ class LoETrainer(Trainer):
             )
         self.record.add(self.step + 1, psnr)
         self._evaluated_at = self.step
-        if self.local_rank == 0:
-            self._progress.evaluated()
+        self._progress.evaluated()
         if writer.EVENT_WRITERS:
             writer.put_scalar(name="Eval PSNR", scalar=psnr, step=self.step)
             with self.going_on():
@@ -439,6 +529,7 @@ class LoETrainer(Trainer):
             "target_psnr": self.config.target_psnr,
             "seconds_to_target": self.record.seconds_to(self.config.target_psnr),
             "seed": self.config.machine.seed,
+            "num_processes": self.world_size,
             "precision": self.precision,
             **environment(self.device),
         }

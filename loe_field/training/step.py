@@ -1,7 +1,7 @@
 """One optimizer step, the same for CPU, GPU, pictures and scenes; on a GPU as the replay of a CUDA graph."""
 
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import KW_ONLY, dataclass, field
 from functools import reduce
@@ -23,6 +23,9 @@ class Steppable(Protocol):
 
     metrics: dict[str, Tensor]
     """Figures of the last `losses`, for loggers."""
+
+    weight: float
+    """See TrainStep.sum_gradients."""
 
     @property
     def capturable(self) -> bool:
@@ -76,6 +79,9 @@ class TrainStep:
     """Norm that an optimizer's gradients are clipped to; None or not named: they are not."""
     capture: bool = True
     """Whether CUDA graphs may be recorded."""
+    sum_gradients: Callable[[Sequence[Tensor]], None] | None = None
+    """Of several processes that take each step together, each its part of the batch: adds up their gradients of these
+    parameters. The pipeline's `weight` is this one's part; None of one process."""
     say: Callable[[str], Any] = print
     """Told, in one line, that a graph could not be recorded; the run then goes on without."""
 
@@ -125,10 +131,18 @@ class TrainStep:
             if step % self.accumulate.get(name, 1) == 0:
                 optimizer.zero_grad(set_to_none=True)
         loss, losses = self._loss(drawn)
+        if self.sum_gradients is not None:
+            loss = loss * self.pipeline.weight
         self.scaler.scale(loss).backward()
+        stepped = {
+            name: [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+            for name, optimizer in self.optimizers.items()
+            if (step + 1) % self.accumulate.get(name, 1) == 0
+        }
+        if self.sum_gradients is not None:
+            self.sum_gradients([p for params in stepped.values() for p in params])
         for name, optimizer in self.optimizers.items():
-            params = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-            if params and (step + 1) % self.accumulate.get(name, 1) == 0:
+            if params := stepped.get(name):
                 if (max_norm := self.max_norm.get(name)) is not None:
                     self.scaler.unscale_(optimizer)
                     torch.nn.utils.clip_grad_norm_(params, max_norm)
