@@ -32,7 +32,7 @@ class SceneDataManagerConfig(VanillaDataManagerConfig):
     dataparser: AnnotatedDataParserUnion = field(default_factory=NerfstudioDataParserConfig)
     """How the scene is read."""
     train_num_rays_per_batch: int = 1024
-    """Rays per step, drawn from all pixels of all pictures."""
+    """Rays per step, drawn from all pixels of all pictures; several processes share them."""
 
 
 class SceneDataManager(VanillaDataManager[InputDataset]):
@@ -94,7 +94,7 @@ class SceneDataManager(VanillaDataManager[InputDataset]):
 
     def setup_train(self) -> None:
         """Put all pixels and directions on the device."""
-        rays, seed = self.config.train_num_rays_per_batch, (torch.initial_seed() + self.local_rank) % 2**31
+        rays, seed = self.config.train_num_rays_per_batch, torch.initial_seed() % 2**31
         self.train_pixel_sampler = RayTable(self.train_dataset, self.device, num_rays_per_batch=rays, seed=seed)
 
     def setup_eval(self) -> None:

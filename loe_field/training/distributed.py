@@ -49,7 +49,8 @@ class Processes:
     Attributes:
         rank: this process's number, from 0.
         size: how many there are.
-        agreed: whether `agree` has been passed: before, nothing of the run has begun.
+        agreed: whether `agree` has been passed. Before it processes may fail each by itself, and nothing else may need
+            them all.
     """
 
     def __init__(self, local_rank: int) -> None:
@@ -66,8 +67,12 @@ class Processes:
         self._watcher = threading.Thread(target=self._watch, daemon=True)
         self._watcher.start()
 
-    def use(self, device: str) -> None:
-        """Compute on a device, "cpu" or "cuda:N", from here on; every process calls this."""
+    def take(self, device: str) -> None:
+        """Let this process compute on a device, "cpu" or "cuda:N", and nothing else.
+
+        Raises:
+            InputError: it is not there.
+        """
         if device.startswith("cuda"):
             if self.local_rank >= torch.cuda.device_count():
                 raise InputError(
@@ -75,6 +80,10 @@ class Processes:
                     f"{torch.cuda.device_count()} CUDA GPUs: start no more than one process for each"
                 )
             torch.cuda.set_device(device)  # of NCCL's and Triton's launches
+
+    def connect(self, device: str) -> None:
+        """Let the numbers of a step go between the devices; every process calls this, once all have agreed."""
+        if device.startswith("cuda"):
             # A collective of NCCL's that lost its peer is given up without taking the process down: the watch does.
             os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "2")
             self._numbers = dist.new_group(backend="nccl", timeout=_WORK)
@@ -265,7 +274,11 @@ class Processes:
         return int(sign)
 
     def _tell_of(self, lost: int) -> None:
-        say(f"error: process {lost} of {self.size} was lost. {self.way_on()}", sys.stderr)
+        try:
+            way_on = self.way_on()
+        except OSError as error:
+            way_on = f"Its checkpoints cannot be looked for: {error}"
+        say(f"error: process {lost} of {self.size} was lost. {way_on}", sys.stderr)
 
 
 def fingerprint(tensors: Iterable[Tensor]) -> str:

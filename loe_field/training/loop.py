@@ -87,7 +87,7 @@ class LoETrainer(Trainer):
         with CONSOLE.capture(), host_lines_as_they_are():
             super().__init__(config, local_rank, world_size)
         if self.processes is not None:
-            self.processes.use(self.device)
+            self.processes.take(self.device)
             self.local_rank = self.processes.rank  # the host asks it who shows and writes, and that is one of all
         self.leaves_files = leaves_files
         self._folder: RunFolder | None = None
@@ -101,8 +101,6 @@ class LoETrainer(Trainer):
         self._saved_at, self._saving_took = time.monotonic(), 0.0
         if config.num_threads is not None:
             torch.set_num_threads(config.num_threads)
-        elif self.processes is not None and self.device == "cpu":
-            torch.set_num_threads(self.processes.threads())
         self._most_threads = torch.get_num_threads()
         self._threads = nullcontext
         if self.device == "cpu":
@@ -136,6 +134,10 @@ class LoETrainer(Trainer):
             if problem is None:
                 raise
         processes.agree(problem)
+        processes.connect(self.device)
+        if self.device == "cpu" and self.config.num_threads is None:
+            self._most_threads = processes.threads()
+            torch.set_num_threads(self._most_threads)
         folders = processes.told([str(self.base_dir), str(self.checkpoint_dir)])
         self.base_dir, self.checkpoint_dir = map(Path, folders)
         if len(steps := set(processes.gathered(self._start_step))) > 1:
@@ -338,8 +340,11 @@ class LoETrainer(Trainer):
         return result
 
     def _stop_soon(self, received: list[int]) -> None:
-        """Ctrl-C and SIGTERM end the run after the step that is under way; a second one ends it at once."""
-        if len(received) > 1:
+        """Ctrl-C and SIGTERM end the run after the step that is under way; a second one ends it at once.
+
+        Of several processes, those who started them pass on in their own words what the terminal has told all.
+        """
+        if len(received) > 1 and (self.processes is None or received[-1] in received[:-1]):
             raise SystemExit(128 + received[-1])
         if self.local_rank > 0 and self.processes is not None:
             self.processes.ask_to_stop(received[0])
@@ -362,6 +367,9 @@ class LoETrainer(Trainer):
         if (stopped or self._asked) and processes is not None and self.local_rank == 0:
             time.sleep(_UNTIL_TOLD)  # torchrun ends all others as soon as one is lost, which the watch tells of then
             self._say_stopping()
+            if self.leaves_files and self.step >= self._start_step:
+                with self.going_on():
+                    self.save_checkpoint(self.step)  # torchrun and Slurm give 30 s: an evaluation may take longer
         self._turn_starts_at = self.part_done
         count = 0 if self.stop_training or self._turn_starts_at >= 1 else self._steps_until_due(step)
         if processes is None:

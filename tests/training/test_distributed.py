@@ -59,6 +59,7 @@ def fitted(processes, **options):
 )
 def test_processes_take_the_steps_of_one_and_agree_to_the_bit(size, options, tmp_path):
     """101 points make unequal parts."""
+    alone = fitted(None, **options)
 
     def work(rank):
         processes = join()
@@ -71,7 +72,6 @@ def test_processes_take_the_steps_of_one_and_agree_to_the_bit(size, options, tmp
         assert processes.end() == [0] * size, processes.said()
     parts = [torch.load(tmp_path / f"{rank}.pt") for rank in range(size)]
     assert len({fingerprint(part) for part in parts}) == 1
-    alone = fitted(None, **options)
     for mine, theirs in zip(parts[0], alone, strict=True):
         torch.testing.assert_close(mine, theirs, atol=2e-4, rtol=0)
 
