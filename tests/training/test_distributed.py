@@ -12,6 +12,8 @@ from processes import launched
 from loe_field import LoEMLP
 from loe_field.errors import InputError
 from loe_field.network.optim import Muon, orthogonalize
+from loe_field.pictures.picture import Picture
+from loe_field.signals.picture import PictureSignal
 from loe_field.signals.signal import GridSignal
 from loe_field.training.distributed import _equal_cuts, _place, fingerprint, join
 from loe_field.training.step import TrainStep
@@ -193,6 +195,19 @@ def test_the_parts_of_a_step_are_the_step(kind, size):
         parts = [torch.cat(signal_.at(*signal_.part(drawn, rank, size)), 1) for rank in range(size)]
         assert max(map(len, parts)) - min(map(len, parts)) <= 1
         assert torch.equal(torch.cat(parts), whole)
+
+
+@pytest.mark.parametrize("off_grid", [0.3, 1.0])
+def test_the_parts_of_a_step_off_the_grid_are_the_step(off_grid):
+    picture = Picture(np.random.default_rng(0).integers(0, 255, (9, 7, 3), np.uint8), "PNG", "RGB")
+    pixels = PictureSignal(picture, "cpu", samples_per_batch=20, seed=1, off_grid=off_grid)
+    for step in range(5):
+        drawn = pixels.draw(step)
+        whole = torch.cat(pixels.at(*drawn), 1)
+        parts = [torch.cat(pixels.at(*pixels.part(drawn, rank, 3)), 1) for rank in range(3)]
+        assert max(map(len, parts)) - min(map(len, parts)) <= 2
+        order, expected = (x[x[:, 0].argsort()] for x in (torch.cat(parts), whole))
+        torch.testing.assert_close(order, expected, atol=1e-5, rtol=0)
 
 
 TORCHRUN = {"RANK": "1", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "MASTER_ADDR": "a"}
