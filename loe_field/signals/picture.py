@@ -150,7 +150,7 @@ class PictureSignal(GridSignal):
         generator = seeded_generator(self.device, self._seed, *divmod(step, self.batches_per_pass))
         offset = torch.rand(round(self._off_grid * len(index)), 2, generator=generator, device=self.device) - 0.5
         if self._kept is not None:  # the squares become the diamonds that fill the plane around every second pixel
-            offset = offset @ offset.new_tensor([[1.0, 1.0], [1.0, -1.0]])
+            offset = torch.stack([offset[:, 0] + offset[:, 1], offset[:, 0] - offset[:, 1]], -1)
         return index, offset
 
     def part(self, drawn: tuple[Tensor, ...], rank: int, size: int) -> tuple[Tensor, ...]:

@@ -33,6 +33,7 @@ from loe_field.stopping import stop_signals
 from loe_field.training.checkpoints import checkpoint_path, checkpoint_steps, packed, write_checkpoint
 from loe_field.training.config import LoETrainerConfig
 from loe_field.training.console import host_lines_as_they_are
+from loe_field.training.defaults import Precision, defaults_for, device_of, remark
 from loe_field.training.distributed import Processes, processes_here
 from loe_field.training.folder import RunFolder
 from loe_field.training.machine import keep_freed_memory
@@ -51,6 +52,9 @@ _SECONDS_PER_SAVE, _PART_FOR_SAVES = 10.0, 0.02
 
 _UNTIL_TOLD = 1.0
 """Seconds until it is known whether a signal came because another process was lost."""
+
+_EVALUATIONS, _PART_FOR_EVALUATIONS = 24, 0.1
+"""Evaluations by time: so many in a run at most, and so few that they take no more than this part of the time."""
 
 
 class LoETrainer(Trainer):
@@ -89,6 +93,13 @@ class LoETrainer(Trainer):
         if self.processes is not None:
             self.processes.take(self.device)
             self.local_rank = self.processes.rank  # the host asks it who shows and writes, and that is one of all
+        device = device_of(self.device)
+        self.defaults = defaults_for(device)
+        config.steps_per_iteration = config.steps_per_iteration or self.defaults.steps_per_iteration
+        if config.precision is None:
+            config.precision = self.defaults.precision
+            if remark(device) is not None:
+                say(remark(device), CONSOLE)
         self.leaves_files = leaves_files
         self._folder: RunFolder | None = None
         self._problems: list[str] = []
@@ -97,6 +108,7 @@ class LoETrainer(Trainer):
         self.record = RunRecord()
         self._evaluated_at: int | None = None
         self._asked = 0
+        self._evaluating_took = 0.0
         self._writing: Future[float] | None = None
         self._saved_at, self._saving_took = time.monotonic(), 0.0
         if config.num_threads is not None:
@@ -398,19 +410,21 @@ class LoETrainer(Trainer):
     @property
     def part_done(self) -> float:
         """How much of the run is done, by steps or by seconds; 1 at its end."""
+        return self._part_of(self.step + 1, self.record.seconds)
+
+    def _part_of(self, steps: int, seconds: float) -> float:
+        """So many steps, which took so many seconds, as a part of the run, 0 to 1."""
         if self.config.max_train_seconds is not None:
-            return min(1.0, self.record.seconds / self.config.max_train_seconds)
-        return min(1.0, (self.step + 1) / self.config.max_num_iterations)
+            return min(1.0, seconds / self.config.max_train_seconds)
+        return min(1.0, steps / self.config.max_num_iterations)
 
     def _steps_until_due(self, step: int) -> int:
         """Optimizer steps of the next turn: as many as wanted, but not past anything that is due."""
-        wanted = self.config.steps_per_iteration or (50 if self.device.startswith("cuda") else 1)
-        periods = [self.steps_per_evaluation, self.config.logging.steps_per_log]
-        if self.config.steps_per_save is not None:
-            periods.append(self.config.steps_per_save)
+        periods = [self.steps_per_evaluation, self.config.steps_per_save, self.config.logging.steps_per_log]
         if self.config.max_train_seconds is None:
             periods.append(self.config.max_num_iterations)
-        return min(wanted, *(period - step % period for period in periods))
+        left = [period - step % period for period in periods if period is not None]
+        return min(self.config.steps_per_iteration or 1, *left)
 
     def _set_schedules(self) -> None:
         """Put the schedules to the clock's part of the run, if seconds count."""
@@ -452,16 +466,16 @@ class LoETrainer(Trainer):
             writer.write_out_storage()
 
     @property
-    def precision(self) -> Literal["fp32", "tf32", "bf16"]:
+    def precision(self) -> Precision:
         """Type of the hidden layers' products while training."""
-        return self.config.precision or ("tf32" if self.device.startswith("cuda") else "fp32")
+        return self.config.precision or self.defaults.precision
 
     def _after_step(self) -> None:
         """Evaluate, show and save as often as the config says; the end of the run has its own."""
         if self.local_rank > 0:
             return
         done, last, target = self.step + 1, self.part_done >= 1, self.config.target_psnr
-        if done % self.steps_per_evaluation == 0 and not last:
+        if not last and self._evaluation_is_due(done):
             psnr = self._evaluate()
             if target is not None and psnr >= target:
                 CONSOLE.print(f"PSNR {psnr:.2f} dB has reached --target-psnr {target:g}: stopping")
@@ -482,7 +496,9 @@ class LoETrainer(Trainer):
         """Measure the PSNR, note it and return it."""
         with self.train_lock, self._clock_stopped():
             self.pipeline.eval()
+            start = time.monotonic()
             psnr = self.evaluate()
+            self._evaluating_took = time.monotonic() - start
         if math.isnan(psnr):
             raise InputError(
                 f"the fit's values are no numbers any more after step {self.step + 1}: lower the learning rates "
@@ -498,9 +514,34 @@ class LoETrainer(Trainer):
         return psnr
 
     @property
-    def steps_per_evaluation(self) -> int:
-        """Steps between evaluations."""
-        return self.config.steps_per_eval_all_images
+    def steps_per_evaluation(self) -> int | None:
+        """Steps between evaluations; None: by time."""
+        given = self.config.steps_per_eval_all_images
+        return given if given is not None or self.defaults.evaluates_by_time else self.usual_steps_per_evaluation
+
+    @property
+    def usual_steps_per_evaluation(self) -> int:
+        """Steps between evaluations on a CPU, where the config has none. Subclasses may have others."""
+        return 250
+
+    def _evaluation_is_due(self, done: int) -> bool:
+        """Whether the steps since the last evaluation are over, or a part of the run and enough of its seconds."""
+        if self.steps_per_evaluation is not None:
+            return done % self.steps_per_evaluation == 0
+        steps, seconds = self.record.curve[-1][:2] if self.record.curve else (0, 0.0)
+        part = self._part_of(self.step + 1, self.record.seconds) - self._part_of(steps, seconds)
+        enough = (1 / _PART_FOR_EVALUATIONS - 1) * self._evaluating_took
+        return part > 1 / _EVALUATIONS - 1e-9 and self.record.seconds - seconds >= enough
+
+    @property
+    def pace(self) -> str:
+        """How a run goes that the config may have left open, for people."""
+        batch, turn = self.pipeline.datamanager.get_train_rays_per_batch(), self.config.steps_per_iteration
+        turns = f", {turn} steps a turn" if turn != 1 else ""
+        every = self.steps_per_evaluation
+        return (
+            f"{batch:,} {self.unit} a step{turns}, evaluated {'by time' if every is None else f'every {every:,} steps'}"
+        )
 
     def evaluate(self) -> float:
         """PSNR in dB over the evaluation set; subclasses may know a cheaper way."""
@@ -538,6 +579,7 @@ class LoETrainer(Trainer):
             "seconds_to_target": self.record.seconds_to(self.config.target_psnr),
             "seed": self.config.machine.seed,
             "num_processes": self.world_size,
+            "steps_per_iteration": self.config.steps_per_iteration,
             "precision": self.precision,
             **environment(self.device),
         }
@@ -610,7 +652,7 @@ class LoETrainer(Trainer):
 
 
 @contextmanager
-def training_precision(precision: Literal["fp32", "tf32", "bf16"], device: str) -> Iterator[None]:
+def training_precision(precision: Precision, device: str) -> Iterator[None]:
     """Set what matrix products multiply for as long as this lasts; bf16 needs autocast within."""
     kind = device.split(":")[0]
     before = torch.backends.cuda.matmul.allow_tf32, torch.get_autocast_dtype(kind)

@@ -1,7 +1,8 @@
-"""Checkpoints by time: beside the training, off its clock, and told of where they fail."""
+"""What comes by time: checkpoints beside the training, told of where they fail, and evaluations as on a GPU."""
 
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -100,3 +101,17 @@ def test_saving_is_not_training(by_time, tmp_path, monkeypatch):
     fit = fit_image(waves(16, 16, 3), **SMALL, output_dir=tmp_path)
     assert packed == ([0, 39] if by_time else [24, 39]), "a fiftieth of the time: not before 10 s"
     assert fit.seconds < time.monotonic() - start - 0.4
+
+
+@pytest.mark.parametrize(("part_of_time", "steps"), [(1.0, list(range(2, 49, 2))), (1e-9, [2, 48])])
+def test_evaluations_by_time_are_so_many_in_a_run_and_cost_no_more_than_their_part(
+    part_of_time, steps, tmp_path, monkeypatch, capsys
+):
+    by_time = replace(loop.defaults_for(loop.device_of("cpu")), evaluates_by_time=True)
+    monkeypatch.setattr(loop, "defaults_for", lambda device: by_time)
+    monkeypatch.setattr(loop, "_PART_FOR_EVALUATIONS", part_of_time)
+    fit = fit_image(waves(16, 16, 3), **SMALL | {"num_steps": 48}, output_dir=tmp_path, progress=True)
+    assert [point.step for point in fit.curve] == steps
+    assert "256 pixels a step, evaluated by time" in capsys.readouterr().out
+    assert "\nsteps_per_iteration: 1\n" in (fit.folder / "config.yml").read_text()
+    assert fit.metrics["steps_per_iteration"] == 1
