@@ -4,7 +4,9 @@ Alone (`python -m loe_field.train ...`) it is ns-train.
 """
 
 import os
+import signal
 import sys
+import time
 import warnings
 from contextlib import ExitStack, redirect_stderr, redirect_stdout, suppress
 from typing import Any
@@ -12,7 +14,7 @@ from typing import Any
 import torch
 
 from loe_field.errors import InputError
-from loe_field.training.distributed import Processes, join, quit_at_once
+from loe_field.training.distributed import LAST_WORD, Processes, join, quit_at_once
 from loe_field.words import say
 
 
@@ -31,7 +33,9 @@ def main() -> None:
     try:
         _train(processes)
     except InputError as error:
-        if processes.rank == 0 or not error.everywhere:
+        if processes.rank > 0 and error.everywhere:
+            time.sleep(LAST_WORD)
+        else:
             say(f"error: {error}", sys.stderr)
         processes.leave(failed=True)
         quit_at_once(1)  # without a word to groups that others may have left
@@ -43,6 +47,7 @@ def main() -> None:
 
 def _train(processes: Processes) -> None:
     """Read the command line and train, as one of several processes."""
+    signal.signal(signal.SIGTERM, _end_slowly)
     try:
         config = _command_line(quiet=processes.rank > 0)
         from nerfstudio.scripts.train import main as train
@@ -57,6 +62,12 @@ def _train(processes: Processes) -> None:
             with suppress(InputError):
                 processes.agree(f"process {processes.rank} has refused its options ({ended.code})")
         raise
+
+
+def _end_slowly(number: int, _: Any) -> None:
+    """End by a signal that no run catches; torchrun sends it when another process was lost, which is told first."""
+    time.sleep(LAST_WORD)
+    quit_at_once(128 + number)
 
 
 def _command_line(*, quiet: bool) -> Any:

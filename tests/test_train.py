@@ -52,6 +52,7 @@ def test_two_processes_fit_as_one_does_and_runs_go_on_with_any_number(small_pict
     statuses, out, err = to_the_end(tmp_path / "1", 2, *short, tmp_path / "two")
     assert statuses == [0, 0], err
     assert "2 processes (gloo): 600 pixels a step, 300 in each" in out[0]
+    assert "the weights of all 2 processes are the same to the bit" in out[0]
     assert (out[1], err[1]) == ("", "")
     half = run_folder(tmp_path / "two", "loe-image-smooth")
     assert read_metrics(half)["num_processes"] == 2

@@ -11,6 +11,7 @@ import os
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
@@ -35,6 +36,8 @@ _BEAT = 0.5
 """Seconds between two signs of life."""
 _PATIENCE = 30.0
 """Seconds in which the watch finds out which process was lost, once something has failed."""
+LAST_WORD = 2.0
+"""Seconds for the process that tells why the run ends: torchrun ends all as soon as one has ended."""
 _ALIVE, _OVER, _FAILED = 0, -1, -2
 """Signs of life: nothing of note; the run has come to its end; this process ends with an error, of which it has told.
 Above 0: a signal of this number asked this process to stop the run."""
@@ -153,8 +156,8 @@ class Processes:
             for tensor, part in zip(same, flat.split([t.numel() for t in same])):
                 tensor.detach().copy_(part.view_as(tensor))
 
-    def require_equal(self, tensors: Iterable[Tensor], when: str) -> None:
-        """Refuse to go on with tensors that differ between the processes, in whichever bit.
+    def require_equal(self, tensors: Iterable[Tensor], when: str) -> str:
+        """Refuse to go on with tensors that differ between the processes, in whichever bit; returns their fingerprint.
 
         Raises:
             InputError: they differ.
@@ -166,6 +169,7 @@ class Processes:
                     f"the weights of process {rank} are not those of process 0 {when}: give all processes machines of "
                     f"one kind, and the same versions. {self.way_on()}"
                 )
+        return every[0]
 
     def sum_gradients(self, params: Sequence[Tensor]) -> None:
         """Add up the gradients of all processes, in one flat buffer, in which they lie afterwards."""
@@ -254,6 +258,8 @@ class Processes:
                 self._tell_of(0)
             if self._left and (lost or state in (_OVER, _FAILED) or signs.get(0) == _OVER):
                 return
+            if signs.get(0) == _FAILED:
+                time.sleep(LAST_WORD)
             if lost or signs.get(0) == _FAILED:
                 quit_at_once(1)
             if signs.get(0) == _OVER:

@@ -386,11 +386,12 @@ class LoETrainer(Trainer):
         count = 0 if self.stop_training or self._turn_starts_at >= 1 else self._steps_until_due(step)
         if processes is None:
             return count
-        evaluated = self._evaluated_at == self.step
-        told = processes.told_numbers(count, self._turn_starts_at, evaluated)
+        to_compare = self._evaluated_at == self.step or count == 0
+        told = processes.told_numbers(count, self._turn_starts_at, to_compare)
         if told[2]:
-            parameters = self.pipeline.parameters()
-            processes.require_equal(parameters, f"after step {self.step + 1}")
+            same = processes.require_equal(self.pipeline.parameters(), f"after step {self.step + 1}")
+            if not told[0]:
+                say(f"the weights of all {processes.size} processes are the same to the bit ({same})", CONSOLE)
         self._turn_starts_at = told[1]
         return int(told[0])
 
