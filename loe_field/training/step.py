@@ -206,9 +206,10 @@ class TrainStep:
         torch.cuda.synchronize(self._device)
         self._side = None
         self._pool = self._pool or torch.cuda.graph_pool_handle()
+        current = torch.cuda.current_stream(self._device)
         with (
             self._as_recorded(),
-            torch.cuda.device(self._device),
+            torch.cuda.stream(current),  # torch leaves the stream of a recording that broke off the current one
             torch.device(self._device),
             torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"),
         ):
