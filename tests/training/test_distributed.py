@@ -12,9 +12,6 @@ from processes import launched
 from loe_field import LoEMLP
 from loe_field.errors import InputError
 from loe_field.network.optim import Muon, orthogonalize
-from loe_field.pictures.picture import Picture
-from loe_field.signals.picture import PictureSignal
-from loe_field.signals.signal import GridSignal
 from loe_field.training.distributed import _equal_cuts, _place, fingerprint, join
 from loe_field.training.step import TrainStep
 
@@ -177,37 +174,6 @@ def test_what_one_process_lacks_ends_all_in_the_same_words(tmp_path):
     assert "the weights of process 1 are not those of process 0 after step 3" in first[0]
     assert first[1] == "no picture"
     assert (first[2], second[2]) == ("[15]", "[]")
-
-
-@pytest.mark.parametrize("kind", ["batches", "whole", "kept"])
-@pytest.mark.parametrize("size", [2, 3])
-def test_the_parts_of_a_step_are_the_step(kind, size):
-    signal_ = GridSignal(
-        np.random.default_rng(0).random((7, 9, 2)),
-        "cpu",
-        samples_per_batch=None if kind == "whole" else 20,
-        seed=1,
-        kept=np.arange(0, 63, 2) if kind == "kept" else None,
-    )
-    for step in range(5):
-        drawn = signal_.draw(step)
-        whole = torch.cat(signal_.at(*drawn), 1)
-        parts = [torch.cat(signal_.at(*signal_.part(drawn, rank, size)), 1) for rank in range(size)]
-        assert max(map(len, parts)) - min(map(len, parts)) <= 1
-        assert torch.equal(torch.cat(parts), whole)
-
-
-@pytest.mark.parametrize("off_grid", [0.3, 1.0])
-def test_the_parts_of_a_step_off_the_grid_are_the_step(off_grid):
-    picture = Picture(np.random.default_rng(0).integers(0, 255, (9, 7, 3), np.uint8), "PNG", "RGB")
-    pixels = PictureSignal(picture, "cpu", samples_per_batch=20, seed=1, off_grid=off_grid)
-    for step in range(5):
-        drawn = pixels.draw(step)
-        whole = torch.cat(pixels.at(*drawn), 1)
-        parts = [torch.cat(pixels.at(*pixels.part(drawn, rank, 3)), 1) for rank in range(3)]
-        assert max(map(len, parts)) - min(map(len, parts)) <= 2
-        order, expected = (x[x[:, 0].argsort()] for x in (torch.cat(parts), whole))
-        torch.testing.assert_close(order, expected, atol=1e-5, rtol=0)
 
 
 TORCHRUN = {"RANK": "1", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "MASTER_ADDR": "a"}
