@@ -89,8 +89,8 @@ def _tifffile_silent() -> Iterator[None]:
 
 def _undecoded(name: str, package: str) -> InputError:
     return InputError(
-        f"{name} takes {package} to be read, which is not installed: pip install {package.lower()}, or save the picture "
-        "as PNG of 8 bits"
+        f"{name} takes {package} to be read, which is not installed: pip install {package.lower()}, or save the "
+        "picture as PNG of 8 bits"
     )
 
 
