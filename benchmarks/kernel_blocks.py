@@ -27,11 +27,12 @@ from loe_field.network.shape import Arithmetic
 
 KERNELS = {"forward": ("level_blocks", 2), "backward": ("backward_blocks", 3)}
 """The table of each, and how many numbers of a row's width it must move."""
+CUT = ("rows", "warps", "stages", "programs")
 EXPECTED = {
     "forward": [(64, 4, 2, 6), (64, 4, 3, 4), (128, 4, 2, 3), (128, 8, 3, 2), (32, 4, 2, 8)],
     "backward": [(32, 4, 2, 4), (32, 4, 3, 4), (32, 4, 2, 3), (64, 4, 3, 2), (64, 8, 2, 2)],
 }
-"""Rows, warps, stages, programs: by the registers and the shared memory that a cut takes on an H100."""
+"""Values of CUT: by the registers and the shared memory that a cut takes on an H100."""
 
 
 def cuts(kernel: str) -> Iterator[tuple[int, int, int, int]]:
@@ -72,27 +73,34 @@ def sweep(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
         for (kernel, (table, passes)), cut in zip(KERNELS.items(), cut_of):
             if time.perf_counter() - started > options.seconds:
                 return
-            own, call = getattr(level, table), calls[kernel]
-            blocks = own(width, width, precision)
-            if blocks is None:  # the matrix is too wide for this kernel
-                continue
-            if cut is not None:
-                blocks = blocks._replace(**dict(zip(("rows", "warps", "stages", "programs"), cut)))
-            named = dict(zip(("block_rows", "warps", "stages", "programs"), (blocks.rows, *blocks[3:])))
-            row = {"kernel": kernel, "cut": "own" if cut is None else "tried", **sizes, **named}
-            setattr(level, table, lambda *_, blocks=blocks: blocks)
+            own, call, used = getattr(level, table), calls[kernel], []
+
+            def as_cut(*sizes: Any, own: Any = own, cut: Any = cut, used: list = used) -> Any:
+                used.append(own(*sizes))
+                if cut is not None and used[-1] is not None:  # None: the matrix is too wide for this kernel
+                    used.append(used[-1]._replace(**dict(zip(CUT, cut))))
+                return used[-1]
+
+            row = {"kernel": kernel, "cut": "own" if cut is None else "tried", **sizes}
+            setattr(level, table, as_cut)
             try:
                 got = call()
                 for mine, wanted in zip(got, expected.setdefault(kernel, got)):
                     torch.testing.assert_close(mine, wanted, rtol=2e-2, atol=2e-2 * wanted.abs().max().item())
                 seconds = seconds_of(call, device)
                 rate = passes * x.numel() * x.element_size() / seconds / 1e9
-                row |= {"microseconds": f"{1e6 * seconds:.1f}", "gb_per_s": f"{rate:.0f}", "note": ""}
+                result = {"microseconds": f"{1e6 * seconds:.1f}", "gb_per_s": f"{rate:.0f}", "note": ""}
             except Exception as error:  # a cut that does not fit is no result
                 words = str(error).split("\n")[0][:100]
-                row |= {"microseconds": "", "gb_per_s": "", "note": f"{type(error).__name__}: {words}".rstrip(": ")}
+                result = {"microseconds": "", "gb_per_s": "", "note": f"{type(error).__name__}: {words}".rstrip(": ")}
             finally:
                 setattr(level, table, own)
+            if used and used[-1] is None:
+                continue
+            row |= (
+                {f"block_{name}" if name == "rows" else name: getattr(used[-1], name) for name in CUT} if used else {}
+            )
+            row |= result
             yield row
 
 
