@@ -45,7 +45,7 @@ def fit(words: list[str], pictures: Path | None) -> dict[str, Any]:
         except Exception as error:  # the next run may still work
             if not isinstance(error, InputError):
                 traceback.print_exc()
-            row["problem"] = f"{type(error).__name__}: {str(error).strip().splitlines()[:1]}"[:200]
+            row["problem"] = f"{type(error).__name__}: {error}".strip().splitlines()[0][:200]
         row["wall_seconds"] = time.perf_counter() - began
         for path in Path(folder).rglob("metrics.json"):
             row |= json.loads(path.read_text("utf8"))

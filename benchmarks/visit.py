@@ -22,6 +22,8 @@ from pathlib import Path
 
 from PIL import Image
 
+from loe_field.runs.child import ns_train
+
 ROOT = Path(__file__).parents[1]
 TESTS = ("tests/network", "tests/training", "tests/baselines", "tests/nerf")
 LAST_SECONDS = 10.0
@@ -80,7 +82,7 @@ TINY = Sizes(
     sweep=("--rows", "100", "--device", "cpu"), interpreter="1",
     image="--pipeline.datamanager.pixels-per-batch 500",
     scene="--pipeline.model.num-samples 8 --pipeline.model.loe.num-layers 3",
-    tests=("-m", "gpu or slow", "-k", "gpu or graph or in_the_interpreter"),
+    tests=("-m", "gpu or slow", "-k", "gpu or in_the_interpreter"),
 )  # fmt: skip
 
 
@@ -101,7 +103,6 @@ def visit_a(out: Path, sizes: Sizes, data: Path) -> Iterator[Part]:
     full = ("--what", "step", "--points", str(sizes.camera))
     compiled = ("-m", "benchmarks.step", *full, "--repeats", "2", "--implementations", "dense compiled", "--precision")
     warm = str(Path(tempfile.mkdtemp()))
-    train = ("-c", "import sys; from loe_field.runs.child import NS_TRAIN; exec(NS_TRAIN)")
     scene = (
         f"--data {data / 'fox-270x480'} --max-num-iterations {min(60, sizes.steps)} {sizes.scene} --output-dir {warm}"
     )
@@ -113,8 +114,8 @@ def visit_a(out: Path, sizes: Sizes, data: Path) -> Iterator[Part]:
          *sizes.tests, *TESTS),
         beside=[
             *((*compiled, precision) for precision in sizes.precisions),
-            (*train, "loe-image", *image.split(), "--output-dir", warm),
-            (*train, "loe-nerf", *scene.split(), "--output-dir", warm),
+            ns_train("loe-image", *image.split(), "--output-dir", warm)[1:],
+            ns_train("loe-nerf", *scene.split(), "--output-dir", warm)[1:],
         ],
     )  # fmt: skip
     peers = ("--implementations", "loe", "dense", "dense compiled", "masked loop")
