@@ -63,10 +63,11 @@ def main() -> None:
     options = parser.parse_args()
     shown = (f"{name}=loe_field.runs.baseline_methods:{name.replace('-', '_')}" for name in COMPARED)
     os.environ.setdefault("NERFSTUDIO_METHOD_CONFIGS", ",".join(shown))
-    for line in sys.stdin.read().splitlines():
-        if not (words := shlex.split(line, comments=True)):
-            continue
+    lines = [words for line in sys.stdin.read().splitlines() if (words := shlex.split(line, comments=True))]
+    failed = 0
+    for words in lines:
         row = fit(words, options.pictures)
+        failed += "problem" in row
         with open(options.output, "a") as file:
             file.write(json.dumps(row) + "\n")
         figures = " ".join(f"{name}={row[name]:.5g}" if isinstance(row[name], float) else f"{name}={row[name]}"
@@ -77,6 +78,8 @@ def main() -> None:
             torch.cuda.empty_cache()
         if isinstance(status := row.get("status"), int) and status > 128:  # a signal told it to end
             sys.exit(status)
+    if failed:
+        sys.exit(f"error: {failed} of {len(lines)} runs failed")
 
 
 if __name__ == "__main__":

@@ -65,6 +65,8 @@ class Sizes:
     many_seconds: float = 10
     processes: int = 8
     precisions: Sequence[str] = ("bf16", "tf32")
+    exact: str = "tf32"
+    """The precision beside bf16 that the device fits in."""
     sweep: Sequence[str] = ()
     """More options of the sweep of blocks."""
     interpreter: str = "0"
@@ -79,9 +81,9 @@ class Sizes:
 TINY = Sizes(
     camera=1500, batch=500, repeats=3, target=12, steps=12, picture_seconds=2, scene_seconds=3, rays=64,
     sweep_seconds=5, large=128, large_steps=4, many_seconds=1, processes=2,
-    sweep=("--rows", "100", "--device", "cpu"), interpreter="1",
+    sweep=("--rows", "100", "--device", "cpu"), interpreter="1", exact="fp32",
     image="--pipeline.datamanager.pixels-per-batch 500",
-    scene="--pipeline.model.num-samples 8 --pipeline.model.loe.num-layers 3",
+    scene="--pipeline.model.num-samples 8 --pipeline.model.num-layers 3",
     tests=("-m", "gpu or slow", "-k", "gpu or in_the_interpreter"),
 )  # fmt: skip
 
@@ -132,7 +134,7 @@ def visit_a(out: Path, sizes: Sizes, data: Path) -> Iterator[Part]:
         f"{target} --precision bf16 --pipeline.datamanager.pixels-per-batch None",
         f"{target} --machine.seed 43",
         f"{whole} --precision bf16",
-        f"{target} --precision tf32",
+        f"{target} --precision {sizes.exact}",
     ])  # fmt: skip
     kodak = f"loe-image --data {picture} {sizes.image} --max-train-seconds {sizes.picture_seconds}"
     yield fits(out, "photograph", sizes.picture_seconds + 60, [kodak], needs=picture)

@@ -90,7 +90,8 @@ def test_several_fits_in_one_process_and_one_that_fails(small_picture, tmp_path,
     monkeypatch.setattr("sys.stdin", io.StringIO(runs))
     monkeypatch.setattr("sys.argv", ["fits", "--output", f"{tmp_path}/fits.jsonl", "--pictures", str(tmp_path)])
     monkeypatch.delenv("NERFSTUDIO_METHOD_CONFIGS", raising=False)
-    fits.main()
+    with pytest.raises(SystemExit, match="error: 1 of 2 runs failed"):
+        fits.main()
     monkeypatch.delenv("NERFSTUDIO_METHOD_CONFIGS")
     bad, good = (json.loads(line) for line in (tmp_path / "fits.jsonl").read_text().splitlines())
     assert "none.png does not exist" in bad["problem"]
@@ -151,7 +152,13 @@ def test_the_summary_shows_every_table(tmp_path):
     step = "".join([f"{heads},device,commit\n", *(f"{case},H100,abc\n" for case in cases)])
     (tmp_path / "step.csv").write_text(step)
     runs = [
-        {"arguments": "loe-image", "psnr": 47.254, "num_steps": 6000, "train_seconds": 2.5, "seconds_to_target": None},
+        {
+            "arguments": "loe-image --pipeline.datamanager.pixels-per-batch 9 --data /a/b/c.png",
+            "psnr": 47.254,
+            "num_steps": 6000,
+            "train_seconds": 2.5,
+            "seconds_to_target": None,
+        },
         {"arguments": "loe-nerf", "problem": "no disk"},
     ]
     (tmp_path / "fits.jsonl").write_text("".join(json.dumps(row) + "\n" for row in runs))
@@ -166,7 +173,7 @@ def test_the_summary_shows_every_table(tmp_path):
     assert "tests 60 ok 3 passed" in lines
     assert "loe step 9 bf16 0.500 0.25 52.0 2000.0 1.5 100 error 1e-3" in lines
     assert "masked loop step 9 bf16 not timed, no memory" in lines
-    assert "47.25 6000 2.50 loe-image" in lines
+    assert "47.25 6000 2.50 loe-image --pixels-per-batch 9 --data c.png" in lines
     assert "loe-nerf no disk" in lines
     assert [line.split()[6] for line in lines if line.startswith("forward")] == ["5", "4", "3", "0"]
     assert "whole 0.25" in lines
