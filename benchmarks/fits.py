@@ -29,10 +29,11 @@ from loe_field.runs.suite import COMPARED
 SHOWN = ("psnr", "num_steps", "train_seconds", "seconds_to_target", "rays_per_second", "wall_seconds", "problem")
 
 
-def fit(words: list[str], pictures: Path | None) -> dict[str, Any]:
-    """The metrics of one run, its arguments and wall-clock seconds, or its problem."""
+def fit(words: list[str], pictures: Path | None) -> list[dict[str, Any]]:
+    """Its arguments, wall-clock seconds and metrics, or its problem; a row for each picture of a series."""
     from nerfstudio.scripts import train
 
+    metrics: list[dict[str, Any]] = []
     row: dict[str, Any] = {"arguments": shlex.join(words)}
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
@@ -48,11 +49,11 @@ def fit(words: list[str], pictures: Path | None) -> dict[str, Any]:
             row["problem"] = f"{type(error).__name__}: {error}".strip().splitlines()[0][:200]
         row["wall_seconds"] = time.perf_counter() - began
         for path in Path(folder).rglob("metrics.json"):
-            row |= json.loads(path.read_text("utf8"))
+            metrics.append(json.loads(path.read_text("utf8")))
             views = [*path.parent.glob("views/000.png"), *path.parent.glob("reconstruction.*")]
             if pictures is not None and views:
                 shutil.copyfile(views[0], pictures / f"{words[0]}{views[0].suffix}")
-    return row
+    return [row | of_one for of_one in metrics or [{}]]
 
 
 def main() -> None:
@@ -66,10 +67,10 @@ def main() -> None:
     lines = [words for line in sys.stdin.read().splitlines() if (words := shlex.split(line, comments=True))]
     failed = 0
     for words in lines:
-        row = fit(words, options.pictures)
+        *others, row = fit(words, options.pictures)
         failed += "problem" in row
         with open(options.output, "a") as file:
-            file.write(json.dumps(row) + "\n")
+            file.writelines(json.dumps(one) + "\n" for one in (*others, row))
         figures = " ".join(f"{name}={row[name]:.5g}" if isinstance(row[name], float) else f"{name}={row[name]}"
                            for name in SHOWN if row.get(name) is not None)  # fmt: skip
         print(f"RUN {shlex.join(words)}: {figures}", flush=True)

@@ -91,7 +91,7 @@ TINY = Sizes(
 def step(out: Path, name: str, sizes: Sizes, precision: str, *words: str, table: str = "step.csv") -> Part:
     """A benchmark of whole steps."""
     common = ("--precision", precision, "--repeats", str(sizes.repeats), "--output", str(out / table))
-    return Part(name, 120, ("-m", "benchmarks.step", *common, *words))
+    return Part(name, 80, ("-m", "benchmarks.step", *common, *words))
 
 
 def fits(out: Path, name: str, seconds: float, runs: Sequence[str], needs: Path | None = None) -> Part:
@@ -100,24 +100,22 @@ def fits(out: Path, name: str, seconds: float, runs: Sequence[str], needs: Path 
     return Part(name, seconds, words, "\n".join(runs) + "\n", needs=needs)
 
 
-def visit_a(out: Path, sizes: Sizes, data: Path) -> Iterator[Part]:
+def visit_a(out: Path, sizes: Sizes, data: Path, scratch: Path) -> Iterator[Part]:
     """Are the kernels right, the full camera's step beside its baselines, and what that makes of fits."""
     full = ("--what", "step", "--points", str(sizes.camera))
     compiled = ("-m", "benchmarks.step", *full, "--repeats", "2", "--implementations", "dense compiled", "--precision")
-    warm = str(Path(tempfile.mkdtemp()))
-    scene = (
-        f"--data {data / 'fox-270x480'} --max-num-iterations {min(60, sizes.steps)} {sizes.scene} --output-dir {warm}"
-    )
+    warm = ("--output-dir", str(scratch / "warm"))
+    scene = f"--data {data / 'fox-270x480'} --max-num-iterations {min(60, sizes.steps)} {sizes.scene}"
     image = f"--max-num-iterations {min(120, sizes.steps)} {sizes.image}"
     yield Part(
         "tests",
-        150,
-        ("-m", "pytest", "-q", "-n", str(sizes.processes), "-p", "no:cacheprovider", "--continue-on-collection-errors",
-         *sizes.tests, *TESTS),
+        130,
+        ("-m", "pytest", "-v", "--tb=short", "-n", str(sizes.processes), "-p", "no:cacheprovider",
+         "--continue-on-collection-errors", *sizes.tests, *TESTS),
         beside=[
             *((*compiled, precision) for precision in sizes.precisions),
-            ns_train("loe-image", *image.split(), "--output-dir", warm)[1:],
-            ns_train("loe-nerf", *scene.split(), "--output-dir", warm)[1:],
+            ns_train("loe-image", *image.split(), *warm)[1:],
+            ns_train("loe-nerf", *scene.split(), *warm)[1:],
         ],
     )  # fmt: skip
     peers = ("--implementations", "loe", "dense", "dense compiled", "masked loop")
@@ -142,7 +140,7 @@ def visit_a(out: Path, sizes: Sizes, data: Path) -> Iterator[Part]:
     yield step(out, "step of a usual batch", sizes, "tf32", *small)
 
 
-def visit_b(out: Path, sizes: Sizes, data: Path) -> Iterator[Part]:
+def visit_b(out: Path, sizes: Sizes, data: Path, scratch: Path) -> Iterator[Part]:
     """Scenes beside nerfacto at equal seconds, then the kernels' blocks."""
     seconds, scene = sizes.scene_seconds, data / "fox-270x480"
     common = f"--data {scene} --max-train-seconds {seconds} --steps-per-eval-all-images 1000000"
@@ -159,12 +157,12 @@ def visit_b(out: Path, sizes: Sizes, data: Path) -> Iterator[Part]:
         )
 
 
-def visit_c(out: Path, sizes: Sizes, data: Path) -> Iterator[Part]:
+def visit_c(out: Path, sizes: Sizes, data: Path, scratch: Path) -> Iterator[Part]:
     """What comes after the first visit; one line for each part, in the order of their worth."""
-    points, large = ("--points", str(sizes.batch), str(sizes.camera)), tempfile.mkdtemp()
+    points = ("--points", str(sizes.batch), str(sizes.camera))
     layer = ("--repeats", str(sizes.repeats), *points, "--tile-size", "2", "8", "--output", str(out / "layer.csv"))
     series = f"loe-image --data {data / 'kodak'} {sizes.image} --max-train-seconds {sizes.many_seconds}"
-    picture = ("--size", str(sizes.large), "--steps", str(sizes.large_steps), "--output-dir", large)
+    picture = ("--size", str(sizes.large), "--steps", str(sizes.large_steps), "--output-dir", str(scratch))
     yield Part("large picture", 200, ("-m", "benchmarks.large_picture", *picture, "--results", str(out / "fits.jsonl")))
     yield fits(out, "many pictures", 12 * (sizes.many_seconds + 15), [series], needs=data / "kodak")
     yield Part("layer bf16", 90, ("-m", "benchmarks.layer", "--precision", "bf16", *layer))
@@ -289,7 +287,7 @@ def main() -> None:
                 os.environ |= {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
                 small_data(data, Path(folder))
                 data = Path(folder)
-            for part in parts(out, sizes, data):
+            for part in parts(out, sizes, data, Path(folder)):
                 if options.only and not part.name.startswith(tuple(options.only)):
                     continue
                 began = time.monotonic()

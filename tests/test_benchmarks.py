@@ -133,10 +133,11 @@ def test_all_parts_of_a_visit_run_what_exists_and_leave_few_files(tmp_path):
 
     for parts, _ in VISITS.values():
         for sizes in (Sizes(), TINY):
-            names = [part.words[1] for part in parts(tmp_path, sizes, tmp_path)]
+            made = list(parts(tmp_path, sizes, Path("data"), Path("scratch")))
+            names = [part.words[1] for part in made]
             assert len(names) > 2
             assert [n for n in names if n != "pytest" and not (ROOT / f"{n.replace('.', '/')}.py").is_file()] == []
-            files = {word for part in parts(tmp_path, sizes, tmp_path) for word in part.words if str(tmp_path) in word}
+            files = {word for part in made for word in part.words if str(tmp_path) in word}
             assert len(files - {str(tmp_path)}) <= 3  # beside log, parts, summary and two pictures
 
 
