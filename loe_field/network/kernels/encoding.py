@@ -75,9 +75,9 @@ class _Encode(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
         (out,) = ctx.saved_tensors
-        shape = (2, ctx.dim, ctx.num_frequencies)
+        shape = (-1, 2, ctx.dim, ctx.num_frequencies)
         waves = slice(ctx.dim, ctx.dim * (1 + 2 * ctx.num_frequencies))
-        (sine, cosine), (grad_sine, grad_cosine) = (t[:, waves].unflatten(1, shape).unbind(1) for t in (out, grad))
+        (sine, cosine), (grad_sine, grad_cosine) = (t[:, waves].view(shape).unbind(1) for t in (out, grad))
         rate = 2 * math.pi * 2.0 ** torch.arange(ctx.num_frequencies, dtype=out.dtype, device=out.device)
         return grad[:, : ctx.dim] + ((grad_sine * cosine - grad_cosine * sine) * rate).sum(-1), None
 
