@@ -7,8 +7,8 @@ stays in registers. The list's borders are known to the device alone: the grid i
 + experts - 1, and a program without a chunk ends at once. Nothing here waits for the device, and nothing is tuned at
 run time, so every launch can be captured in a CUDA graph.
 
-A row of x may be longer than the matrix is wide, up to a multiple of 16 bytes, so that it is read in such pieces; what it
-holds there meets zeros.
+A row of x may be longer than the matrix is wide, up to a multiple of 16 bytes, so that it is read in such pieces; what
+it holds there meets zeros.
 
 Bytes that must move per row of width W, operands of s bytes: forward 2 W s (x, y), backward 3 W s (x, grad_y, grad_x).
 """
@@ -26,9 +26,9 @@ from torch import Tensor
 
 from loe_field.network.shape import Arithmetic, Precision
 
-# TF32 drops the 13 low bits of fp32 operands, half of whose rounding error is lost to it. To round them first would take
-# one integer addition a number, but in registers, and every operand that the tensor cores of an H100 read from shared
-# memory themselves would go there a second time; a field of 47.50 dB evaluated without it is at 47.50 dB.
+# In tf32 the tensor cores drop the 13 low bits of fp32 operands; rounded ones would have half that error. To round is one
+# integer addition a number, but in registers: what the tensor cores of an H100 read from shared memory themselves would
+# go there a second time. A field of 47.50 dB evaluated with operands cut off is at 47.50 dB.
 _OPERANDS = {
     "ieee": (tl.float32, "ieee"),
     "tf32": (tl.float32, "tf32"),
@@ -410,7 +410,7 @@ def level_blocks(in_features: int, out_features: int, precision: Precision, card
     """How `_level` is cut; the whole matrix of an expert up to 128 x 128 (16 bits) or 64 x 64 (fp32).
 
     The figures of `benchmarks/results/compile.csv` are behind all three tables: 65,536 registers and the shared memory
-    of a multiprocessor hold 16 warps or more, but where a wide matrix or split TF32 takes the room. An H100 has products
+    of a multiprocessor hold 16 warps or more, or 8 where a wide matrix or split TF32 takes the room. An H100 has products
     of 64 rows that read shared memory themselves (wgmma), and in 16 bits these take the fewest registers.
     """
     short = precision in ("bf16", "fp16")
@@ -421,7 +421,9 @@ def level_blocks(in_features: int, out_features: int, precision: Precision, card
     if precision == "ieee":
         return Blocks(32, out, inner, 4, 2, 3)
     if precision == "tf32x3":
-        return Blocks(16, out, inner, 4, 3, 4) if _little_shared(card) else Blocks(32, out, inner, 4, 3, 4)
+        if out * inner > 2048:
+            return Blocks(32, out, inner, 8, 3, 2)
+        return Blocks(16 if _little_shared(card) else 32, out, inner, 4, 3, 4)
     if max(out, inner) > 64:
         return Blocks(32, out, inner, 8, 3, 2 if _little_shared(card) else 3)
     if short:
@@ -439,8 +441,8 @@ def backward_blocks(
 ) -> Blocks | None:
     """How `_fused_backward` is cut, or None if the matrix is too wide for it.
 
-    It holds the gradient of a matrix, and in fp32 the matrix twice in shared memory (64 x 64: 32 KiB), since only 16 bits
-    are transposed on the way from there.
+    It holds the gradient of a matrix, and in fp32 the matrix twice in shared memory (64 x 64: 32 KiB), since only 16
+    bits are transposed on the way from there.
     """
     short = precision in ("bf16", "fp16")
     out, inner = _pad(out_features), _pad(in_features)
@@ -555,7 +557,7 @@ def level_backward(
     twice. Sums over rows are made in a fixed order, so results are the same every time.
 
     Returns:
-        The gradients of x in its dtype and the length of its rows, of weight and of bias in fp32; None where not needed.
+        The gradients of x, like it, and of weight and of bias in fp32; None where not needed.
     """
     experts, out_features, in_features = weight.shape
     rows, precision = x.shape[0], how.precision
