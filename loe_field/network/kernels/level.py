@@ -455,7 +455,8 @@ def backward_blocks(
     if precision == "tf32":
         return Blocks(16 if _little_shared(card) else 32, out, inner, 8, 3, 2)
     if precision == "tf32x3":
-        return Blocks(16, out, inner, 4, 3, 4) if out == 16 else Blocks(16, out, inner, 8, 3, 2)
+        # With more warps a thread's share of 32 columns is less than 16 bytes.
+        return Blocks(16, out, inner, 8, 3, 1) if out * inner > 2048 else Blocks(16, out, inner, 4, 3, 3)
     return Blocks(32, out, inner, 8, 2, 2)
 
 
