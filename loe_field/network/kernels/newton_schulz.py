@@ -68,7 +68,7 @@ def newton_schulz(matrices: Tensor, num_iterations: int = 5) -> Tensor:
                 TRANSPOSED=rows > columns,
                 BLOCK_ROWS=max(16, triton.next_power_of_2(small)),
                 BLOCK_COLUMNS=max(16, triton.next_power_of_2(large)),
-                num_warps=4,
+                num_warps=4,  # more of them spill more registers
                 num_stages=1,
             )
     return out
