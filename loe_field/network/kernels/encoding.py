@@ -16,14 +16,26 @@ from loe_field.network.kernels.level import sine_near_zero
 _BLOCK = 1024
 
 
-@triton.jit(do_not_specialize=["size"])
-def _encode(coords, out, size, DIM: tl.constexpr, FREQUENCIES: tl.constexpr, BLOCK: tl.constexpr):
-    """`layers.PositionalEncoding`, fp32, exact up to the sine itself.
+@triton.jit
+def sinusoid(p, octave, cosine):
+    """Sin(2^octave pi (2p - 1)), or its cosine, fp32, exact up to the sine itself.
 
     2^j pi (2p - 1) is pi t - 2^j pi with t = 2^(j + 1) p, which scaling by a power of two makes exact; 2^j pi is a
     whole number of turns but for j = 0, where it is half a turn and changes the sign. Then t is split exactly into its
     floor (half turns: the sign again) and its fraction.
     """
+    t = p * (2 << octave).to(tl.float32)
+    whole = tl.floor(t)
+    fraction = t - whole
+    argument = tl.where(cosine, 0.5 - fraction, tl.minimum(fraction, 1 - fraction))
+    value = sine_near_zero(3.14159265359 * argument)
+    odd = (0.5 * whole != tl.floor(0.5 * whole)) != (octave == 0)
+    return tl.where(odd, -value, value)
+
+
+@triton.jit(do_not_specialize=["size"])
+def _encode(coords, out, size, DIM: tl.constexpr, FREQUENCIES: tl.constexpr, BLOCK: tl.constexpr):
+    """`layers.PositionalEncoding`, fp32, exact up to the sine itself."""
     WIDTH: tl.constexpr = DIM * (1 + 2 * FREQUENCIES)
     begin = tl.program_id(0).to(tl.int64) * BLOCK
     row = begin // WIDTH
@@ -39,13 +51,7 @@ def _encode(coords, out, size, DIM: tl.constexpr, FREQUENCIES: tl.constexpr, BLO
     octave = tl.where(column < DIM, 0, wave % FREQUENCIES)
 
     p = tl.load(coords + row * DIM + axis, mask=live, other=0.0)
-    t = p * (2 << octave).to(tl.float32)
-    whole = tl.floor(t)
-    fraction = t - whole
-    argument = tl.where(cosine, 0.5 - fraction, tl.minimum(fraction, 1 - fraction))
-    value = sine_near_zero(3.14159265359 * argument)
-    odd = (0.5 * whole != tl.floor(0.5 * whole)) != (octave == 0)
-    value = tl.where(odd, -value, value)
+    value = sinusoid(p, octave, cosine)
     tl.store(out + begin + tl.arange(0, BLOCK), tl.where(column < DIM, p, value), mask=live)
 
 
