@@ -2,25 +2,27 @@
 
 Activations stay in registers from level to level. At each level the block meets some of the experts; for each one met a
 product is made with the rows of the others set to zero, and all add to one sum, which changes no bit of it. Pixels in
-the order of a picture's rows meet at most half of the experts (a row of cells has one parity), points in any order meet
-all. So the bytes that must move are those of coords and the result, and the arithmetic is that of the experts met.
+the order of a picture's rows meet at most half of the experts (they share a row of cells), points in any order meet
+all. The bytes that must move are those of coords and the result, the arithmetic is that of the experts met.
 
-Camera, 262,144 points through nine levels of 64 in bf16 on an H100 (3 TB/s, 790 TFLOP/s, 5.5 TB/s from its cache):
+On paper, for camera: 262,144 points through nine levels of 64 in bf16 on an H100 (3 TB/s, 5.5 TB/s from its cache,
+790 TFLOP/s).
 
-- level by level the forward moves 0.6 GB, 0.2 ms. Here the matrices come from the cache again for every block, 8 kB for
-  an expert: 0.3 GB and 0.05 ms with blocks of 128 pixels in rows, twice that for random points; the products of all four
-  experts take 0.09 ms, the sines 0.08 ms in the ordinary units beside them.
-- With `keep` every level's result is written once, 0.3 GB and 0.1 ms, for the backward pass level by level.
-- A backward pass of this kind does not pay. The gradients of all matrices, 36 of 16 kB, do not fit on chip: per
-  program in memory they would be read and written again for every block, 1.2 MB where level by level a block of 128 rows
-  moves 0.4 MB. With them left to a second kernel, which reads x and the gradient of the pre-activation, a level moves
-  four activations per row (x and that gradient written here, both read there), as many as with `keep`: one written
-  forward, two read and one written backward.
+- Level by level the forward moves 0.6 GB, 0.2 ms. Here every block reads its matrices from the cache, 8 kB each: 0.3 GB
+  and 0.05 ms for 128 pixels of a row, twice that for points in any order, whose products, of all four experts, take
+  0.09 ms. The sines take 0.08 ms of the ordinary units beside them.
+- With `keep` every level's result is written once, 0.3 GB and 0.1 ms, for a backward pass level by level.
+- A backward pass of this kind does not pay. The gradients of all matrices, 36 of 16 kB, do not fit on chip, and kept in
+  memory by every program they would be read and written for every block: 1.2 MB, where a block of 128 rows moves 0.4 MB
+  level by level. If a second kernel sums them, a level moves four activations per row: x and the gradient of the
+  pre-activation, written here and read there. With `keep` it moves as many: one written forward, two read and one
+  written backward.
 """
 
 # Inside and at its launch a kernel takes other types than its signature says.
-# pyright: reportCallIssue=false, reportArgumentType=false, reportPossiblyUnboundVariable=false
+# pyright: reportCallIssue=false, reportArgumentType=false, reportGeneralTypeIssues=false
 
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -50,20 +52,23 @@ def _experts(coords, rows, live, alpha, beta, level, DIM: tl.constexpr, TILE_SIZ
 
     The product with alpha is rounded before beta is added: the launch forbids the compiler to fuse them.
     """
-    scale = tl.load(alpha + level)
     index = tl.zeros_like(rows)
-    for axis in tl.static_range(DIM):
-        scaled = tl.load(coords + rows * DIM + axis, mask=live, other=0.0) * scale
-        if beta is not None:
-            scaled += tl.load(beta + level)
-        cell = tl.floor(scaled).to(tl.int64)
-        if TILE_SIZE & (TILE_SIZE - 1) == 0:
-            cell = cell & (TILE_SIZE - 1)
-        else:
-            cell = cell % TILE_SIZE  # with the sign of the cell
-            cell = tl.where(cell < 0, cell + TILE_SIZE, cell)
-        index = index * TILE_SIZE + cell.to(tl.int32)
-    return index, tl.reduce(tl.where(live, 1 << index, 0), 0, _either)
+    met = 1
+    if TILE_SIZE > 1:
+        scale = tl.load(alpha + level)
+        for axis in tl.static_range(DIM):
+            scaled = tl.load(coords + rows * DIM + axis, mask=live, other=0.0) * scale
+            if beta is not None:
+                scaled += tl.load(beta + level)
+            cell = tl.floor(scaled).to(tl.int64)
+            if TILE_SIZE & (TILE_SIZE - 1) == 0:
+                cell = cell & (TILE_SIZE - 1)
+            else:
+                cell = cell % TILE_SIZE  # with the sign of the cell
+                cell = tl.where(cell < 0, cell + TILE_SIZE, cell)
+            index = index * TILE_SIZE + cell.to(tl.int32)
+        met = tl.reduce(tl.where(live, 1 << index, 0), 0, _either)
+    return index, met
 
 
 @triton.jit
@@ -89,7 +94,7 @@ def _encoded(coords, rows, live, columns, DIM: tl.constexpr, FREQUENCIES: tl.con
 
 @triton.jit
 def _high(x):
-    """x rounded to the 11 significant bits of TF32 (Veltkamp's splitting); NaN beyond 1e34.
+    """The number x rounded to the 11 significant bits of TF32 (Veltkamp's splitting); NaN beyond 1e34.
 
     Tensor cores drop the others. The launch forbids the compiler to fuse the difference with the product.
     """
@@ -193,7 +198,8 @@ def _network(
         if INPUT_PRECISION == "tf32":
             x = _high(x)
         z = tl.zeros([BLOCK_ROWS, BLOCK_WIDTH], tl.float32)
-        z = _products(z, x.to(DTYPE), hidden, index, met, columns, columns, WIDTH, WIDTH, EXPERTS, INPUT_PRECISION)
+        x = x.to(DTYPE)
+        z = _products(z, x, hidden, index, met, columns, columns, WIDTH, WIDTH, EXPERTS, INPUT_PRECISION)
         hidden += EXPERTS * WIDTH * WIDTH
     x = _activated(z, biases, kept, rows, live, columns, omega_0, WIDTH, ACTIVATION)
     for o in range(OUT):
@@ -201,7 +207,13 @@ def _network(
         tl.store(out + rows * OUT + o, tl.sum(x * w[None, :], 1) + tl.load(head_bias + o), mask=live)
 
 
-def network_blocks(width: int, precision: Precision, capability: tuple[int, int]) -> tuple[int, int]:
+@functools.cache
+def capability(device: torch.device) -> tuple[int, int]:
+    """The compute capability of a GPU, (9, 0) for an H100; (0, 0) in the interpreter."""
+    return torch.cuda.get_device_capability(device) if device.type == "cuda" else (0, 0)
+
+
+def network_blocks(width: int, precision: Precision, card: tuple[int, int]) -> tuple[int, int]:
     """Rows of a block and warps of its program, for matrices of width x width.
 
     Chosen by registers, with ten levels of 64 and four experts: a multiprocessor has 65,536. Where products take their
@@ -212,7 +224,7 @@ def network_blocks(width: int, precision: Precision, capability: tuple[int, int]
     if precision == "ieee":
         return 32, 4
     wide = _pad(width) > 64
-    if precision in ("bf16", "fp16") and capability[0] == 9 and not wide:
+    if precision in ("bf16", "fp16") and card[0] == 9 and not wide:
         return 128, 8
     return 64, 8 if wide else 4
 
@@ -248,8 +260,7 @@ def network_forward(
     alpha, beta = scales(shape.levels, torch.float32, coords.device)
     tensors = (coords.contiguous(), alpha, beta, weights[0].contiguous(), hidden, torch.stack(list(biases[:-1])))
     tensors += (weights[-1].contiguous(), biases[-1].contiguous(), kept, out)
-    capability = torch.cuda.get_device_capability(coords.device) if coords.device.type == "cuda" else (0, 0)
-    block_rows, warps = network_blocks(width, precision, capability)
+    block_rows, warps = network_blocks(width, precision, capability(coords.device))
     dtype, input_precision = _OPERANDS[precision]
     _network[(triton.cdiv(rows, block_rows),)](
         *tensors,
