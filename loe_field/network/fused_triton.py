@@ -269,7 +269,7 @@ def _serves_whole(coords: Tensor, parameters: Sequence[Tensor], shape: NetworkSh
     if not _WHOLE or needs_operators() or shape.experts > _MOST_EXPERTS:
         return False
     gradients = torch.is_grad_enabled() and any(t.requires_grad for t in (coords, *parameters))
-    from loe_field.network.kernels.network import capability
+    from loe_field.network.kernels.level import capability
 
     measured = (capability(coords.device), precision, gradients) in _WHOLE
     return measured and _whole_obstacle(shape, parameters[-1].shape[-1]) is None

@@ -63,11 +63,13 @@ def test_compiles_without_spills(architecture, precision, tmp_path):
 
     from loe_field.network.kernels import level, network
 
-    rows, warps = network.network_blocks(64, precision, divmod(architecture, 10))
+    if architecture == 120 and triton.__version__.startswith("3.3."):
+        pytest.skip("Triton 3.3 compiles no product for sm_120")
+    blocks = network.network_blocks(64, precision, divmod(architecture, 10))
     dtype, input_precision = level._OPERANDS[precision]
     constants = {"DIM": 2, "FREQUENCIES": 7, "TILE_SIZE": 2, "EXPERTS": 4, "WIDTH": 64, "OUT": 1, "ACTIVATION": "sine"}
     constants |= {"DTYPE": dtype, "INPUT_PRECISION": input_precision, "beta": None, "kept": None}
-    constants |= {"BLOCK_ROWS": rows, "BLOCK_WIDTH": 64, "BLOCK_IN": 16}
+    constants |= {"BLOCK_ROWS": blocks.rows, "BLOCK_WIDTH": 64, "BLOCK_IN": 16}
     names = network._network.arg_names
     numbers = {"num_rows": "i32", "levels": "i32", "omega_0": "fp32", "hidden": f"*{dtype}"}
     signature = {name: "constexpr" if name in constants else numbers.get(name, "*fp32") for name in names}
@@ -75,7 +77,12 @@ def test_compiles_without_spills(architecture, precision, tmp_path):
     kernel = triton.compile(
         ASTSource(network._network, signature, constants, aligned),
         target=GPUTarget("cuda", architecture, 32),
-        options={"num_warps": warps, "num_stages": 1, "enable_fp_fusion": False},
+        options={
+            "num_warps": blocks.warps,
+            "num_stages": 1,
+            "maxnreg": blocks.registers,
+            "enable_fp_fusion": False,
+        },
     )
     assert kernel.metadata.shared <= 99 * 1024  # the least that a program may have on these cards
     ptx = tmp_path / "kernel.ptx"
@@ -86,8 +93,6 @@ def test_compiles_without_spills(architecture, precision, tmp_path):
     command = [ptxas, "-v", "--fmad=false", f"--gpu-name={target}", ptx, "-o", tmp_path / "kernel.cubin"]
     said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
     assert "0 bytes spill stores, 0 bytes spill loads" in said
-    registers = int(re.search(r"Used (\d+) registers", said)[1])
-    assert registers * 32 * warps * (2 if warps == 8 else 3) <= 65536
 
 
 @pytest.fixture(autouse=True)
@@ -319,7 +324,7 @@ def test_refuses_what_does_not_fit(options, words):
 @kernels
 def test_serves_where_the_table_says_so(monkeypatch):
     """Nowhere yet; then in evaluation or in training, as the entry says, behind LoEMLP."""
-    from loe_field.network.kernels import network
+    from loe_field.network.kernels import level, network
 
     calls = []
 
@@ -340,7 +345,7 @@ def test_serves_where_the_table_says_so(monkeypatch):
         return len(calls)
 
     assert (called(True), called(False)) == (0, 0)
-    card = network.capability(points.device)
+    card = level.capability(points.device)
     monkeypatch.setattr(fused_triton, "_WHOLE", frozenset({(card, "ieee", False)}))
     assert (called(True), called(False)) == (1, 0)
     monkeypatch.setattr(fused_triton, "_WHOLE", frozenset({(card, "ieee", True), (card, "fp16", False)}))

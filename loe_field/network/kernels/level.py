@@ -418,6 +418,12 @@ def weight_gradient_blocks(in_features: int, out_features: int, precision: Preci
 
 
 @functools.cache
+def capability(device: torch.device) -> tuple[int, int]:
+    """The compute capability of a GPU, (9, 0) for an H100; (0, 0) in the interpreter."""
+    return torch.cuda.get_device_capability(device) if device.type == "cuda" else (0, 0)
+
+
+@functools.cache
 def _processors(device: torch.device) -> int:
     """Multiprocessors of a GPU; few in the interpreter, so that chunks there have several blocks."""
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1

@@ -22,14 +22,15 @@ On paper, for camera: 262,144 points through nine levels of 64 in bf16 on an H10
 # Inside and at its launch a kernel takes other types than its signature says.
 # pyright: reportCallIssue=false, reportArgumentType=false, reportGeneralTypeIssues=false
 
-import functools
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from loe_field.network.kernels import level
 from loe_field.network.kernels.encoding import sinusoid
 from loe_field.network.kernels.level import _OPERANDS, _activate, _pad, _store
 from loe_field.network.shape import NetworkShape, Precision
@@ -189,12 +190,12 @@ def _network(
         inner = k + tl.arange(0, BLOCK_IN)
         x = _encoded(coords, rows, live, inner, DIM, FREQUENCIES)
         z = _products(z, x, first, index, met, inner, columns, IN, WIDTH, EXPERTS, "tf32x3")
-    for level in range(1, levels):
+    for i in range(1, levels):
         x = _activated(z, biases, kept, rows, live, columns, omega_0, WIDTH, ACTIVATION)
         biases += WIDTH
         if kept is not None:
             kept += num_rows.to(tl.int64) * WIDTH
-        index, met = _experts(coords, rows, live, alpha, beta, level, DIM, TILE_SIZE)
+        index, met = _experts(coords, rows, live, alpha, beta, i, DIM, TILE_SIZE)
         if INPUT_PRECISION == "tf32":
             x = _high(x)
         z = tl.zeros([BLOCK_ROWS, BLOCK_WIDTH], tl.float32)
@@ -207,26 +208,30 @@ def _network(
         tl.store(out + rows * OUT + o, tl.sum(x * w[None, :], 1) + tl.load(head_bias + o), mask=live)
 
 
-@functools.cache
-def capability(device: torch.device) -> tuple[int, int]:
-    """The compute capability of a GPU, (9, 0) for an H100; (0, 0) in the interpreter."""
-    return torch.cuda.get_device_capability(device) if device.type == "cuda" else (0, 0)
+class Blocks(NamedTuple):
+    """How the kernel is cut."""
+
+    rows: int
+    warps: int
+    registers: int | None = None
+    """Most that a thread may take; None: as many as it likes."""
 
 
-def network_blocks(width: int, precision: Precision, card: tuple[int, int]) -> tuple[int, int]:
-    """Rows of a block and warps of its program, for matrices of width x width.
+def network_blocks(width: int, precision: Precision, card: tuple[int, int]) -> Blocks:
+    """How the kernel is cut for a compute capability.
 
-    Chosen by registers, with ten levels of 64 and four experts: a multiprocessor has 65,536. Where products take their
-    left operand and their sum from registers alone (sm_90), 128 rows in 8 warps need 124 of them in 16 bits, so that two
-    programs share it, and each matrix is loaded for twice the rows. Elsewhere, and in fp32, 64 rows in 4 warps need up
-    to 168, which is three programs.
+    By registers, of which a multiprocessor has 65,536, as compiled for ten layers of 64 and four experts
+    (`benchmarks.compile_table`). On sm_90, where products take their left operand and their sum from registers, 16 bits
+    need 124 of them with 128 rows in 8 warps: two programs side by side, and a matrix is loaded once for twice as many
+    rows. All else needs up to 168 with 64 rows in 4 warps, which is three programs.
     """
     if precision == "ieee":
-        return 32, 4
-    wide = _pad(width) > 64
-    if precision in ("bf16", "fp16") and card[0] == 9 and not wide:
-        return 128, 8
-    return 64, 8 if wide else 4
+        return Blocks(32, 4)
+    if _pad(width) > 64:
+        return Blocks(64, 8)
+    if precision in ("bf16", "fp16") and card[0] == 9:
+        return Blocks(128, 8, 128)
+    return Blocks(64, 4)
 
 
 def network_forward(
@@ -260,9 +265,9 @@ def network_forward(
     alpha, beta = scales(shape.levels, torch.float32, coords.device)
     tensors = (coords.contiguous(), alpha, beta, weights[0].contiguous(), hidden, torch.stack(list(biases[:-1])))
     tensors += (weights[-1].contiguous(), biases[-1].contiguous(), kept, out)
-    block_rows, warps = network_blocks(width, precision, capability(coords.device))
+    blocks = network_blocks(width, precision, level.capability(coords.device))
     dtype, input_precision = _OPERANDS[precision]
-    _network[(triton.cdiv(rows, block_rows),)](
+    _network[(triton.cdiv(rows, blocks.rows),)](
         *tensors,
         rows,
         levels,
@@ -276,11 +281,12 @@ def network_forward(
         ACTIVATION=shape.activation,
         DTYPE=dtype,
         INPUT_PRECISION=input_precision,
-        BLOCK_ROWS=block_rows,
+        BLOCK_ROWS=blocks.rows,
         BLOCK_WIDTH=_pad(width),
         BLOCK_IN=16,
-        num_warps=warps,
+        num_warps=blocks.warps,
         num_stages=1,
+        maxnreg=blocks.registers,
         enable_fp_fusion=False,
     )
     return out, kept
