@@ -40,7 +40,7 @@ def _differentiable(
 ) -> Tensor:
     """The level in torch operations, in the weight's dtype, for derivatives of second and higher order."""
     with torch.autocast(x.device.type, enabled=False):
-        x = x.to(weight.dtype)
+        x = x[:, : weight.shape[2]].to(weight.dtype)
         if order is None or starts is None:
             y = torch.nn.functional.linear(x, weight[0], bias)
         else:
@@ -199,7 +199,7 @@ def expert_linear(
     instead, which waits for the device once and takes several times as long.
 
     Args:
-        x: features [N, in_features], fp32, bf16 or fp16.
+        x: features [N, in_features], fp32, bf16 or fp16; longer rows hold finite numbers there that do not matter.
         weight: experts [experts, out_features, in_features], fp32, bf16 or fp16.
         bias: [out_features], shared by the experts, or None.
         order: int32 [N], the row numbers grouped by expert (`rows.expert_rows`, one level); None with one expert.
@@ -215,7 +215,8 @@ def expert_linear(
 
     Raises:
         RuntimeError: the tensors are not on a CUDA GPU, and Triton does not interpret.
-        ValueError: a dtype is none of those, or several experts come without their rows.
+        ValueError: a dtype is none of those, tensors are on several devices, several experts come without their rows,
+            or the GPU has no tensor cores for the precision.
     """
     _check_device(x)
     for name, tensor in (("x", x), ("weight", weight)):

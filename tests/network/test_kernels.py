@@ -319,13 +319,18 @@ def test_second_derivatives(experts, activation):
 def test_encoding():
     from loe_field.network.kernels.encoding import encode
 
-    for dim, frequencies, rows in ((2, 10, 211), (3, 4, 1), (1, 1, 50), (4, 10, 0), (2, 0, 5)):
+    for dim, frequencies, rows in ((2, 10, 211), (2, 7, 90), (3, 6, 40), (3, 4, 1), (1, 1, 50), (4, 10, 0), (2, 0, 5)):
         coords = torch.rand(rows, dim, generator=torch.Generator().manual_seed(dim)).to(DEVICE)
         for points in (coords, 20 * coords - 10):
             points = points.requires_grad_()
             exact_points = points.detach().double().requires_grad_()
             module = PositionalEncoding(dim, frequencies)
             got, exact = encode(points, frequencies), module(exact_points)
+            width = module.out_features
+            assert got.shape[1] in range(width, width + 4)
+            assert frequencies == 0 or got.shape[1] % 4 == 0  # rows of whole pieces of 16 bytes
+            assert not got[:, width:].any()
+            got = got[:, :width]
             assert got.shape == exact.shape
             assert worst(got.detach(), exact.detach()) < 2e-7
             cotangent = torch.randn(got.shape, device=DEVICE)

@@ -7,6 +7,9 @@ stays in registers. The list's borders are known to the device alone: the grid i
 + experts - 1, and a program without a chunk ends at once. Nothing here waits for the device, and nothing is tuned at
 run time, so every launch can be captured in a CUDA graph.
 
+A row of x may be longer than the matrix is wide, up to a multiple of 16 bytes, so that it is read in such pieces; what it
+holds there meets zeros.
+
 Bytes that must move per row of width W, operands of s bytes: forward 2 W s (x, y), backward 3 W s (x, grad_y, grad_x).
 """
 
@@ -101,7 +104,7 @@ def _pull_back(grad, z, omega_0, ACTIVATION: tl.constexpr):
 def _chunk(starts, chunk, chunk_rows, num_rows, EXPERTS: tl.constexpr, EXPERTS_PADDED: tl.constexpr):
     """The expert of a chunk, and its first and last + 1 entry in `order`; empty beyond the last chunk."""
     if EXPERTS == 1:
-        expert = 0
+        expert = chunk * 0
         first = chunk * chunk_rows
         stop = tl.minimum(first + chunk_rows, num_rows)
     else:
@@ -165,6 +168,8 @@ def _level(
     omega_0,
     IN: tl.constexpr,
     OUT: tl.constexpr,
+    IN_ROW: tl.constexpr,
+    OUT_ROW: tl.constexpr,
     EXPERTS: tl.constexpr,
     EXPERTS_PADDED: tl.constexpr,
     ACTIVATION: tl.constexpr,
@@ -180,7 +185,7 @@ def _level(
         return
     columns = tl.program_id(1) * BLOCK_OUT + tl.arange(0, BLOCK_OUT)
     inner = tl.arange(0, BLOCK_IN)
-    weight += expert * stride_e
+    weight += expert.to(tl.int64) * stride_e
     if IN <= BLOCK_IN:
         w = _load_transposed(weight, inner, columns, stride_o, stride_k, OUT, IN).to(DTYPE)
     if bias is not None:
@@ -188,12 +193,12 @@ def _level(
     for start in range(first, stop, BLOCK_ROWS):
         rows, live = _rows(order, start, stop, EXPERTS, BLOCK_ROWS)
         if IN <= BLOCK_IN:
-            xs = _load(x, rows, live, inner, IN).to(DTYPE)
+            xs = _load(x, rows, live, inner, IN_ROW).to(DTYPE)
             z = tl.dot(xs, w, input_precision=INPUT_PRECISION)
         else:
             z = tl.zeros([BLOCK_ROWS, BLOCK_OUT], tl.float32)
             for k in range(0, IN, BLOCK_IN):
-                xs = _load(x, rows, live, k + inner, IN).to(DTYPE)
+                xs = _load(x, rows, live, k + inner, IN_ROW).to(DTYPE)
                 ws = _load_transposed(weight, k + inner, columns, stride_o, stride_k, OUT, IN).to(DTYPE)
                 z = tl.dot(xs, ws, z, input_precision=INPUT_PRECISION)
         if bias is not None:
@@ -202,7 +207,7 @@ def _level(
             value = _pull_back(_load(grad_y, rows, live, columns, OUT).to(tl.float32), z, omega_0, ACTIVATION)
         else:
             value = _activate(z, omega_0, ACTIVATION)
-        _store(out, value, rows, live, columns, OUT)
+        _store(out, value, rows, live, columns, OUT_ROW)
 
 
 @_jit()
@@ -221,6 +226,7 @@ def _fused_backward(
     omega_0,
     IN: tl.constexpr,
     OUT: tl.constexpr,
+    IN_ROW: tl.constexpr,
     EXPERTS: tl.constexpr,
     EXPERTS_PADDED: tl.constexpr,
     ACTIVATION: tl.constexpr,
@@ -238,7 +244,7 @@ def _fused_backward(
     columns, inner = tl.arange(0, BLOCK_OUT), tl.arange(0, BLOCK_IN)
     matrix = columns[:, None] * IN + inner[None, :]
     inside = (columns < OUT)[:, None] & (inner < IN)[None, :]
-    w = tl.load(weight + expert * (OUT * IN) + matrix, mask=inside, other=0.0).to(DTYPE)
+    w = tl.load(weight + expert.to(tl.int64) * (OUT * IN) + matrix, mask=inside, other=0.0).to(DTYPE)
     if bias is not None:
         b = tl.load(bias + columns, mask=columns < OUT, other=0.0).to(tl.float32)
     grad_w = tl.zeros([BLOCK_OUT, BLOCK_IN], tl.float32)
@@ -246,7 +252,7 @@ def _fused_backward(
     grad_z_sum = tl.zeros([BLOCK_ROWS, BLOCK_OUT], tl.float32)
     for start in range(first, stop, BLOCK_ROWS):
         rows, live = _rows(order, start, stop, EXPERTS, BLOCK_ROWS)
-        xs = _load(x, rows, live, inner, IN).to(DTYPE)
+        xs = _load(x, rows, live, inner, IN_ROW).to(DTYPE)
         grad = _load(grad_y, rows, live, columns, OUT).to(tl.float32)
         z = tl.dot(xs, tl.trans(w), input_precision=INPUT_PRECISION)
         if bias is not None:
@@ -258,11 +264,11 @@ def _fused_backward(
         if weight_partials is not None:
             grad_w = tl.dot(tl.trans(grad_z), xs, grad_w, input_precision=INPUT_PRECISION)
         if grad_x is not None:
-            _store(grad_x, tl.dot(grad_z, w, input_precision=INPUT_PRECISION), rows, live, inner, IN)
+            _store(grad_x, tl.dot(grad_z, w, input_precision=INPUT_PRECISION), rows, live, inner, IN_ROW)
     if weight_partials is not None:
         tl.store(weight_partials + chunk.to(tl.int64) * (OUT * IN) + matrix, grad_w, mask=inside)
     if bias_partials is not None:
-        tl.store(bias_partials + chunk * OUT + columns, tl.sum(grad_z_sum, 0), mask=columns < OUT)
+        tl.store(bias_partials + chunk.to(tl.int64) * OUT + columns, tl.sum(grad_z_sum, 0), mask=columns < OUT)
 
 
 @_jit()
@@ -277,6 +283,7 @@ def _weight_gradient(
     chunk_rows,
     IN: tl.constexpr,
     OUT: tl.constexpr,
+    IN_ROW: tl.constexpr,
     EXPERTS: tl.constexpr,
     EXPERTS_PADDED: tl.constexpr,
     DTYPE: tl.constexpr,
@@ -296,7 +303,7 @@ def _weight_gradient(
     grad_b = tl.zeros([BLOCK_OUT], tl.float32)
     for start in range(first, stop, BLOCK_ROWS):
         rows, live = _rows(order, start, stop, EXPERTS, BLOCK_ROWS)
-        xs = _load(x, rows, live, inner, IN).to(DTYPE)
+        xs = _load(x, rows, live, inner, IN_ROW).to(DTYPE)
         grad = _load(grad_z, rows, live, columns, OUT)
         grad_w = tl.dot(tl.trans(grad.to(DTYPE)), xs, grad_w, input_precision=INPUT_PRECISION)
         if bias_partials is not None:
@@ -307,13 +314,13 @@ def _weight_gradient(
         tl.store(weight_partials + chunk.to(tl.int64) * (OUT * IN) + matrix, grad_w, mask=inside)
     if bias_partials is not None:
         # The programs of all blocks of `inner` have the same sum; one writes it.
-        tl.store(bias_partials + chunk * OUT + columns, grad_b, mask=columns < tl.where(tl.program_id(2) == 0, OUT, 0))
+        tl.store(bias_partials + chunk.to(tl.int64) * OUT + columns, grad_b, mask=columns < tl.where(tl.program_id(2) == 0, OUT, 0))
 
 
 @triton.jit
-def _sum_chunks(partials, out, first, stop, SIZE: tl.constexpr, BLOCK_CHUNKS: tl.constexpr, BLOCK: tl.constexpr):
+def _sum_chunks(partials, out, first, stop, block, SIZE: tl.constexpr, BLOCK_CHUNKS: tl.constexpr, BLOCK: tl.constexpr):
     """The sum of rows first .. stop - 1 of partials [chunks, SIZE], one block of columns, always in the same order."""
-    columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    columns = block * BLOCK + tl.arange(0, BLOCK)
     total = tl.zeros([BLOCK_CHUNKS, BLOCK], tl.float32)
     for start in range(first, stop, BLOCK_CHUNKS):
         chunks = start + tl.arange(0, BLOCK_CHUNKS)
@@ -337,8 +344,10 @@ def _sum_partials(
     BLOCK_CHUNKS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Sum the partial gradients: those of expert `program_id(0)`, or for program_id(0) == EXPERTS those of the bias."""
-    expert = tl.program_id(0)
+    """Sum a block of the partial gradients of an expert, or where that is EXPERTS, of the bias."""
+    # On one axis, which has 2^31 programs; the others have 65,535.
+    expert = tl.program_id(0) // tl.cdiv(SIZE, BLOCK)
+    block = tl.program_id(0) % tl.cdiv(SIZE, BLOCK)
     if EXPERTS == 1:
         first = 0
         stop = tl.cdiv(num_rows, chunk_rows)
@@ -352,10 +361,10 @@ def _sum_partials(
     if expert < EXPERTS:
         if weight_partials is not None:
             out = grad_weight + expert.to(tl.int64) * SIZE
-            _sum_chunks(weight_partials, out, first, stop, SIZE, BLOCK_CHUNKS, BLOCK)
+            _sum_chunks(weight_partials, out, first, stop, block, SIZE, BLOCK_CHUNKS, BLOCK)
     elif bias_partials is not None:
-        stop = tl.where(tl.program_id(1) * BLOCK < OUT, stop, 0)  # the grid is as wide as a matrix
-        _sum_chunks(bias_partials, grad_bias, 0, stop, OUT, BLOCK_CHUNKS, BLOCK)
+        stop = tl.where(block * BLOCK < OUT, stop, 0)  # there are as many blocks as a matrix has
+        _sum_chunks(bias_partials, grad_bias, 0, stop, block, OUT, BLOCK_CHUNKS, BLOCK)
 
 
 class Blocks(NamedTuple):
@@ -385,7 +394,7 @@ def _pad(size: int) -> int:
     return max(16, triton.next_power_of_2(size))
 
 
-def level_blocks(in_features: int, out_features: int, precision: Precision) -> Blocks:
+def level_blocks(in_features: int, out_features: int, precision: Precision, card: tuple[int, int] = (9, 0)) -> Blocks:
     """How `_level` is cut; the whole matrix of an expert up to 128 x 128 (16 bits) or 64 x 64 (fp32)."""
     short = precision in ("bf16", "fp16")
     whole = 128 if short else 64
@@ -397,7 +406,9 @@ def level_blocks(in_features: int, out_features: int, precision: Precision) -> B
     return Blocks(32 if precision == "ieee" else 64, out, inner, 4, 2, 3)
 
 
-def backward_blocks(in_features: int, out_features: int, precision: Precision) -> Blocks | None:
+def backward_blocks(
+    in_features: int, out_features: int, precision: Precision, card: tuple[int, int] = (9, 0)
+) -> Blocks | None:
     """How `_fused_backward` is cut, or None if the matrix is too wide for it."""
     short = precision in ("bf16", "fp16")
     out, inner = _pad(out_features), _pad(in_features)
@@ -409,7 +420,9 @@ def backward_blocks(in_features: int, out_features: int, precision: Precision) -
     return Blocks(32, out, inner, 4, 2, 3) if precision == "tf32" else Blocks(32, out, inner, 8, 2, 2)
 
 
-def weight_gradient_blocks(in_features: int, out_features: int, precision: Precision) -> Blocks:
+def weight_gradient_blocks(
+    in_features: int, out_features: int, precision: Precision, card: tuple[int, int] = (9, 0)
+) -> Blocks:
     """How `_weight_gradient` is cut."""
     short = precision in ("bf16", "fp16")
     largest = 128 if short else 64
@@ -435,10 +448,10 @@ def _chunks(num_rows: int, experts: int, block_rows: int, programs: int) -> tupl
     return chunk_rows, triton.cdiv(num_rows, chunk_rows) + experts - 1
 
 
-def _constants(weight: Tensor, precision: Precision) -> dict[str, Any]:
+def _constants(x: Tensor, weight: Tensor, precision: Precision) -> dict[str, Any]:
     """The constants that `_level` and both kernels of the backward pass share, for weight [experts, out, in]."""
     experts, out_features, in_features = weight.shape
-    sizes = {"IN": in_features, "OUT": out_features, "EXPERTS": experts}
+    sizes = {"IN": in_features, "OUT": out_features, "IN_ROW": x.shape[1], "EXPERTS": experts}
     operand, input_precision = _OPERANDS[precision]
     padded = triton.next_power_of_2(experts)
     return sizes | {"EXPERTS_PADDED": padded, "DTYPE": operand, "INPUT_PRECISION": input_precision}
@@ -452,13 +465,18 @@ def _launch_level(
     order: Tensor | None,
     starts: Tensor | None,
     how: Arithmetic,
+    out_row: int | None = None,
 ) -> Tensor:
-    """Launch `_level`; x, bias and grad_y are contiguous, weight [experts, out, in] has any strides."""
+    """Launch `_level`; x, bias and grad_y are contiguous, weight [experts, out, in] has any strides.
+
+    A row of the result has out_row numbers, zeros beyond out_features; None: out_features.
+    """
     experts, out_features, in_features = weight.shape
-    rows = x.shape[0]
-    out = torch.empty(rows, out_features, dtype=how.dtype, device=x.device)
-    blocks = level_blocks(in_features, out_features, how.precision)
-    constants = _constants(weight, how.precision) | blocks.constants | {"ACTIVATION": how.activation}
+    rows, out_row = x.shape[0], out_row or out_features
+    out = torch.empty(rows, out_row, dtype=how.dtype, device=x.device)
+    blocks = level_blocks(in_features, out_features, how.precision, capability(x.device))
+    constants = _constants(x, weight, how.precision) | blocks.constants
+    constants |= {"ACTIVATION": how.activation, "OUT_ROW": out_row}
     chunk_rows, chunks = _chunks(rows, experts, blocks.rows, blocks.programs * _processors(x.device))
     tensors = (x, weight, bias, grad_y, order, starts, out)
     numbers = (rows, chunk_rows, *weight.stride(), how.omega_0)
@@ -500,7 +518,7 @@ def level_backward(
     twice. Sums over rows are made in a fixed order, so results are the same every time.
 
     Returns:
-        The gradients of x in its dtype, of weight and of bias in fp32; None where not needed.
+        The gradients of x in its dtype and the length of its rows, of weight and of bias in fp32; None where not needed.
     """
     experts, out_features, in_features = weight.shape
     rows, precision = x.shape[0], how.precision
@@ -514,13 +532,14 @@ def level_backward(
         )
     x, grad_y, bias = x.contiguous(), grad_y.contiguous(), None if bias is None else bias.contiguous()
     grad_x = grad_weight = grad_bias = None
+    card = capability(x.device)
 
-    fused = backward_blocks(in_features, out_features, precision)
-    blocks = fused or weight_gradient_blocks(in_features, out_features, precision)
+    fused = backward_blocks(in_features, out_features, precision, card)
+    blocks = fused or weight_gradient_blocks(in_features, out_features, precision, card)
     tiles = triton.cdiv(out_features, blocks.out) * triton.cdiv(in_features, blocks.inner)
     programs = max(1, blocks.programs * _processors(x.device) // tiles)
     chunk_rows, chunks = _chunks(rows, experts, blocks.rows, programs)
-    constants = _constants(weight, precision)
+    constants = _constants(x, weight, precision)
 
     def workspace(needed: bool, *shape: int) -> Tensor | None:
         return torch.empty(shape, dtype=torch.float32, device=x.device) if needed else None
@@ -540,7 +559,7 @@ def level_backward(
             grad_z = _launch_level(x, weight, bias, grad_y, order, starts, how._replace(dtype=dtype))
         if need_x:
             linear = Arithmetic("none", 1.0, precision, x.dtype)
-            grad_x = _launch_level(grad_z, weight.mT, None, None, order, starts, linear)
+            grad_x = _launch_level(grad_z, weight.mT, None, None, order, starts, linear, x.shape[1])
         if need_weight or need_bias:
             grid = (chunks, triton.cdiv(out_features, blocks.out), triton.cdiv(in_features, blocks.inner))
             tensors = (x, grad_z, order, starts, weight_partials, bias_partials)
@@ -551,7 +570,7 @@ def level_backward(
         size = out_features * in_features
         tensors = (weight_partials, bias_partials, starts, grad_weight, grad_bias)
         shared = {name: constants[name] for name in ("OUT", "EXPERTS", "EXPERTS_PADDED")}
-        _sum_partials[(experts + int(need_bias), triton.cdiv(size, 128))](
+        _sum_partials[((experts + int(need_bias)) * triton.cdiv(size, 128),)](
             *tensors, rows, chunk_rows, SIZE=size, **shared, BLOCK_CHUNKS=32, BLOCK=128, num_warps=4
         )
     return grad_x, grad_weight, grad_bias
