@@ -12,7 +12,8 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,8 @@ class Case:
     note: str = ""
     seconds: list[float] = field(default_factory=list)
     peak_bytes: int | None = None
+    failure: str = ""
+    """Why it is not timed."""
 
 
 def relative_error(got: Sequence[Tensor], true: Sequence[Tensor]) -> float:
@@ -108,35 +111,49 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def measure(cases: list[Case], precision: str, device: torch.device, repeats: int) -> list[Case]:
-    """Check every case, measure its peak memory, then time them in turns; returns those that ran and were right.
+WRONG = "wrong by"
+"""First words of the failure of a case whose result is none."""
 
-    A wrong case ends the program: no figure stands beside a wrong result.
+
+def measure(cases: list[Case], precision: str, device: torch.device, repeats: int) -> list[Case]:
+    """Check every case, measure its peak memory, then time them in turns.
+
+    One that fails or is wrong is not timed, and says why; the others go on. No figure stands beside a wrong result.
     """
-    ran = []
     for case in cases:
-        try:
+        with failure_told(case):
             error = case.error()
-        except Exception as problem:  # a baseline that this machine cannot run
-            reason = str(problem).splitlines()[0] if str(problem) else type(problem).__name__
-            print(f"{case.name}: not measured, {reason[:150]}")
-            continue
-        if not error <= TOLERANCE[precision]:
-            sys.exit(f"error: {case.name} is off by {error:.1e} against fp64: nothing is timed")
-        case.note = f"{case.note} error {error:.1e}".strip()
-        case.run()
-        case.peak_bytes = peak_memory(case.run, device)
-        ran.append(case)
+            if not error <= TOLERANCE[precision]:
+                case.failure = f"{WRONG} {error:.1e} against fp64"
+                continue
+            case.note = f"{case.note} error {error:.1e}".strip()
+            case.run()
+            case.peak_bytes = peak_memory(case.run, device)
     keep_freed_memory()  # as a training run does; not before memory has been measured
     for repeat in range(-5, repeats):
-        for case in ran:
-            synchronize(device)
-            start = time.perf_counter()
-            case.run()
-            synchronize(device)
-            if repeat >= 0:
-                case.seconds.append(time.perf_counter() - start)
-    return ran
+        for case in cases:
+            if case.failure:
+                continue
+            with failure_told(case):
+                synchronize(device)
+                start = time.perf_counter()
+                case.run()
+                synchronize(device)
+                if repeat >= 0:
+                    case.seconds.append(time.perf_counter() - start)
+    return cases
+
+
+@contextmanager
+def failure_told(case: Case) -> Iterator[None]:
+    """Note an exception as the case's failure, and print it."""
+    try:
+        yield
+    except Exception as problem:  # a baseline that this machine cannot run, or too little memory: whatever
+        lines = str(problem).strip().splitlines()
+        case.failure = f"{type(problem).__name__}: {lines[0] if lines else ''}"[:150].rstrip(": ")
+    if case.failure:
+        print(f"{case.name} is not timed: {case.failure}", flush=True)
 
 
 def peak_memory(run: Callable[[], object], device: torch.device) -> int | None:
@@ -234,29 +251,28 @@ def provenance(device: torch.device) -> dict[str, str]:
 def rows_of(
     cases: list[Case], settings: dict[str, Any], *, against: str, precision: str, device: torch.device
 ) -> list[dict[str, Any]]:
-    """One row a case; `against` names the case whose time is 1."""
+    """One row a case, without times if it failed; `against` names the case whose time is 1."""
     flops, bandwidth = peaks(device, precision)
-    base = next((statistics.median(c.seconds) for c in cases if c.name == against), math.nan)
+    base = next((statistics.median(c.seconds) for c in cases if c.name == against and not c.failure), None)
     rows = []
     for case in cases:
-        p20, median, p80 = (statistics.quantiles(case.seconds, n=10)[k] for k in (1, 4, 7))
-        floor = max(case.flop / flops, case.bytes / bandwidth)
-        rows.append(
-            {
-                "implementation": case.name,
-                **settings,
+        times = f"times_{against.replace(' ', '_')}"
+        figures = dict.fromkeys(("p20_ms", "median_ms", "p80_ms", times, "gflop_per_s", "gb_per_s", "times_floor"), "")
+        if not case.failure:
+            p20, median, p80 = (statistics.quantiles(case.seconds, n=10)[k] for k in (1, 4, 7))
+            floor = max(case.flop / flops, case.bytes / bandwidth)
+            figures = {
                 "p20_ms": f"{1e3 * p20:.3f}",
                 "median_ms": f"{1e3 * median:.3f}",
                 "p80_ms": f"{1e3 * p80:.3f}",
-                f"times_{against.replace(' ', '_')}": f"{median / base:.3f}",
+                times: "" if base is None else f"{median / base:.3f}",
                 "gflop_per_s": f"{case.flop / median / 1e9:.0f}",
                 "gb_per_s": f"{case.bytes / median / 1e9:.1f}",
                 "times_floor": f"{median / floor:.1f}",
-                "peak_mib": "" if case.peak_bytes is None else f"{case.peak_bytes / 2**20:.0f}",
-                "note": case.note,
-                **provenance(device),
             }
-        )
+        peak = "" if case.peak_bytes is None else f"{case.peak_bytes / 2**20:.0f}"
+        figures |= {"peak_mib": peak, "note": f"not timed, {case.failure}" if case.failure else case.note}
+        rows.append({"implementation": case.name, **settings, **figures, **provenance(device)})
     return rows
 
 
@@ -283,6 +299,13 @@ def write(rows: list[dict[str, Any]], path: Path | None) -> None:
         writer.writerows(rows)
 
 
+def refuse_wrong(rows: list[dict[str, Any]]) -> None:
+    """End the program with status 1 if a case was wrong."""
+    wrong = [f"{row['implementation']}: {row['note']}" for row in rows if WRONG in row["note"]]
+    if wrong:
+        sys.exit(f"error: {'; '.join(wrong)}")
+
+
 def options(description: str) -> argparse.ArgumentParser:
     """Options that layer and step have in common."""
     parser = argparse.ArgumentParser(description=description.split("\n")[0])
@@ -304,5 +327,6 @@ def set_up(device: str, threads: int | None, precision: str) -> torch.device:
         torch.set_num_threads(threads)
         os.environ["OMP_NUM_THREADS"] = str(threads)
     torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
+    torch.set_autocast_dtype(device.split(":")[0], torch.bfloat16)  # a GPU's own default is fp16
     torch.manual_seed(0)
     return torch.device(device)

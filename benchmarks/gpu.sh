@@ -1,27 +1,20 @@
 #!/usr/bin/env bash
-# Everything that is to be known on a GPU, in one go (about 15 minutes): correctness first, then how the kernels are best
-# cut, layers, networks and whole steps beside the baselines. Tables are printed, rows appended to results/*.csv.
-#   benchmarks/gpu.sh [results-folder]
+# A visit to a GPU, for a few minutes: what is run, in which order and for how long stands in benchmarks/visit.py.
+#   OUT=FOLDER benchmarks/gpu.sh a             7 minutes: tests, the full camera's step, fits of pictures
+#   OUT=FOLDER benchmarks/gpu.sh b [SECONDS]   9 minutes: scenes, SECONDS of training each (120); how kernels are cut
+#   OUT=FOLDER benchmarks/gpu.sh c             what comes next: layer, large pictures, many pictures
+# More options are visit.py's: --rehearse, --limit SECONDS, --only PART ... . All results lie in FOLDER, 8 files at most.
+# Wheels in .whl (benchmarks/wheels.sh) are installed into outputs/site first, once.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-results=${1:-benchmarks/results}
+export OUT=${OUT:?OUT must name a folder for the results}
 python=${PYTHON:-python3}
-export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
-
-$python -m pytest -q -m gpu -p no:cacheprovider \
-    tests/network/test_kernels.py tests/network/test_layers.py tests/training/test_step.py tests/nerf/test_capture.py
-
-for precision in bf16 tf32; do
-    $python -m benchmarks.kernel_blocks --precision $precision | tail -n 12
-done
-for precision in bf16 tf32 fp32; do
-    $python -m benchmarks.layer --precision $precision --points 16384 262144 --tile-size 2 8 --output "$results/layer.csv"
-    $python -m benchmarks.step --precision $precision --points 16384 262144 --output "$results/step.csv"
-    $python -m benchmarks.step --precision $precision --what step --points 8192 262144 --output "$results/step.csv"
-done
-$python -m benchmarks.step --precision bf16 --dim 3 --points 262144 --output "$results/step.csv"
-$python -m benchmarks.step --precision bf16 --tile-size 2 4 8 --points 262144 --output "$results/step.csv"
-if $python -c 'import nerfstudio' 2>/dev/null; then
-    $python -m benchmarks.fit --target-psnr 39.05 --seeds 42 43 44 --output "$results/fit.csv"
-    $python -m benchmarks.fit --implementations auto torch --seeds 42 --output "$results/fit.csv"
+site=$PWD/outputs/site
+if compgen -G '.whl/*.whl' >/dev/null && [ ! -e "$site/installed" ]; then
+    # All in one command: a second one would replace site/bin.
+    "$python" -m pip install --quiet --no-index --no-deps --no-compile --no-cache-dir --upgrade --target "$site" .whl/*.whl &&
+        touch "$site/installed" || echo "the wheels of .whl could not be installed: without ns-train"
+    rm -rf "$site/loe_field" # the checkout's own is run; the wheel's metadata stay
 fi
+export PYTHONPATH=$PWD:$site${PYTHONPATH:+:$PYTHONPATH} PATH=$site/bin:$PATH
+exec "$python" -m benchmarks.visit "$@"

@@ -54,6 +54,8 @@ class LargePicture:
     """Precision of training."""
     output_dir: Path = Path("outputs/large")
     """Folder of picture and run."""
+    results: Path | None = None
+    """JSON lines that the figures are appended to."""
 
     def main(self) -> None:
         """Make it, fit it, and print the figures as JSON."""
@@ -80,7 +82,13 @@ class LargePicture:
             "num_steps",
             "train_seconds",
         )
-        print(json.dumps({name: metrics[name] for name in names} | {"peak_gib": round(peak, 2)}, indent=2))
+        figures = {name: metrics[name] for name in names} | {"peak_gib": round(peak, 2)}
+        print(json.dumps(figures, indent=2))
+        if self.results is not None:
+            with open(self.results, "a") as file:
+                file.write(
+                    json.dumps({"arguments": f"loe-image, {self.size}x{self.size}", **metrics, **figures}) + "\n"
+                )
 
 
 if __name__ == "__main__":

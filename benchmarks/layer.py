@@ -16,6 +16,7 @@ from benchmarks.common import (
     masked_linear,
     measure,
     options,
+    refuse_wrong,
     relative_error,
     rows_of,
     select,
@@ -58,7 +59,7 @@ def cases(points: int, width: int, dim: int, tile_size: int, precision: str, dev
         "masked loop": lambda x, w, b: masked_linear(x, w.to(x.dtype), b.to(x.dtype), index),
         "grouped_mm": lambda x, w, b: grouped_mm_linear(x, w, b, index),
         "dense": dense,
-        "dense compiled": torch.compile(dense),
+        "dense compiled": torch.compile(dense, dynamic=False),
     }
     if device.type != "cuda":
         del functions["loe torch"]  # the same thing
@@ -100,10 +101,11 @@ def main() -> None:
                 settings = dict(zip(("points", "width", "dim", "tile_size", "precision"), size))
                 chosen = select(cases(*size), arguments.implementations)
                 done = measure(chosen, arguments.precision, device, arguments.repeats)
-                rows += rows_of(done, settings, against="dense", precision=arguments.precision, device=device)
+                rows += (new := rows_of(done, settings, against="dense", precision=arguments.precision, device=device))
+                write(new, arguments.output)
     show(rows, ["implementation", "points", "width", "tile_size", "p20_ms", "median_ms", "p80_ms", "times_dense",
-                "gflop_per_s", "gb_per_s", "times_floor", "peak_mib"])  # fmt: skip
-    write(rows, arguments.output)
+                "gflop_per_s", "gb_per_s", "times_floor", "peak_mib", "note"])  # fmt: skip
+    refuse_wrong(rows)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,8 @@ def table(rows: list[dict[str, str]]) -> str:
     keys = ("what", "points", "dim", "tile_size", "precision", "device")
     columns: dict[tuple[str, ...], dict[str, str]] = {}
     for row in rows:
+        if not row["median_ms"]:  # it was not timed
+            continue
         cell = f"{float(row['median_ms']):.1f} ({float(row['times_dense']):.2f})"
         columns.setdefault(tuple(row[k] for k in keys), {})[row["implementation"]] = cell
     heads = []

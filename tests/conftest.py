@@ -1,12 +1,14 @@
 """Fixtures that all tests share."""
 
+import os
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import settings
 from PIL import Image
 from scenes import write_scene
-from support import waves
+from support import interpreter_problem, waves
 
 from loe_field.errors import InputError
 
@@ -22,8 +24,11 @@ def pytest_ignore_collect(collection_path, config):
 
 
 def pytest_collection_modifyitems(items):
-    """Tests marked gpu are skipped where there is none; the tutorial, which takes minutes, comes first."""
+    """What cannot run here is skipped; the tutorial, which takes minutes, comes first."""
     items.sort(key=lambda item: "tutorial" not in item.name)
+    if os.environ.get("TRITON_INTERPRET") == "1" and (problem := interpreter_problem()):
+        for item in items:
+            item.add_marker(pytest.mark.skip(reason=problem))
     if not torch.cuda.is_available():
         for item in items:
             if "gpu" in item.keywords:

@@ -4,9 +4,11 @@ import json
 import os
 import subprocess
 import sys
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 import loe_field
 
@@ -21,6 +23,20 @@ sys.modules["loe_field"] = types.ModuleType("loe_field")
 sys.modules["loe_field"].__path__ = {list(loe_field.__path__)}
 """
 """First lines of a process that imports modules of the package which need no torch, in no time."""
+
+
+def interpreter_problem():
+    """Why Triton's interpreter cannot run here, in words; empty if it can."""
+    try:
+        triton, numpy = (tuple(map(int, version(name).split(".")[:2])) for name in ("triton", "numpy"))
+    except PackageNotFoundError:
+        return "Triton is not installed here"
+    # Seen in 3.6 and not in 3.8: `int(self.handle.data)` in runtime/interpreter.py.
+    broken = triton < (3, 8) and numpy >= (2, 5)
+    return "Triton's interpreter before 3.8 takes arrays for numbers, which numpy 2.5 refuses" if broken else ""
+
+
+needs_interpreter = pytest.mark.skipif(bool(interpreter_problem()), reason=interpreter_problem())
 
 
 def run(tool, *arguments, cwd=None, timeout=300, **options):

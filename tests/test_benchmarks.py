@@ -38,12 +38,44 @@ def test_rows_with_provenance(name, options, tmp_path):
         assert row["commit"]
 
 
-def test_a_wrong_case_ends_the_program():
-    from benchmarks.common import Case, measure
+def test_a_case_that_fails_or_is_wrong_has_a_row_and_stops_no_other(tmp_path):
+    from benchmarks.common import Case, measure, refuse_wrong, rows_of, write
 
-    case = Case("wrong", lambda: None, lambda: 0.5, 1.0, 1.0)
-    with pytest.raises(SystemExit, match=r"wrong is off by 5.0e-01 against fp64: nothing is timed"):
-        measure([case], "fp32", torch.device("cpu"), 3)
+    def fails_when_timed():
+        if later.peak_bytes is not None:
+            raise RuntimeError("no memory\nand more")
+
+    later = Case("later", fails_when_timed, lambda: 0.0, 1.0, 1.0)
+    cases = [
+        Case("absent", lambda: None, lambda: 1 / 0, 1.0, 1.0),
+        later,
+        Case("wrong", lambda: None, lambda: 0.5, 1.0, 1.0),
+        Case("dense", lambda: None, lambda: 0.0, 1.0, 1.0),
+    ]
+    cpu = torch.device("cpu")
+    rows = rows_of(measure(cases, "fp32", cpu, 3), {}, against="dense", precision="fp32", device=cpu)
+    assert [row["note"] for row in rows] == [
+        "not timed, ZeroDivisionError: division by zero",
+        "not timed, RuntimeError: no memory",
+        "not timed, wrong by 5.0e-01 against fp64",
+        "error 0.0e+00",
+    ]
+    assert [bool(row["median_ms"]) for row in rows] == [False, False, False, True]
+    write(rows, tmp_path / "rows.csv")
+    refuse_wrong([row for row in rows if row["implementation"] != "wrong"])
+    with pytest.raises(SystemExit, match=r"error: wrong: not timed, wrong by 5.0e-01 against fp64"):
+        refuse_wrong(rows)
+
+
+def test_bf16_is_bf16_on_a_gpu_too():
+    from benchmarks.common import set_up
+
+    before = torch.get_autocast_dtype("cuda")
+    try:
+        set_up("cuda:0", None, "bf16")
+        assert torch.get_autocast_dtype("cuda") == torch.bfloat16
+    finally:
+        torch.set_autocast_dtype("cuda", before)
 
 
 @pytest.mark.parametrize("script", sorted((ROOT / "benchmarks").glob("*.sh")), ids=lambda path: path.name)

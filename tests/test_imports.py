@@ -3,6 +3,9 @@
 import subprocess
 import sys
 
+import pytest
+from support import GROUND
+
 HEAVY = "nerfstudio triton tyro rich matplotlib skimage scipy tifffile OpenImageIO PIL safetensors".split()  # noqa: SIM905
 
 
@@ -45,3 +48,33 @@ def imports_of(path):
         elif isinstance(node, ast.ImportFrom) and node.module:
             names.add(node.module.split(".")[0])
     return names
+
+
+@pytest.mark.parametrize("package", ["OpenImageIO", "imagecodecs"])
+def test_a_decoder_of_few_files_is_asked_for_by_them_alone(package):
+    """The methods are there without it, a file that takes it names it, and every other file is read."""
+    code = f"""
+import io, sys
+sys.modules["{package}"] = None
+from PIL import Image
+from loe_field.pictures.read import InputError, decode_picture
+for options in ({{"format": "PNG"}}, {{"format": "TIFF"}}, {{"format": "TIFF", "compression": "tiff_lzw"}}):
+    image, file = Image.new("RGB", (8, 4)), io.BytesIO()
+    image.save(file, **options)
+    try:
+        print(decode_picture(file.getvalue(), name="a file").values.shape)
+    except InputError as error:
+        print(error)
+try:
+    decode_picture(b"v/1\\1" + bytes(99), name="a file")
+except InputError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", GROUND + code], check=True, capture_output=True, text=True)
+    plain, lzw, exr = (2 * ["(4, 8, 3)"], "(4, 8, 3)", "a file is damaged")
+    wanted = f"a file takes {package} to be read, which is not installed: pip install {package.lower()}"
+    lzw, exr = (wanted, exr) if package == "imagecodecs" else (lzw, wanted)
+    got = done.stdout.splitlines()
+    assert got[:2] == plain
+    assert got[2].startswith(lzw)
+    assert got[3].startswith(exr)

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-import OpenImageIO as oiio
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from loe_field.errors import InputError
@@ -69,7 +68,11 @@ def _read(file: BinaryIO, name: str) -> Picture:
             return _decode(file, name)
     except InputError:
         raise
+    except ModuleNotFoundError as error:  # the decoders of few files are imported where they are needed
+        raise _undecoded(name, str(error.name)) from None
     except Exception as error:  # decoders raise anything at bytes that are not what they should be
+        if "'imagecodecs'" in str(error):  # so tifffile says that it is not installed
+            raise _undecoded(name, "imagecodecs") from None
         raise _unreadable(name, str(error)) from error
 
 
@@ -82,6 +85,13 @@ def _tifffile_silent() -> Iterator[None]:
         yield
     finally:
         log.disabled = was_disabled
+
+
+def _undecoded(name: str, package: str) -> InputError:
+    return InputError(
+        f"{name} takes {package} to be read, which is not installed: pip install {package.lower()}, or save the "
+        "picture as PNG of 8 bits"
+    )
 
 
 def _unreadable(name: str, problem: str = "") -> InputError:
@@ -173,6 +183,8 @@ def _read_deep_png(content: bytes, image: Image.Image, name: str) -> Picture:
 
 def _read_exr(content: bytes, name: str) -> Picture:
     """An EXR of one part with the channels Y or R, G and B, alpha or not; half or float."""
+    import OpenImageIO as oiio
+
     with _opened(content, ".exr", name) as file:
         spec = file.spec()
         if spec.deep:
@@ -211,6 +223,8 @@ def _read_exr(content: bytes, name: str) -> Picture:
 @contextmanager
 def _opened(content: bytes, suffix: str, name: str) -> Iterator[Any]:
     """OpenImageIO's reader of a file, told to change no value: alpha and colours stay as they are stored."""
+    import OpenImageIO as oiio
+
     hints = oiio.ImageSpec()
     hints.attribute("oiio:UnassociatedAlpha", 1)
     hints.attribute("oiio:RawColor", 1)

@@ -4,7 +4,6 @@ import math
 import struct
 from typing import Any, BinaryIO, Literal
 
-import imagecodecs
 import numpy as np
 from tifffile import COMPRESSION, EXTRASAMPLE, PHOTOMETRIC, PLANARCONFIG, TiffFile
 
@@ -166,6 +165,8 @@ def _stored(file: BinaryIO, page: Any, kind: PHOTOMETRIC) -> np.ndarray:
         values = planes[0] if len(planes) == 1 else np.concatenate(planes, -1)
         return np.require(upright(values, orientation), page.dtype, ["C", "W"])
     # Fax, and YCbCr that is not in JPEG, are left to libtiff, which mirrors by the orientation but does not turn.
+    import imagecodecs
+
     file.seek(0)
     values = imagecodecs.tiff_decode(file.read(), index=page.index, asrgb=True)
     values = values[:, ::-1] if orientation in (2, 3, 6, 7) else values

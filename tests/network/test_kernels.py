@@ -13,6 +13,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from support import needs_interpreter
 from torch.autograd import gradcheck, gradgradcheck
 
 from loe_field import Level, LoEMLP, PositionalEncoding, position_dependent_linear
@@ -43,7 +44,7 @@ PRECISIONS = [
 
 
 @pytest.mark.slow
-@needs_triton
+@needs_interpreter
 @pytest.mark.skipif(INTERPRETED or DEVICE == "cuda", reason="the tests run in this process")
 def test_in_the_interpreter():
     done = subprocess.run(
