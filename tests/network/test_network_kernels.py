@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from support import needs_interpreter
 
 from loe_field import LoEMLP
 from loe_field.network import fused_triton
@@ -36,7 +37,7 @@ PRECISIONS = ["ieee", "fp16", *(pytest.param(name, marks=only_gpu) for name in (
 
 
 @pytest.mark.slow
-@needs_triton
+@needs_interpreter
 @pytest.mark.skipif(INTERPRETED or DEVICE == "cuda", reason="the tests run in this process")
 def test_in_the_interpreter():
     done = subprocess.run(
@@ -142,7 +143,7 @@ def worst(got, exact):
 
 
 NETWORKS = [
-    (300, {"layer_width": 64, "num_layers": 10, "num_frequencies": 7}),
+    (97, {"layer_width": 64, "num_layers": 10, "num_frequencies": 7}),
     (129, {"layer_width": 20, "num_frequencies": 1, "pattern": [(3.3, 0.7), (7.1, -0.2), (11.0, 0.5)]}),
     (61, {"dim": 1, "tile_size": 3, "omega_0": 2.0, "out_features": 2, "num_frequencies": 10}),
     (70, {"dim": 3, "num_frequencies": 2, "activation": "leaky_relu", "pattern": "quad_tree", "out_features": 3}),
@@ -207,6 +208,7 @@ def test_experts_that_a_block_does_not_meet_are_skipped():
 
 
 @kernels
+@pytest.mark.filterwarnings("ignore:invalid value encountered in cast:RuntimeWarning")
 def test_a_point_that_is_no_number_spoils_its_own_row_alone():
     from loe_field.network.kernels.network import network_forward
 
@@ -334,9 +336,9 @@ def test_serves_where_the_table_says_so(monkeypatch):
 
     forward = network.network_forward
     monkeypatch.setattr(network, "network_forward", spy)
-    field, plain = make_field(num_frequencies=2), make_field(num_frequencies=2)
+    field, plain = make_field(num_layers=3), make_field(num_layers=3)
     field.implementation = "triton"
-    points = torch.rand(3, 15, 2, device=DEVICE)
+    points = torch.rand(2, 5, 2, device=DEVICE)
 
     def called(evaluation):
         calls.clear()

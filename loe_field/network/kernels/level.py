@@ -314,7 +314,11 @@ def _weight_gradient(
         tl.store(weight_partials + chunk.to(tl.int64) * (OUT * IN) + matrix, grad_w, mask=inside)
     if bias_partials is not None:
         # The programs of all blocks of `inner` have the same sum; one writes it.
-        tl.store(bias_partials + chunk.to(tl.int64) * OUT + columns, grad_b, mask=columns < tl.where(tl.program_id(2) == 0, OUT, 0))
+        tl.store(
+            bias_partials + chunk.to(tl.int64) * OUT + columns,
+            grad_b,
+            mask=columns < tl.where(tl.program_id(2) == 0, OUT, 0),
+        )
 
 
 @triton.jit
