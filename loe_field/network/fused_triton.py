@@ -252,10 +252,13 @@ def hidden_precision(device: torch.device, dtype: torch.dtype) -> tuple[torch.dt
     return dtype, _SIXTEEN_BITS[dtype]
 
 
-def _whole_obstacle(shape: NetworkShape, width: int) -> str | None:
+def _whole_obstacle(shape: NetworkShape, width: int, device: torch.device) -> str | None:
     """Why one kernel cannot compute such a network whole; None if it can."""
+    from loe_field.network.kernels.level import capability
     from loe_field.network.kernels.network import MAX_EXPERTS, MAX_WIDTH
 
+    if device.type == "cuda" and capability(device) < (8, 0):
+        return "the kernel takes a GPU with TF32, of compute capability 8.0 or more"
     if shape.experts > MAX_EXPERTS:
         return f"a level has {shape.experts} experts and the kernel numbers at most {MAX_EXPERTS}"
     if width > MAX_WIDTH:
@@ -265,15 +268,14 @@ def _whole_obstacle(shape: NetworkShape, width: int) -> str | None:
     return None
 
 
-def _serves_whole(coords: Tensor, parameters: Sequence[Tensor], shape: NetworkShape, precision: Precision) -> bool:
+def _serves_whole(shape: NetworkShape, width: int, device: torch.device, precision: Precision, gradients: bool) -> bool:
     """Whether `_WHOLE` has this call."""
-    if not _WHOLE or needs_operators() or shape.experts > _MOST_EXPERTS:
+    if needs_operators() or not _WHOLE or shape.experts > _MOST_EXPERTS:
         return False
-    gradients = torch.is_grad_enabled() and any(t.requires_grad for t in (coords, *parameters))
     from loe_field.network.kernels.level import capability
 
-    measured = (capability(coords.device), precision, gradients) in _WHOLE
-    return measured and _whole_obstacle(shape, parameters[-1].shape[-1]) is None
+    measured = (capability(device), precision, gradients) in _WHOLE
+    return measured and _whole_obstacle(shape, width, device) is None
 
 
 class _WholeNetwork(torch.autograd.Function):
@@ -293,8 +295,7 @@ class _WholeNetwork(torch.autograd.Function):
         from loe_field.network.kernels.network import network_forward
 
         layers = len(parameters) // 2
-        keep = dtype if any(ctx.needs_input_grad) else None
-        out, kept = network_forward(coords, parameters[:layers], parameters[layers:], shape, hidden, keep)
+        out, kept = network_forward(coords, parameters[:layers], parameters[layers:], shape, hidden, dtype)
         ctx.save_for_backward(coords, kept, order, starts, *parameters)
         ctx.how = shape, dtype, hidden
         return out
@@ -380,14 +381,19 @@ def evaluate(
     """
     _check_device(coords)
     dtype, hidden = hidden_precision(coords.device, torch.float32)
+    width, gradients = weights[-1].shape[1], torch.is_grad_enabled()
+    gradients = gradients and any(t.requires_grad for t in (coords, *weights, *biases))
     if whole is None:
-        whole = _serves_whole(coords, (*biases, *weights), shape, hidden)
-    elif whole and (reason := _whole_obstacle(shape, weights[-1].shape[1])):
+        whole = _serves_whole(shape, width, coords.device, hidden, gradients)
+    elif whole and (reason := _whole_obstacle(shape, width, coords.device)):
         raise ValueError(f"the network cannot be computed whole: {reason}; leave out whole=True")
     if whole:
+        from loe_field.network.kernels.network import network_forward
+
         with torch.cuda.device_of(coords):
-            lists = rows or (None, None)
-            return _WholeNetwork.apply(coords, shape, dtype, hidden, *lists, *weights, *biases)  # type: ignore[return-value]
+            if not gradients:
+                return network_forward(coords, weights, biases, shape, hidden)[0]
+            return _WholeNetwork.apply(coords, shape, dtype, hidden, *(rows or (None, None)), *weights, *biases)  # type: ignore[return-value]
     return _by_levels(coords, weights, biases, shape, rows, dtype, hidden)
 
 

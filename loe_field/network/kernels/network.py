@@ -147,7 +147,7 @@ def _activated(z, bias, kept, rows, live, columns, omega_0, WIDTH: tl.constexpr,
     return x
 
 
-@triton.jit(do_not_specialize=["num_rows", "levels"])
+@triton.jit(do_not_specialize=["num_rows", "levels"], do_not_specialize_on_alignment=["coords"])
 def _network(
     coords,
     alpha,
@@ -225,9 +225,10 @@ def network_blocks(width: int, precision: Precision, card: tuple[int, int]) -> B
     need 124 of them with 128 rows in 8 warps: two programs side by side, and a matrix is loaded once for twice as many
     rows. All else needs up to 168 with 64 rows in 4 warps, which is three programs.
     """
+    wide = _pad(width) > 64
     if precision == "ieee":
-        return Blocks(32, 4)
-    if _pad(width) > 64:
+        return Blocks(16, 4) if wide else Blocks(32, 8)
+    if wide:
         return Blocks(64, 8)
     if precision in ("bf16", "fp16") and card[0] == 9:
         return Blocks(128, 8, 128)
@@ -271,7 +272,7 @@ def network_forward(
         *tensors,
         rows,
         levels,
-        shape.omega_0,
+        float(shape.omega_0),
         DIM=shape.dim,
         FREQUENCIES=shape.num_frequencies,
         TILE_SIZE=shape.tile_size,
