@@ -35,6 +35,13 @@ def _check_device(tensor: Tensor) -> None:
         )
 
 
+def _has_tf32(device: torch.device) -> bool:
+    return device.type != "cuda" or torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+_has_tf32._dynamo_marked_constant = True  # type: ignore[attr-defined]  # torch.compile need not look into it
+
+
 def _differentiable(
     x: Tensor, weight: Tensor, bias: Tensor | None, order: Tensor | None, starts: Tensor | None, how: Arithmetic
 ) -> Tensor:
@@ -207,7 +214,7 @@ def expert_linear(
         activation: "sine", "leaky_relu" (slope 0.2), "relu" or "none"; only sine has the factor omega_0.
         omega_0: frequency of the sine.
         precision: operands of the products: "ieee", "tf32" or "tf32x3" (fp32), "bf16" or "fp16". Sums and phases are
-            fp32.
+            fp32. Tensor cores cut TF32's operands off, they do not round them.
         dtype: of the result; None: that of x.
 
     Returns:
@@ -216,7 +223,7 @@ def expert_linear(
     Raises:
         RuntimeError: the tensors are not on a CUDA GPU, and Triton does not interpret.
         ValueError: a dtype is none of those, tensors are on several devices, several experts come without their rows,
-            or the GPU has no tensor cores for the precision.
+            or the GPU has no TF32 that was asked for.
     """
     _check_device(x)
     for name, tensor in (("x", x), ("weight", weight)):
@@ -225,9 +232,18 @@ def expert_linear(
                 f'{name} is {tensor.dtype}: the kernels take float32, bfloat16 and float16; implementation="torch" '
                 "takes the others"
             )
+    for name, tensor in (("weight", weight), ("bias", bias), ("order", order), ("starts", starts)):
+        if tensor is not None and tensor.device != x.device:
+            raise ValueError(f"x is on {x.device} and {name} on {tensor.device}: they must be on one device")
+    if precision == "tf32" and not _has_tf32(x.device):
+        major, minor = torch.cuda.get_device_capability(x.device)
+        raise ValueError(
+            f"precision 'tf32' takes a GPU of compute capability 8.0 or more, and {x.device} has {major}.{minor}: "
+            "choose 'ieee'"
+        )
     if len(weight) > 1 and (order is None or starts is None):
         raise ValueError(f"weight holds {len(weight)} experts: give order and starts of rows.expert_rows")
-    how = Arithmetic(activation, omega_0, precision, dtype or x.dtype)
+    how = Arithmetic(activation, float(omega_0), precision, dtype or x.dtype)
     if needs_operators():
         return _operator(x, weight, bias, order, starts, *how)
     with torch.cuda.device_of(x):
@@ -237,8 +253,9 @@ def expert_linear(
 def hidden_precision(device: torch.device, dtype: torch.dtype) -> tuple[torch.dtype, Precision]:
     """The dtype of rows between levels and the operands of products, as torch's own switches want them.
 
-    Autocast's dtype comes first, then that of 16-bit rows; fp32 ones are multiplied in "tf32" or "ieee" as
-    torch.backends.cuda.matmul.allow_tf32 says.
+    Autocast's dtype comes first, then that of 16-bit rows; fp32 ones are multiplied in "tf32" where
+    torch.backends.cuda.matmul.allow_tf32 permits it and the GPU has it (sm_80 and later), in "ieee" elsewhere, as torch
+    does.
 
     Raises:
         ValueError: autocast or the rows have a dtype without kernels.
@@ -246,7 +263,7 @@ def hidden_precision(device: torch.device, dtype: torch.dtype) -> tuple[torch.dt
     if torch.is_autocast_enabled(device.type):
         dtype = torch.get_autocast_dtype(device.type)
     if dtype == torch.float32:
-        return dtype, "tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee"
+        return dtype, "tf32" if torch.backends.cuda.matmul.allow_tf32 and _has_tf32(device) else "ieee"
     if dtype not in _SIXTEEN_BITS:
         raise ValueError(f'the kernels have no {dtype}: choose implementation="torch"')
     return dtype, _SIXTEEN_BITS[dtype]

@@ -7,8 +7,8 @@ stays in registers. The list's borders are known to the device alone: the grid i
 + experts - 1, and a program without a chunk ends at once. Nothing here waits for the device, and nothing is tuned at
 run time, so every launch can be captured in a CUDA graph.
 
-A row of x may be longer than the matrix is wide, up to a multiple of 16 bytes, so that it is read in such pieces; what it
-holds there meets zeros.
+A row of x may be longer than the matrix is wide, up to a multiple of 16 bytes, so that it is read in such pieces; what
+it holds there meets zeros.
 
 Bytes that must move per row of width W, operands of s bytes: forward 2 W s (x, y), backward 3 W s (x, grad_y, grad_x).
 """
@@ -26,6 +26,9 @@ from torch import Tensor
 
 from loe_field.network.shape import Arithmetic, Precision
 
+# In tf32 the tensor cores drop the 13 low bits of fp32 operands; rounded ones would have half that error. To round is one
+# integer addition a number, but in registers: what the tensor cores of an H100 read from shared memory themselves would
+# go there a second time. A field of 47.50 dB evaluated with operands cut off is at 47.50 dB.
 _OPERANDS = {
     "ieee": (tl.float32, "ieee"),
     "tf32": (tl.float32, "tf32"),
@@ -398,30 +401,62 @@ def _pad(size: int) -> int:
     return max(16, triton.next_power_of_2(size))
 
 
+def _little_shared(card: tuple[int, int]) -> bool:
+    """Whether a multiprocessor shares 100 KiB (sm_86, 89, 120), not 164 (sm_80) or 228 (sm_90, 100)."""
+    return card not in ((0, 0), (8, 0), (9, 0)) and card[0] not in (10, 11)
+
+
 def level_blocks(in_features: int, out_features: int, precision: Precision, card: tuple[int, int] = (9, 0)) -> Blocks:
-    """How `_level` is cut; the whole matrix of an expert up to 128 x 128 (16 bits) or 64 x 64 (fp32)."""
+    """How `_level` is cut; the whole matrix of an expert up to 128 x 128 (16 bits) or 64 x 64 (fp32).
+
+    The figures of `benchmarks/results/compile.csv` are behind all three tables: 65,536 registers and the shared memory
+    of a multiprocessor hold 16 warps or more, or 8 where a wide matrix or split TF32 takes the room. An H100 has products
+    of 64 rows that read shared memory themselves (wgmma), and in 16 bits these take the fewest registers.
+    """
     short = precision in ("bf16", "fp16")
     whole = 128 if short else 64
     out, inner = min(_pad(out_features), whole), _pad(in_features)
     if inner > whole:
         inner = 64 if short else 32
+    if precision == "ieee":
+        return Blocks(32, out, inner, 4, 2, 3)
+    if precision == "tf32x3":
+        if out * inner > 2048:
+            return Blocks(32, out, inner, 8, 3, 2)
+        return Blocks(16 if _little_shared(card) else 32, out, inner, 4, 3, 4)
+    if max(out, inner) > 64:
+        return Blocks(32, out, inner, 8, 3, 2 if _little_shared(card) else 3)
     if short:
-        return Blocks(64, out, inner, 4, 3, 2 if out > 64 else 4)
-    return Blocks(32 if precision == "ieee" else 64, out, inner, 4, 2, 3)
+        if card[0] == 9:
+            return Blocks(64, out, inner, 4, 2, 6)
+        return Blocks(32, out, inner, 4, 3, 5 if _little_shared(card) else 7)
+    if _little_shared(card):
+        return Blocks(32, out, inner, 8, 3, 3)
+    programs = 4 if in_features > whole else 5 if card == (8, 0) else 7
+    return Blocks(32, out, inner, 4, 3, programs)
 
 
 def backward_blocks(
     in_features: int, out_features: int, precision: Precision, card: tuple[int, int] = (9, 0)
 ) -> Blocks | None:
-    """How `_fused_backward` is cut, or None if the matrix is too wide for it."""
+    """How `_fused_backward` is cut, or None if the matrix is too wide for it.
+
+    It holds the gradient of a matrix, and in fp32 the matrix twice in shared memory (64 x 64: 32 KiB), since only 16
+    bits are transposed on the way from there.
+    """
     short = precision in ("bf16", "fp16")
     out, inner = _pad(out_features), _pad(in_features)
     if max(out, inner) > (128 if short else 64):
         return None
     if short:
-        wide = max(out, inner) > 64
-        return Blocks(32, out, inner, 8, 3, 1) if wide else Blocks(64, out, inner, 4, 3, 2)
-    return Blocks(32, out, inner, 4, 2, 3) if precision == "tf32" else Blocks(32, out, inner, 8, 2, 2)
+        if max(out, inner) > 64:
+            return Blocks(32, out, inner, 8, 3, 1)
+        return Blocks(32, out, inner, 4, 3, 4) if card[0] == 9 else Blocks(32, out, inner, 8, 3, 2)
+    if precision == "tf32":
+        return Blocks(16 if _little_shared(card) else 32, out, inner, 8, 3, 2)
+    if precision == "tf32x3":
+        return Blocks(16, out, inner, 4, 3, 4) if out == 16 else Blocks(16, out, inner, 8, 3, 2)
+    return Blocks(32, out, inner, 8, 2, 2)
 
 
 def weight_gradient_blocks(
@@ -431,7 +466,7 @@ def weight_gradient_blocks(
     short = precision in ("bf16", "fp16")
     largest = 128 if short else 64
     out, inner = min(_pad(out_features), largest), min(_pad(in_features), largest)
-    return Blocks(64 if short else 32, out, inner, 8 if short else 4, 3 if short else 2, 2)
+    return Blocks(64 if short else 32, out, inner, 8, 3 if short else 2, 2)
 
 
 @functools.cache
@@ -522,7 +557,7 @@ def level_backward(
     twice. Sums over rows are made in a fixed order, so results are the same every time.
 
     Returns:
-        The gradients of x in its dtype and the length of its rows, of weight and of bias in fp32; None where not needed.
+        The gradients of x, like it, and of weight and of bias in fp32; None where not needed.
     """
     experts, out_features, in_features = weight.shape
     rows, precision = x.shape[0], how.precision

@@ -1,0 +1,213 @@
+"""What the Triton kernels become on every family of GPUs: registers, spills, shared memory, programs side by side.
+
+    python -m benchmarks.compile_table --output benchmarks/results/compile.csv
+
+Needs Triton and no GPU, and takes some ten minutes. The package's own launches run on tensors without memory, so that a
+kernel is compiled for the very arguments that a run gives it; nothing is launched.
+"""
+
+import argparse
+import contextlib
+import itertools
+import re
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+from triton.runtime.jit import JITFunction
+
+from benchmarks import common
+from loe_field.network.kernels import encoding, level, newton_schulz
+from loe_field.network.shape import Arithmetic, Precision
+
+
+class Card(NamedTuple):
+    """What programs share on a multiprocessor (CUDA C++ Programming Guide, table of compute capabilities)."""
+
+    shared_kib: int
+    largest_kib: int
+    """Shared memory of one program at most."""
+    warps: int
+    programs: int
+
+
+CARDS = {
+    80: Card(164, 163, 64, 32),
+    86: Card(100, 99, 48, 16),
+    89: Card(100, 99, 48, 24),
+    90: Card(228, 227, 64, 32),
+    100: Card(228, 227, 64, 32),
+    120: Card(100, 99, 48, 24),
+}
+REGISTERS = 65536
+TENSOR_COLUMNS = 512
+"""Of the tensor cores' own memory, from sm_100 on."""
+INSTRUCTIONS = ("tcgen05.mma", "wgmma.mma_async", "mma.sync")
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class _Driver:
+    """A card that is not there, for Triton's compiler."""
+
+    def __init__(self, architecture: int) -> None:
+        self.architecture = architecture
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", self.architecture, 32)
+
+    def get_current_device(self) -> int:
+        return self.architecture  # Triton keeps what it has compiled by device
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+
+@contextlib.contextmanager
+def compiling_for(architecture: int) -> Iterator[list[Any]]:
+    """Launches within compile for sm_`architecture`; the compiled kernels go into the list."""
+    compiled: list[Any] = []
+    run, capability = JITFunction.run, level.capability
+
+    def compile_only(self: Any, *args: Any, grid: Any, warmup: bool, **options: Any) -> Any:
+        compiled.append(run(self, *args, grid=grid, warmup=True, **options))
+        return compiled[-1]
+
+    driver.set_active(_Driver(architecture))  # type: ignore[arg-type]
+    JITFunction.run, level.capability = compile_only, lambda device: divmod(architecture, 10)  # type: ignore[assignment]
+    try:
+        yield compiled
+    finally:
+        JITFunction.run, level.capability, driver._active = run, capability, None  # type: ignore[assignment]
+
+
+def figures(kernel: Any, architecture: int) -> dict[str, Any]:
+    """Registers and spilled bytes of a thread, shared bytes of a program, and how many a multiprocessor holds."""
+    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(kernel.asm["cubin"])
+        file.flush()
+        done = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True)
+    # None of the kernels has an array of its own: what lies on the stack are spilled registers.
+    registers, spilled = map(int, re.findall(r"REG:(\d+) STACK:(\d+)", done.stdout)[0])
+    card, metadata = CARDS[architecture], kernel.metadata
+    limits = [
+        REGISTERS // (32 * metadata.num_warps * 8 * triton.cdiv(registers, 8)),
+        card.shared_kib * 1024 // (metadata.shared + 1024),
+        card.warps // metadata.num_warps,
+        card.programs,
+    ]
+    if columns := getattr(metadata, "tmem_size", 0):
+        limits.append(TENSOR_COLUMNS // columns)
+    return {
+        "registers": registers,
+        "spilled_bytes": spilled,
+        "shared_bytes": metadata.shared,
+        "warps": metadata.num_warps,
+        "stages": metadata.num_stages,
+        "programs_per_sm": min(limits),
+        "warps_per_sm": min(limits) * metadata.num_warps,
+        "tensor_cores": " ".join(name for name in INSTRUCTIONS if name in kernel.asm["ptx"]),
+    }
+
+
+def launch_level(
+    row: int,
+    sizes: tuple[int, int],
+    experts: int,
+    precision: Precision,
+    dtypes: tuple[torch.dtype, torch.dtype],
+    need_x: bool = True,
+) -> None:
+    """A level of `sizes` (in, out) on rows of `row` numbers, forward and backward; dtypes of x and y."""
+
+    def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.empty(shape, dtype=dtype, device="meta")
+
+    points, (in_features, out_features) = 262144, sizes
+    lists = (None, None)
+    if experts > 1:
+        lists = empty(points, dtype=torch.int32), empty(experts + 1, dtype=torch.int32)
+    how = Arithmetic("sine" if experts > 1 or out_features > 3 else "none", 1.0, precision, dtypes[1])
+    weight, bias = empty(experts, out_features, in_features), empty(out_features)
+    arguments = (empty(points, row, dtype=dtypes[0]), weight, bias, *lists, how)
+    level.level_forward(*arguments)
+    level.level_backward(empty(points, out_features, dtype=dtypes[1]), *arguments, (need_x, True, True))
+
+
+def launches() -> Iterator[tuple[dict[str, Any], Callable[[], Any]]]:
+    """What the package launches by default, and how: levels of networks, the encoding, Muon."""
+
+    def hidden(precision: Precision, width: int, experts: int) -> tuple[dict[str, Any], Callable[[], Any]]:
+        dtype = DTYPES.get(precision, torch.float32)
+        settings = {"level": "hidden", "precision": precision, "width": width, "experts": experts}
+        return settings, lambda: launch_level(width, (width, width), experts, precision, (dtype, dtype))
+
+    def first(
+        dtype: torch.dtype, features: int, width: int, experts: int, slopes: bool = False
+    ) -> tuple[dict[str, Any], Callable[[], Any]]:
+        name = f"first of {features}" + slopes * ", with coords' gradient"
+        settings = {"level": name, "precision": "tf32x3", "width": width, "experts": experts}
+        row, dtypes = 4 * triton.cdiv(features, 4), (torch.float32, dtype)
+        return settings, lambda: launch_level(row, (features, width), experts, "tf32x3", dtypes, slopes)
+
+    def head(dtype: torch.dtype, width: int) -> tuple[dict[str, Any], Callable[[], Any]]:
+        settings = {"level": "head", "precision": "tf32x3", "width": width, "experts": 1}
+        return settings, lambda: launch_level(width, (width, 3), 1, "tf32x3", (dtype, torch.float32))
+
+    for width in (64, 16, 128, 256):
+        for precision in ("bf16", "tf32", "ieee"):
+            yield hidden(precision, width, 4)
+        yield first(torch.bfloat16, 30, width, 4)
+        yield head(torch.bfloat16, width)
+    yield hidden("fp16", 64, 4)
+    for precision, experts in itertools.product(("bf16", "tf32"), (1, 16, 64)):
+        yield hidden(precision, 64, experts)
+    yield first(torch.float32, 30, 64, 4)
+    yield first(torch.float32, 39, 64, 8)
+    yield first(torch.float32, 39, 64, 8, slopes=True)
+    yield head(torch.float32, 64)
+    for dim, frequencies in ((2, 7), (3, 6)):
+        settings = {"level": f"{dim}D", "precision": "", "width": dim * (1 + 2 * frequencies), "experts": ""}
+        coords = torch.empty(1000, dim, device="meta")
+        yield settings, lambda coords=coords, frequencies=frequencies: encoding.encode(coords, frequencies)
+    for width in (16, 64):
+        settings = {"level": "Muon", "precision": "tf32x3", "width": width, "experts": ""}
+        matrices = torch.empty(36, width, width, device="meta")
+        yield settings, lambda matrices=matrices: newton_schulz.newton_schulz(matrices)
+
+
+def rows_for(architecture: int, chosen: Callable[[dict[str, Any]], bool] = lambda _: True) -> Iterator[dict[str, Any]]:
+    """The table's rows for one architecture; `chosen` may leave some settings out."""
+    for settings, launch in launches():
+        if not chosen(settings):
+            continue
+        with compiling_for(architecture) as compiled:
+            launch()
+        for name, same in itertools.groupby(compiled, key=lambda kernel: kernel.metadata.name.strip("_")):
+            for kernel in dict.fromkeys(same):
+                yield {"kernel": name, **settings, "sm": architecture, **figures(kernel, architecture)}
+
+
+def main() -> None:
+    """Compile, print and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--architectures", type=int, nargs="+", choices=list(CARDS), default=list(CARDS))
+    parser.add_argument("--output", type=Path, help="CSV to append to")
+    options = parser.parse_args()
+    for architecture in options.architectures:
+        rows = []
+        for row in rows_for(architecture):
+            rows.append(row | {"triton": triton.__version__, "commit": common.commit()})
+            print(*row.values(), flush=True)
+        common.write(rows, options.output)
+
+
+if __name__ == "__main__":
+    main()
