@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from skimage import data
 
-from loe_field.runs.child import NS_TRAIN
+from loe_field.runs.child import ns_train
 
 FOLDER = Path(__file__).parents[1] / "docs" / "results" / "first_screen"
 NAMES = {"loe-image": [], "SIREN": ["--pipeline.model.network", "siren", "--pipeline.model.layer-width", "214"]}
@@ -40,7 +40,7 @@ def fit(folder: Path, seconds: float) -> None:
     Image.fromarray(data.astronaut()).save(picture)
     children = []
     for name, options in NAMES.items():
-        command = [sys.executable, "-c", "import sys\n" + NS_TRAIN, "loe-image", "--data", str(picture)]
+        command = ns_train("loe-image", "--data", str(picture))
         command += ["--max-train-seconds", str(seconds), "--num-threads", "1", "--output-dir", str(folder / name)]
         command += ["--pipeline.datamanager.pixels-per-batch", "8192", *options]
         children.append(subprocess.Popen(command, stdout=subprocess.DEVNULL))

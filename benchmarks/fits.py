@@ -29,10 +29,11 @@ from loe_field.runs.suite import COMPARED
 SHOWN = ("psnr", "num_steps", "train_seconds", "seconds_to_target", "rays_per_second", "wall_seconds", "problem")
 
 
-def fit(words: list[str], pictures: Path | None) -> dict[str, Any]:
-    """The metrics of one run, its arguments and wall-clock seconds, or its problem."""
+def fit(words: list[str], pictures: Path | None) -> list[dict[str, Any]]:
+    """Its arguments, wall-clock seconds and metrics, or its problem; a row for each picture of a series."""
     from nerfstudio.scripts import train
 
+    metrics: list[dict[str, Any]] = []
     row: dict[str, Any] = {"arguments": shlex.join(words)}
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
@@ -45,14 +46,14 @@ def fit(words: list[str], pictures: Path | None) -> dict[str, Any]:
         except Exception as error:  # the next run may still work
             if not isinstance(error, InputError):
                 traceback.print_exc()
-            row["problem"] = f"{type(error).__name__}: {str(error).strip().splitlines()[:1]}"[:200]
+            row["problem"] = f"{type(error).__name__}: {error}".strip().splitlines()[0][:200]
         row["wall_seconds"] = time.perf_counter() - began
         for path in Path(folder).rglob("metrics.json"):
-            row |= json.loads(path.read_text("utf8"))
+            metrics.append(json.loads(path.read_text("utf8")))
             views = [*path.parent.glob("views/000.png"), *path.parent.glob("reconstruction.*")]
             if pictures is not None and views:
                 shutil.copyfile(views[0], pictures / f"{words[0]}{views[0].suffix}")
-    return row
+    return [row | of_one for of_one in metrics or [{}]]
 
 
 def main() -> None:
@@ -63,12 +64,13 @@ def main() -> None:
     options = parser.parse_args()
     shown = (f"{name}=loe_field.runs.baseline_methods:{name.replace('-', '_')}" for name in COMPARED)
     os.environ.setdefault("NERFSTUDIO_METHOD_CONFIGS", ",".join(shown))
-    for line in sys.stdin.read().splitlines():
-        if not (words := shlex.split(line, comments=True)):
-            continue
-        row = fit(words, options.pictures)
+    lines = [words for line in sys.stdin.read().splitlines() if (words := shlex.split(line, comments=True))]
+    failed = 0
+    for words in lines:
+        *others, row = fit(words, options.pictures)
+        failed += "problem" in row
         with open(options.output, "a") as file:
-            file.write(json.dumps(row) + "\n")
+            file.writelines(json.dumps(one) + "\n" for one in (*others, row))
         figures = " ".join(f"{name}={row[name]:.5g}" if isinstance(row[name], float) else f"{name}={row[name]}"
                            for name in SHOWN if row.get(name) is not None)  # fmt: skip
         print(f"RUN {shlex.join(words)}: {figures}", flush=True)
@@ -77,6 +79,8 @@ def main() -> None:
             torch.cuda.empty_cache()
         if isinstance(status := row.get("status"), int) and status > 128:  # a signal told it to end
             sys.exit(status)
+    if failed:
+        sys.exit(f"error: {failed} of {len(lines)} runs failed")
 
 
 if __name__ == "__main__":

@@ -97,9 +97,8 @@ def sweep(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
                 setattr(level, table, own)
             if used and used[-1] is None:
                 continue
-            row |= (
-                {f"block_{name}" if name == "rows" else name: getattr(used[-1], name) for name in CUT} if used else {}
-            )
+            shown = {"rows": "block_rows"}  # beside the rows of x
+            row |= {shown.get(name, name): getattr(used[-1], name) if used else "" for name in CUT}
             row |= result
             yield row
 

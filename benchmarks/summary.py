@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -68,7 +69,7 @@ def fits(path: Path) -> str:
                 "wall s": number(row.get("wall_seconds"), 0),
                 "rays/s": number(row.get("rays_per_second"), 0),
                 "precision": row.get("precision", ""),
-                "run": row["arguments"][:100],
+                "run": re.sub(r"(?<=--)pipeline\.\w+\.|\S*/", "", row["arguments"])[:100],
                 "problem": row.get("problem", "")[:60],
             }
         )

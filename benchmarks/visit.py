@@ -22,6 +22,8 @@ from pathlib import Path
 
 from PIL import Image
 
+from loe_field.runs.child import ns_train
+
 ROOT = Path(__file__).parents[1]
 TESTS = ("tests/network", "tests/training", "tests/baselines", "tests/nerf")
 LAST_SECONDS = 10.0
@@ -63,6 +65,8 @@ class Sizes:
     many_seconds: float = 10
     processes: int = 8
     precisions: Sequence[str] = ("bf16", "tf32")
+    exact: str = "tf32"
+    """The precision beside bf16 that the device fits in."""
     sweep: Sequence[str] = ()
     """More options of the sweep of blocks."""
     interpreter: str = "0"
@@ -77,17 +81,17 @@ class Sizes:
 TINY = Sizes(
     camera=1500, batch=500, repeats=3, target=12, steps=12, picture_seconds=2, scene_seconds=3, rays=64,
     sweep_seconds=5, large=128, large_steps=4, many_seconds=1, processes=2,
-    sweep=("--rows", "100", "--device", "cpu"), interpreter="1",
+    sweep=("--rows", "100", "--device", "cpu"), interpreter="1", exact="fp32",
     image="--pipeline.datamanager.pixels-per-batch 500",
-    scene="--pipeline.model.num-samples 8 --pipeline.model.loe.num-layers 3",
-    tests=("-m", "gpu or slow", "-k", "gpu or graph or in_the_interpreter"),
+    scene="--pipeline.model.num-samples 8 --pipeline.model.num-layers 3",
+    tests=("-m", "gpu or slow", "-k", "gpu or in_the_interpreter"),
 )  # fmt: skip
 
 
 def step(out: Path, name: str, sizes: Sizes, precision: str, *words: str, table: str = "step.csv") -> Part:
     """A benchmark of whole steps."""
     common = ("--precision", precision, "--repeats", str(sizes.repeats), "--output", str(out / table))
-    return Part(name, 120, ("-m", "benchmarks.step", *common, *words))
+    return Part(name, 80, ("-m", "benchmarks.step", *common, *words))
 
 
 def fits(out: Path, name: str, seconds: float, runs: Sequence[str], needs: Path | None = None) -> Part:
@@ -96,25 +100,22 @@ def fits(out: Path, name: str, seconds: float, runs: Sequence[str], needs: Path 
     return Part(name, seconds, words, "\n".join(runs) + "\n", needs=needs)
 
 
-def visit_a(out: Path, sizes: Sizes, data: Path) -> Iterator[Part]:
+def visit_a(out: Path, sizes: Sizes, data: Path, scratch: Path) -> Iterator[Part]:
     """Are the kernels right, the full camera's step beside its baselines, and what that makes of fits."""
     full = ("--what", "step", "--points", str(sizes.camera))
     compiled = ("-m", "benchmarks.step", *full, "--repeats", "2", "--implementations", "dense compiled", "--precision")
-    warm = str(Path(tempfile.mkdtemp()))
-    train = ("-c", "import sys; from loe_field.runs.child import NS_TRAIN; exec(NS_TRAIN)")
-    scene = (
-        f"--data {data / 'fox-270x480'} --max-num-iterations {min(60, sizes.steps)} {sizes.scene} --output-dir {warm}"
-    )
+    warm = ("--output-dir", str(scratch / "warm"))
+    scene = f"--data {data / 'fox-270x480'} --max-num-iterations {min(60, sizes.steps)} {sizes.scene}"
     image = f"--max-num-iterations {min(120, sizes.steps)} {sizes.image}"
     yield Part(
         "tests",
-        150,
-        ("-m", "pytest", "-q", "-n", str(sizes.processes), "-p", "no:cacheprovider", "--continue-on-collection-errors",
-         *sizes.tests, *TESTS),
+        130,
+        ("-m", "pytest", "-v", "--tb=short", "-n", str(sizes.processes), "-p", "no:cacheprovider",
+         "--continue-on-collection-errors", *sizes.tests, *TESTS),
         beside=[
             *((*compiled, precision) for precision in sizes.precisions),
-            (*train, "loe-image", *image.split(), "--output-dir", warm),
-            (*train, "loe-nerf", *scene.split(), "--output-dir", warm),
+            ns_train("loe-image", *image.split(), *warm)[1:],
+            ns_train("loe-nerf", *scene.split(), *warm)[1:],
         ],
     )  # fmt: skip
     peers = ("--implementations", "loe", "dense", "dense compiled", "masked loop")
@@ -131,7 +132,7 @@ def visit_a(out: Path, sizes: Sizes, data: Path) -> Iterator[Part]:
         f"{target} --precision bf16 --pipeline.datamanager.pixels-per-batch None",
         f"{target} --machine.seed 43",
         f"{whole} --precision bf16",
-        f"{target} --precision tf32",
+        f"{target} --precision {sizes.exact}",
     ])  # fmt: skip
     kodak = f"loe-image --data {picture} {sizes.image} --max-train-seconds {sizes.picture_seconds}"
     yield fits(out, "photograph", sizes.picture_seconds + 60, [kodak], needs=picture)
@@ -139,7 +140,7 @@ def visit_a(out: Path, sizes: Sizes, data: Path) -> Iterator[Part]:
     yield step(out, "step of a usual batch", sizes, "tf32", *small)
 
 
-def visit_b(out: Path, sizes: Sizes, data: Path) -> Iterator[Part]:
+def visit_b(out: Path, sizes: Sizes, data: Path, scratch: Path) -> Iterator[Part]:
     """Scenes beside nerfacto at equal seconds, then the kernels' blocks."""
     seconds, scene = sizes.scene_seconds, data / "fox-270x480"
     common = f"--data {scene} --max-train-seconds {seconds} --steps-per-eval-all-images 1000000"
@@ -156,12 +157,12 @@ def visit_b(out: Path, sizes: Sizes, data: Path) -> Iterator[Part]:
         )
 
 
-def visit_c(out: Path, sizes: Sizes, data: Path) -> Iterator[Part]:
+def visit_c(out: Path, sizes: Sizes, data: Path, scratch: Path) -> Iterator[Part]:
     """What comes after the first visit; one line for each part, in the order of their worth."""
-    points, large = ("--points", str(sizes.batch), str(sizes.camera)), tempfile.mkdtemp()
+    points = ("--points", str(sizes.batch), str(sizes.camera))
     layer = ("--repeats", str(sizes.repeats), *points, "--tile-size", "2", "8", "--output", str(out / "layer.csv"))
     series = f"loe-image --data {data / 'kodak'} {sizes.image} --max-train-seconds {sizes.many_seconds}"
-    picture = ("--size", str(sizes.large), "--steps", str(sizes.large_steps), "--output-dir", large)
+    picture = ("--size", str(sizes.large), "--steps", str(sizes.large_steps), "--output-dir", str(scratch))
     yield Part("large picture", 200, ("-m", "benchmarks.large_picture", *picture, "--results", str(out / "fits.jsonl")))
     yield fits(out, "many pictures", 12 * (sizes.many_seconds + 15), [series], needs=data / "kodak")
     yield Part("layer bf16", 90, ("-m", "benchmarks.layer", "--precision", "bf16", *layer))
@@ -286,7 +287,7 @@ def main() -> None:
                 os.environ |= {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
                 small_data(data, Path(folder))
                 data = Path(folder)
-            for part in parts(out, sizes, data):
+            for part in parts(out, sizes, data, Path(folder)):
                 if options.only and not part.name.startswith(tuple(options.only)):
                     continue
                 began = time.monotonic()

@@ -1,6 +1,7 @@
 """The benchmarks run, check what they time, and the docs' table of speed is theirs."""
 
 import csv
+import json
 import re
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from support import FAST
 
 pytestmark = pytest.mark.slow
 
@@ -78,13 +80,115 @@ def test_bf16_is_bf16_on_a_gpu_too():
         torch.set_autocast_dtype("cuda", before)
 
 
+def test_several_fits_in_one_process_and_one_that_fails(small_picture, tmp_path, monkeypatch):
+    import io
+
+    from benchmarks import fits
+
+    fast = " ".join(FAST)
+    runs = f"loe-image --data {tmp_path}/none.png\n\nloe-image --data {small_picture} --max-num-iterations 2 {fast}\n"
+    monkeypatch.setattr("sys.stdin", io.StringIO(runs))
+    monkeypatch.setattr("sys.argv", ["fits", "--output", f"{tmp_path}/fits.jsonl", "--pictures", str(tmp_path)])
+    monkeypatch.delenv("NERFSTUDIO_METHOD_CONFIGS", raising=False)
+    with pytest.raises(SystemExit, match="error: 1 of 2 runs failed"):
+        fits.main()
+    monkeypatch.delenv("NERFSTUDIO_METHOD_CONFIGS")
+    bad, good = (json.loads(line) for line in (tmp_path / "fits.jsonl").read_text().splitlines())
+    assert "none.png does not exist" in bad["problem"]
+    assert good["num_steps"] == 2
+    assert good["psnr"] > 0
+    assert good["arguments"] == runs.splitlines()[2]
+    assert (tmp_path / "loe-image.png").is_file()
+
+
+def test_ns_train_is_found_wherever_its_scripts_lie(tmp_path):
+    from loe_field.runs.child import ns_train
+
+    done = subprocess.run(ns_train("loe-image", "--help"), env={"PATH": str(tmp_path), "HOME": str(tmp_path)},
+                          capture_output=True, text=True)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "usage: ns-train loe-image" in done.stdout
+
+
+def test_a_visit_goes_on_after_a_failure_and_ends_what_takes_too_long(tmp_path, capsys):
+    from benchmarks.visit import Part, run
+
+    def of(code, seconds=60.0, **options):
+        return run(Part("a part", seconds, ("-c", code), **options), seconds, tmp_path / "log.txt")
+
+    assert of("print('first'); raise SystemExit(3)") == ("exit status 3", "first")
+    assert "    first" in capsys.readouterr().out
+    assert of("print(input()); print('last')", stdin="said\n", beside=[("-c", "raise SystemExit(4)")]) == ("ok", "last")
+    assert "exit status 4: -c raise" in capsys.readouterr().out
+    sleeps = "import subprocess; subprocess.run(['sleep', '100'])"
+    assert of(f"print('begun', flush=True); {sleeps}", 0.5) == ("time is up", "begun")
+    log = (tmp_path / "log.txt").read_text()
+    assert all(
+        word in log for word in ("first", "said", "last", "begun", "beside a part: python -c raise SystemExit(4)")
+    )
+
+
+def test_all_parts_of_a_visit_run_what_exists_and_leave_few_files(tmp_path):
+    from benchmarks.visit import TINY, VISITS, Sizes
+
+    for parts, _ in VISITS.values():
+        for sizes in (Sizes(), TINY):
+            made = list(parts(tmp_path, sizes, Path("data"), Path("scratch")))
+            names = [part.words[1] for part in made]
+            assert len(names) > 2
+            assert [n for n in names if n != "pytest" and not (ROOT / f"{n.replace('.', '/')}.py").is_file()] == []
+            files = {word for part in made for word in part.words if str(tmp_path) in word}
+            assert len(files - {str(tmp_path)}) <= 3  # beside log, parts, summary and two pictures
+
+
+def test_the_summary_shows_every_table(tmp_path):
+    from benchmarks.summary import summary
+
+    heads = "implementation,what,points,precision,median_ms,times_dense,gflop_per_s,gb_per_s,times_floor,peak_mib,note"
+    cases = [
+        "loe,step,9,bf16,0.500,0.4,52000,2000.0,1.5,100,error 1e-3",
+        'masked loop,step,9,bf16,,,,,,,"not timed, no memory"',
+        "dense compiled,step,9,bf16,2.000,1.0,13000,500.0,6.0,200,error 1e-3",
+    ]
+    step = "".join([f"{heads},device,commit\n", *(f"{case},H100,abc\n" for case in cases)])
+    (tmp_path / "step.csv").write_text(step)
+    runs = [
+        {
+            "arguments": "loe-image --pipeline.datamanager.pixels-per-batch 9 --data /a/b/c.png",
+            "psnr": 47.254,
+            "num_steps": 6000,
+            "train_seconds": 2.5,
+            "seconds_to_target": None,
+        },
+        {"arguments": "loe-nerf", "problem": "no disk"},
+    ]
+    (tmp_path / "fits.jsonl").write_text("".join(json.dumps(row) + "\n" for row in runs))
+    rows = [f"forward,{'tried' if k else 'own'},bf16,64,4,2,{k},{10.0 - k},9,\n" for k in range(6)]
+    (tmp_path / "blocks.csv").write_text(
+        "kernel,cut,precision,block_rows,warps,stages,programs,microseconds,gb_per_s,note\n" + "".join(rows)
+    )
+    (tmp_path / "parts.csv").write_text("part,seconds,status,last_line\ntests,60,ok,3 passed\n")
+    (tmp_path / "other.csv").write_text("kernel,ms,device\nwhole,0.25,H100\n")
+    text = summary(tmp_path)
+    lines = [" ".join(line.split()) for line in text.splitlines()]
+    assert "tests 60 ok 3 passed" in lines
+    assert "loe step 9 bf16 0.500 0.25 52.0 2000.0 1.5 100 error 1e-3" in lines
+    assert "masked loop step 9 bf16 not timed, no memory" in lines
+    assert "47.25 6000 2.50 loe-image --pixels-per-batch 9 --data c.png" in lines
+    assert "loe-nerf no disk" in lines
+    assert [line.split()[6] for line in lines if line.startswith("forward")] == ["5", "4", "3", "0"]
+    assert "whole 0.25" in lines
+    assert summary(tmp_path / "none") == "\n"
+
+
 @pytest.mark.parametrize("script", sorted((ROOT / "benchmarks").glob("*.sh")), ids=lambda path: path.name)
 def test_scripts_name_files_that_exist(script):
     text = script.read_text()
     modules = [name.replace(".", "/") + ".py" for name in re.findall(r"-m (benchmarks\.\w+)", text)]
-    paths = [*re.findall(r"[\w/]+\.py\b", text), *modules]
+    paths = [*re.findall(r"[\w/]+\.(?:py|sh)\b", text), *modules]
     assert paths
     assert [path for path in paths if not (ROOT / path).is_file()] == []
+    assert subprocess.run(["bash", "-n", script]).returncode == 0
 
 
 def test_the_docs_have_the_table_of_the_results():

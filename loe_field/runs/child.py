@@ -42,6 +42,11 @@ _LAST_WORDS_SECONDS = 5.0
 """How long the output is waited for after a child's end; a logger's helper may hold it open."""
 
 
+def ns_train(*words: str) -> list[str]:
+    """The command ns-train with these words, of this Python, wherever its scripts lie; `Children` has a leash too."""
+    return [sys.executable, "-c", f"import sys\n{NS_TRAIN}", *words]
+
+
 class End(NamedTuple):
     """How a child ended."""
 
