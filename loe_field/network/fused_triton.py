@@ -271,10 +271,9 @@ def hidden_precision(device: torch.device, dtype: torch.dtype) -> tuple[torch.dt
 
 def _whole_obstacle(shape: NetworkShape, width: int, device: torch.device) -> str | None:
     """Why one kernel cannot compute such a network whole; None if it can."""
-    from loe_field.network.kernels.level import capability
     from loe_field.network.kernels.network import MAX_EXPERTS, MAX_WIDTH
 
-    if device.type == "cuda" and capability(device) < (8, 0):
+    if not _has_tf32(device):
         return "the kernel takes a GPU with TF32, of compute capability 8.0 or more"
     if shape.experts > MAX_EXPERTS:
         return f"a level has {shape.experts} experts and the kernel numbers at most {MAX_EXPERTS}"
