@@ -2,7 +2,8 @@
 
     python -m benchmarks.compile_table --output benchmarks/results/compile.csv
 
-Needs Triton and no GPU, and takes some ten minutes. The package's own launches run on tensors without memory, so that a
+Needs Triton and no GPU, and takes some ten minutes. A kernel's own test of its budget of registers is
+`test_compiles_for_every_family_without_spills`. The package's own launches run on tensors without memory, so that a
 kernel is compiled for the very arguments that a run gives it; nothing is launched.
 """
 
@@ -12,7 +13,7 @@ import itertools
 import re
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -132,12 +133,11 @@ def launch_level(
         return torch.empty(shape, dtype=dtype, device="meta")
 
     points, (in_features, out_features) = 262144, sizes
-    lists = (None, None)
-    if experts > 1:
-        lists = empty(points, dtype=torch.int32), empty(experts + 1, dtype=torch.int32)
+    order = None if experts == 1 else empty(points, dtype=torch.int32)
+    starts = None if experts == 1 else empty(experts + 1, dtype=torch.int32)
     how = Arithmetic("sine" if experts > 1 or out_features > 3 else "none", 1.0, precision, dtypes[1])
     weight, bias = empty(experts, out_features, in_features), empty(out_features)
-    arguments = (empty(points, row, dtype=dtypes[0]), weight, bias, *lists, how)
+    arguments = (empty(points, row, dtype=dtypes[0]), weight, bias, order, starts, how)
     level.level_forward(*arguments)
     level.level_backward(empty(points, out_features, dtype=dtypes[1]), *arguments, (need_x, True, True))
 
@@ -176,52 +176,55 @@ def launches() -> Iterator[tuple[dict[str, Any], Callable[[], Any]]]:
     yield whole("bf16", torch.bfloat16)
     yield whole("tf32", None)
     yield whole("tf32", torch.float32)
-    for width in (64, 16, 128, 256):
-        for precision in ("bf16", "tf32", "ieee"):
-            yield hidden(precision, width, 4)
+    yield hidden("bf16", 64, 4)
+    yield hidden("tf32", 64, 4)
+    yield first(torch.bfloat16, 30, 64, 4)
+    yield head(torch.bfloat16, 64)
+    for width in (16, 64):
+        settings = {"level": "Muon", "precision": "tf32x3", "width": width, "experts": ""}
+        matrices = torch.empty(36, width, width, device="meta")
+        yield settings, lambda matrices=matrices: newton_schulz.newton_schulz(matrices)
+    yield hidden("ieee", 64, 4)
+    for precision, width in itertools.product(("bf16", "tf32"), (16, 128, 256)):
+        yield hidden(precision, width, 4)
+    yield first(torch.float32, 39, 64, 8, slopes=True)
+    for width in (128, 256):
         yield first(torch.bfloat16, 30, width, 4)
         yield head(torch.bfloat16, width)
     yield hidden("fp16", 64, 4)
     for precision, experts in itertools.product(("bf16", "tf32"), (1, 16, 64)):
         yield hidden(precision, 64, experts)
+    yield hidden("ieee", 128, 4)
     yield first(torch.float32, 30, 64, 4)
-    yield first(torch.float32, 39, 64, 8)
-    yield first(torch.float32, 39, 64, 8, slopes=True)
     yield head(torch.float32, 64)
     for dim, frequencies in ((2, 7), (3, 6)):
         settings = {"level": f"{dim}D", "precision": "", "width": dim * (1 + 2 * frequencies), "experts": ""}
         coords = torch.empty(1000, dim, device="meta")
         yield settings, lambda coords=coords, frequencies=frequencies: encoding.encode(coords, frequencies)
-    for width in (16, 64):
-        settings = {"level": "Muon", "precision": "tf32x3", "width": width, "experts": ""}
-        matrices = torch.empty(36, width, width, device="meta")
-        yield settings, lambda matrices=matrices: newton_schulz.newton_schulz(matrices)
 
 
-def rows_for(architecture: int, chosen: Callable[[dict[str, Any]], bool] = lambda _: True) -> Iterator[dict[str, Any]]:
-    """The table's rows for one architecture; `chosen` may leave some settings out."""
-    for settings, launch in launches():
-        if not chosen(settings):
-            continue
-        with compiling_for(architecture) as compiled:
-            launch()
-        for name, same in itertools.groupby(compiled, key=lambda kernel: kernel.metadata.name.strip("_")):
-            for kernel in dict.fromkeys(same):
-                yield {"kernel": name, **settings, "sm": architecture, **figures(kernel, architecture)}
+def rows_for(
+    architectures: Sequence[int], chosen: Callable[[dict[str, Any]], bool] = lambda _: True
+) -> Iterator[dict[str, Any]]:
+    """The table's rows, one a kernel; `chosen` may leave some settings out."""
+    for settings, launch in filter(lambda pair: chosen(pair[0]), launches()):
+        for architecture in architectures:
+            with compiling_for(architecture) as compiled:
+                launch()
+            for kernel in dict.fromkeys(compiled):
+                name = {"kernel": kernel.metadata.name.strip("_")}
+                yield name | settings | {"sm": architecture} | figures(kernel, architecture)
 
 
 def main() -> None:
-    """Compile, print and write the table."""
+    """Compile, print and write the table, row by row."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--architectures", type=int, nargs="+", choices=list(CARDS), default=list(CARDS))
     parser.add_argument("--output", type=Path, help="CSV to append to")
     options = parser.parse_args()
-    for architecture in options.architectures:
-        rows = []
-        for row in rows_for(architecture):
-            rows.append(row | {"triton": triton.__version__, "commit": common.commit()})
-            print(*row.values(), flush=True)
-        common.write(rows, options.output)
+    for row in rows_for(options.architectures):
+        print(*row.values(), flush=True)
+        common.write([row | {"triton": triton.__version__, "commit": common.commit()}], options.output)
 
 
 if __name__ == "__main__":

@@ -76,7 +76,7 @@ def test_compiles_for_every_family_without_spills(architecture, experts):
         hidden = settings["level"] == "hidden" and settings["precision"] in ("bf16", "tf32")
         return settings["width"] == 64 and settings["experts"] in experts and (hidden or len(experts) > 1)
 
-    rows = [row for row in rows_for(architecture, chosen) if row["kernel"] != "sum_partials"]
+    rows = [row for row in rows_for([architecture], chosen) if row["kernel"] != "sum_partials"]
     assert {row["kernel"] for row in rows} == {"level", "fused_backward"}
     for row in rows:
         assert row["spilled_bytes"] == 0, row
@@ -274,7 +274,8 @@ SHAPES = [  # rows, in_features, out_features, experts
 def test_the_budget_takes_the_hardware_and_no_less(shape, precision):
     """On every shape: operands as tensor cores take them and sums in fp32; no shorter operands, no wrong kernel."""
     rows, *sizes = shape
-    x, weight, bias, index, grad = case = [t.cpu() for t in make_case(min(rows, 3000), *sizes, precision)]
+    case = [t.cpu() for t in make_case(min(rows, 3000), *sizes, precision)]
+    _, weight, bias, index, _ = case
     how = {"activation": "sine", "omega_0": 1.5}
     right = {"as the hardware": operands(precision)}
     shorter = truncated({"tf32": 14, "bf16": 17, "fp16": 14}[precision])
@@ -283,20 +284,14 @@ def test_the_budget_takes_the_hardware_and_no_less(shape, precision):
     allowed = budget(*case, **how, precision=precision)
     for cut in right.values():
         judge(by_products(*case, **how, cut=cut, dtype=torch.float32), *allowed)
-    wrong = {
-        "operands of a bit less": {"cut": shorter},
-        "no bias": {"bias": torch.zeros_like(bias)},
-        "another expert": {"index": (index + 1) % len(weight)},
-        "another frequency": {"omega_0": 1.45},
-    }
-    for name, change in wrong.items():
-        if name == "another expert" and len(weight) == 1:
-            continue
+    wrong = [{"cut": shorter}, {"bias": torch.zeros_like(bias)}, {"omega_0": 1.45}]
+    if len(weight) > 1:
+        wrong.append({"index": (index + 1) % len(weight)})
+    for change in wrong:
         tensors = dict(zip(("x", "weight", "bias", "index", "grad"), case))
         got = by_products(**tensors | how | {"cut": operands(precision), "dtype": torch.float32} | change)
         with pytest.raises(AssertionError):
             judge(got, *allowed)
-            pytest.fail(f"{name}: taken")
 
 
 @kernels

@@ -26,9 +26,9 @@ from torch import Tensor
 
 from loe_field.network.shape import Arithmetic, Precision
 
-# In tf32 the tensor cores drop the 13 low bits of fp32 operands; rounded ones would have half that error. To round is one
-# integer addition a number, but in registers: what the tensor cores of an H100 read from shared memory themselves would
-# go there a second time. A field of 47.50 dB evaluated with operands cut off is at 47.50 dB.
+# In tf32 the tensor cores drop the 13 low bits of fp32 operands; rounded ones would have half that error. To round is
+# one integer addition a number, but in registers: what the tensor cores of an H100 read from shared memory themselves
+# would go there a second time. A field of 47.50 dB evaluated with operands cut off is at 47.50 dB.
 _OPERANDS = {
     "ieee": (tl.float32, "ieee"),
     "tf32": (tl.float32, "tf32"),
@@ -387,8 +387,8 @@ class Blocks(NamedTuple):
     stages: int
     """Buffers of the software pipeline that gathers the rows ahead."""
     programs: int
-    """Chunks per multiprocessor: about as many as an H100 runs side by side, given their registers and buffers, so that
-    all chunks start together and end together."""
+    """Chunks per multiprocessor: about as many as run side by side, given their registers and buffers, so that all
+    chunks start together and end together."""
 
     @property
     def constants(self) -> dict[str, int]:
@@ -410,8 +410,8 @@ def level_blocks(in_features: int, out_features: int, precision: Precision, card
     """How `_level` is cut; the whole matrix of an expert up to 128 x 128 (16 bits) or 64 x 64 (fp32).
 
     The figures of `benchmarks/results/compile.csv` are behind all three tables: 65,536 registers and the shared memory
-    of a multiprocessor hold 16 warps or more, or 8 where a wide matrix or split TF32 takes the room. An H100 has products
-    of 64 rows that read shared memory themselves (wgmma), and in 16 bits these take the fewest registers.
+    of a multiprocessor hold 16 warps or more, or 8 where a wide matrix or split TF32 takes the room. An H100 has
+    products of 64 rows that read shared memory themselves (wgmma), and in 16 bits these take the fewest registers.
     """
     short = precision in ("bf16", "fp16")
     whole = 128 if short else 64
@@ -441,8 +441,8 @@ def backward_blocks(
 ) -> Blocks | None:
     """How `_fused_backward` is cut, or None if the matrix is too wide for it.
 
-    It holds the gradient of a matrix, and in fp32 the matrix twice in shared memory (64 x 64: 32 KiB), since only 16
-    bits are transposed on the way from there.
+    It holds the gradient of a matrix, and in fp32 the matrix twice in shared memory (64 x 64: 32 KiB), since only
+    16 bits are transposed on the way from there.
     """
     short = precision in ("bf16", "fp16")
     out, inner = _pad(out_features), _pad(in_features)
@@ -455,7 +455,8 @@ def backward_blocks(
     if precision == "tf32":
         return Blocks(16 if _little_shared(card) else 32, out, inner, 8, 3, 2)
     if precision == "tf32x3":
-        return Blocks(16, out, inner, 4, 3, 4) if out == 16 else Blocks(16, out, inner, 8, 3, 2)
+        # With more warps a thread's share of 32 columns is less than 16 bytes.
+        return Blocks(16, out, inner, 8, 3, 1) if out * inner > 2048 else Blocks(16, out, inner, 4, 3, 3)
     return Blocks(32, out, inner, 8, 2, 2)
 
 
