@@ -60,7 +60,7 @@ def test_compiles_without_spills(architecture):
 
     if architecture == 120 and triton.__version__.startswith("3.3."):
         pytest.skip("Triton 3.3 compiles no product for sm_120")
-    rows = list(rows_for(architecture, lambda settings: settings["level"] == "whole"))
+    rows = list(rows_for([architecture], lambda settings: settings["level"] == "whole"))
     assert [row["precision"] for row in rows] == ["bf16", "tf32"]
     for row in rows:
         assert row["spilled_bytes"] == 0, row
