@@ -25,8 +25,9 @@ from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
 from benchmarks import common
-from loe_field.network.kernels import encoding, level, newton_schulz
-from loe_field.network.shape import Arithmetic, Precision
+from loe_field.network.kernels import encoding, level, network, newton_schulz
+from loe_field.network.shape import Arithmetic, NetworkShape, Precision
+from loe_field.network.tiling import fine_to_coarse
 
 
 class Card(NamedTuple):
@@ -161,6 +162,20 @@ def launches() -> Iterator[tuple[dict[str, Any], Callable[[], Any]]]:
         settings = {"level": "head", "precision": "tf32x3", "width": width, "experts": 1}
         return settings, lambda: launch_level(width, (width, 3), 1, "tf32x3", (dtype, torch.float32))
 
+    def whole(precision: Precision, keep: torch.dtype | None) -> tuple[dict[str, Any], Callable[[], Any]]:
+        shape = NetworkShape(fine_to_coarse(9), 2, 2, "sine", 1.0, 7)
+        name = "whole" if keep is None else "whole, kept for gradients"
+        settings = {"level": name, "precision": precision, "width": "9 x 64", "experts": 4}
+        sizes = [(4, 64, 30), *[(4, 64, 64)] * 8, (1, 64)]
+        weights = [torch.empty(size, device="meta") for size in sizes]
+        biases = [torch.empty(size[-2], device="meta") for size in sizes]
+        coords = torch.empty(262144, 2, device="meta")
+        return settings, lambda: network.network_forward(coords, weights, biases, shape, precision, keep)
+
+    yield whole("bf16", None)
+    yield whole("bf16", torch.bfloat16)
+    yield whole("tf32", None)
+    yield whole("tf32", torch.float32)
     yield hidden("bf16", 64, 4)
     yield hidden("tf32", 64, 4)
     yield first(torch.bfloat16, 30, 64, 4)

@@ -1,13 +1,15 @@
-"""A whole network: forward and backward, or the full training step with its optimizers, beside its baselines.
+"""A whole network: forward and backward, the full training step with its optimizers, or evaluation, beside baselines.
 
     python -m benchmarks.step --points 16384 --output benchmarks/results/step.csv
     python -m benchmarks.step --what step --points 262144 --precision bf16      # camera whole, on a GPU
+    python -m benchmarks.step --what evaluate --points 262144 --precision bf16  # pixels in rows, without gradients
 
 Needs torch and this package only. Every implementation gets the same points, targets and numbers; on a GPU a step is a
 replay of a CUDA graph for all that can be recorded in one.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -30,6 +32,7 @@ from benchmarks.common import (
     write,
 )
 from loe_field import LoEMLP, expert_index
+from loe_field.network import fused_triton
 from loe_field.network.optim import Muon
 from loe_field.training.step import TrainStep
 
@@ -52,6 +55,18 @@ class MaskedLoop(nn.Module):
         for layer, index in zip(field.layers, expert_index(points, field.levels, field.tile_size)):
             x = torch.sin(masked_linear(x, layer.weight, layer.bias, index))
         return field.head(x)
+
+
+class Whole(nn.Module):
+    """LoEMLP by the one kernel of `network.kernels.network`, wherever it serves."""
+
+    def __init__(self, field: LoEMLP) -> None:
+        super().__init__()
+        self.field = field
+
+    def forward(self, points: Tensor) -> Tensor:
+        """Points [N, dim] to [N, out_features]."""
+        return fused_triton.evaluate(points, *self.field._weights_and_biases, self.field.shape, whole=True)
 
 
 class TinyCudaNN(nn.Module):
@@ -137,6 +152,8 @@ def cases(
     add("loe", lambda: field("auto"), lambda: field("reference"))
     if device.type == "cuda" or field("auto").resolved_implementation != "torch":
         add("loe torch", lambda: field("torch"), lambda: field("reference"))
+    if device.type == "cuda":
+        add("loe whole", lambda: Whole(field("triton")), lambda: field("reference"))
     add("masked loop", lambda: MaskedLoop(field("torch")), lambda: MaskedLoop(field("torch")))
     add("dense", dense, dense)
     add("dense compiled", dense, dense, compiled=True)
@@ -144,11 +161,17 @@ def cases(
         add("tinycudann", lambda: TinyCudaNN(dim, width).to(device), lambda: TinyCudaNN(dim, width).to(device))
 
     coords = torch.rand(points, dim, device=device)
+    if what == "evaluate" and dim == 2:  # as a picture is rendered
+        pixels = torch.arange(points, device=device)
+        side = math.isqrt(points)
+        coords = (torch.stack([pixels // side, pixels % side], -1) + 0.5) / side
     target = torch.rand(points, 1, device=device)
     cotangent = torch.randn(points, 1, device=device) / points
     hidden_bytes = 2 if precision == "bf16" else 4
     macs = field("auto").macs_per_point
     flop, moved = 6.0 * macs * points, 4.0 * points * width * (shape["num_layers"] - 1) * hidden_bytes
+    if what == "evaluate":
+        flop, moved = flop / 3, moved / 2
 
     def autocast() -> torch.autocast:
         return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
@@ -196,7 +219,11 @@ def cases(
         def hidden(parameters: Iterable[Tensor]) -> list[Tensor]:
             return [p for p in parameters if p.dim() > 1]
 
-        run = (lambda: state["step"]()) if what == "step" else network  # type: ignore[operator]
+        def evaluate() -> None:
+            with torch.no_grad(), autocast():
+                state["call"](coords)  # type: ignore[operator]
+
+        run = {"step": lambda: state["step"](), "network": network, "evaluate": evaluate}[what]  # type: ignore[operator]
         return Case(name, run, error, flop, moved)
 
     return [make_case(name) for name in models]
@@ -205,7 +232,7 @@ def cases(
 def main() -> None:
     """Check, time, print, write."""
     parser = options(__doc__ or "")
-    parser.add_argument("--what", choices=["network", "step"], default="network")
+    parser.add_argument("--what", choices=["network", "step", "evaluate"], default="network")
     parser.add_argument("--width", type=int, default=64)
     arguments = parser.parse_args()
     device = set_up(arguments.device, arguments.threads, arguments.precision)

@@ -16,6 +16,12 @@ from loe_field.network.rows import ExpertRows, RowGroups, expert_rows
 from loe_field.network.shape import Arithmetic, NetworkShape, Precision, activate, encode
 from loe_field.network.tiling import expert_index, num_experts
 
+_WHOLE: frozenset[tuple[tuple[int, int], Precision, bool]] = frozenset()
+"""Where `kernels.network` takes the place of one kernel per level: compute capability, operands of hidden products,
+with gradients or without. Nowhere, until it has been measured: `python -m benchmarks.step` has it as "loe whole"."""
+_MOST_EXPERTS = 4
+"""Experts of a level up to which it does so: points in any order cost it a product for every one of them."""
+
 _SIXTEEN_BITS: dict[torch.dtype, Precision] = {torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 
@@ -263,17 +269,159 @@ def hidden_precision(device: torch.device, dtype: torch.dtype) -> tuple[torch.dt
     return dtype, _SIXTEEN_BITS[dtype]
 
 
+def _whole_obstacle(shape: NetworkShape, width: int, device: torch.device) -> str | None:
+    """Why one kernel cannot compute such a network whole; None if it can."""
+    from loe_field.network.kernels.network import MAX_EXPERTS, MAX_WIDTH
+
+    if not _has_tf32(device):
+        return "the kernel takes a GPU with TF32, of compute capability 8.0 or more"
+    if shape.experts > MAX_EXPERTS:
+        return f"a level has {shape.experts} experts and the kernel numbers at most {MAX_EXPERTS}"
+    if width > MAX_WIDTH:
+        return f"the layers are {width} wide and the kernel holds at most {MAX_WIDTH}"
+    if needs_operators():
+        return "torch looks at the operations, and the kernel is none of its operators"
+    return None
+
+
+def _serves_whole(shape: NetworkShape, width: int, device: torch.device, precision: Precision, gradients: bool) -> bool:
+    """Whether `_WHOLE` has this call."""
+    if needs_operators() or not _WHOLE or shape.experts > _MOST_EXPERTS:
+        return False
+    from loe_field.network.kernels.level import capability
+
+    measured = (capability(device), precision, gradients) in _WHOLE
+    return measured and _whole_obstacle(shape, width, device) is None
+
+
+class _WholeNetwork(torch.autograd.Function):
+    """The forward pass in one kernel, which keeps every level's result; the backward pass level by level."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        coords: Tensor,
+        shape: NetworkShape,
+        dtype: torch.dtype,
+        hidden: Precision,
+        order: Tensor | None,
+        starts: Tensor | None,
+        *parameters: Tensor,
+    ) -> Tensor:
+        from loe_field.network.kernels.network import network_forward
+
+        layers = len(parameters) // 2
+        out, kept = network_forward(coords, parameters[:layers], parameters[layers:], shape, hidden, dtype)
+        ctx.save_for_backward(coords, kept, order, starts, *parameters)
+        ctx.how = shape, dtype, hidden
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        coords, kept, order, starts, *parameters = ctx.saved_tensors
+        shape, dtype, hidden = ctx.how
+        layers, need_coords, need = len(parameters) // 2, ctx.needs_input_grad[0], ctx.needs_input_grad[6:]
+        rows = None if order is None else ExpertRows(order, starts)
+        graph = torch.is_grad_enabled()
+        if graph or transformed(grad):
+            with torch.enable_grad():
+                inputs = [t.view_as(t) for t in (coords, *parameters)]
+                weights, biases = inputs[1 : layers + 1], inputs[layers + 1 :]
+                y = _by_levels(inputs[0], weights, biases, shape, rows, dtype, hidden)
+            wanted = [t for t, needed in zip(inputs, (need_coords, *need)) if needed]
+            found = iter(torch.autograd.grad(y, wanted, grad, create_graph=graph))
+            grads = [next(found) if needed else None for needed in (need_coords, *need)]
+        else:
+            grads = _backward_by_levels(grad, coords, kept, parameters, rows, shape, dtype, hidden, need_coords, need)
+        return grads[0], *[None] * 5, *grads[1:]
+
+
+def _backward_by_levels(
+    grad: Any,
+    coords: Tensor,
+    kept: Tensor,
+    parameters: Sequence[Tensor],
+    rows: ExpertRows | None,
+    shape: NetworkShape,
+    dtype: torch.dtype,
+    hidden: Precision,
+    need_coords: bool,
+    need: Sequence[bool],
+) -> list[Tensor | None]:
+    """Gradients of coords and of all parameters from the levels' results [levels, N, width]; None where not needed."""
+    from loe_field.network.kernels.encoding import encode
+    from loe_field.network.kernels.level import level_backward
+
+    layers = len(parameters) // 2
+    weights, biases = parameters[:layers], parameters[layers:]
+    if rows is None and shape.experts > 1:
+        rows = expert_rows(expert_index(coords, shape.levels, shape.tile_size), shape.experts)
+    with torch.enable_grad():
+        coords = coords.detach().requires_grad_(need_coords)
+        encoded = encode(coords, shape.num_frequencies)
+    grads: list[Tensor | None] = [None] * (1 + 2 * layers)
+    for i in reversed(range(layers)):
+        x = kept[i - 1] if i else encoded.detach()
+        if i == layers - 1:
+            how, lists, weight = Arithmetic("none", 1.0, "tf32x3", torch.float32), (None, None), weights[i][None]
+        else:
+            how = Arithmetic(shape.activation, shape.omega_0, hidden if i else "tf32x3", dtype)
+            lists, weight = (None, None) if rows is None else (rows.order[i], rows.starts[i]), weights[i]
+        needed = (i > 0 or need_coords, need[i], need[layers + i])
+        grad, grad_weight, grad_bias = level_backward(grad, x, weight, biases[i], *lists, how, needed)
+        grads[1 + i] = grad_weight if grad_weight is None else grad_weight.view_as(weights[i])
+        grads[1 + layers + i] = grad_bias
+    if need_coords:
+        (grads[0],) = torch.autograd.grad(encoded, coords, grad)
+    return grads
+
+
 def evaluate(
-    coords: Tensor, weights: list[Tensor], biases: list[Tensor], shape: NetworkShape, *, rows: ExpertRows | None = None
+    coords: Tensor,
+    weights: list[Tensor],
+    biases: list[Tensor],
+    shape: NetworkShape,
+    *,
+    rows: ExpertRows | None = None,
+    whole: bool | None = None,
 ) -> Tensor:
     """`grouped.evaluate` in fp32 on a GPU.
 
     Under autocast the hidden levels multiply in autocast's dtype and hand it on; the first level, whose input tells
     neighbouring points apart, and the head multiply in split TF32, which is fp32 to its last bits. Without autocast
     hidden levels follow torch.backends.cuda.matmul.allow_tf32. `rows` is `rows.expert_rows` of coords, where it is
-    known already.
+    known already. `whole` has one kernel compute all levels; None: where it is known to be faster.
+
+    Raises:
+        ValueError: `whole` is true, and the kernel cannot compute this network.
     """
     _check_device(coords)
+    dtype, hidden = hidden_precision(coords.device, torch.float32)
+    width, gradients = weights[-1].shape[1], torch.is_grad_enabled()
+    gradients = gradients and any(t.requires_grad for t in (coords, *weights, *biases))
+    if whole is None:
+        whole = _serves_whole(shape, width, coords.device, hidden, gradients)
+    elif whole and (reason := _whole_obstacle(shape, width, coords.device)):
+        raise ValueError(f"the network cannot be computed whole: {reason}; leave out whole=True")
+    if whole:
+        from loe_field.network.kernels.network import network_forward
+
+        with torch.cuda.device_of(coords):
+            if not gradients:
+                return network_forward(coords, weights, biases, shape, hidden)[0]
+            return _WholeNetwork.apply(coords, shape, dtype, hidden, *(rows or (None, None)), *weights, *biases)  # type: ignore[return-value]
+    return _by_levels(coords, weights, biases, shape, rows, dtype, hidden)
+
+
+def _by_levels(
+    coords: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    shape: NetworkShape,
+    rows: ExpertRows | None,
+    dtype: torch.dtype,
+    hidden: Precision,
+) -> Tensor:
     if needs_operators():
         x = encode(coords, shape.num_frequencies)
     else:
@@ -283,7 +431,6 @@ def evaluate(
     experts = num_experts(shape.tile_size, shape.dim)  # not shape's property, which Dynamo of torch 2.7 cannot read
     if rows is None and experts > 1:
         rows = expert_rows(expert_index(coords, shape.levels, shape.tile_size), experts)
-    dtype, hidden = hidden_precision(coords.device, torch.float32)
     for i in range(len(shape.levels)):
         order, starts = (None, None) if rows is None else (rows.order[i], rows.starts[i])
         x = expert_linear(

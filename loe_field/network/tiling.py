@@ -87,7 +87,7 @@ def num_experts(tile_size: int, dim: int) -> int:
 
 
 @functools.cache
-def _constants(levels: tuple[Level, ...], dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor | None]:
+def scales(levels: tuple[Level, ...], dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor | None]:
     """Alpha and beta as tensors [levels], beta None if all are 0.
 
     Kept for good: a copy to a GPU makes the host wait, and a CUDA graph may read them whenever it is replayed.
@@ -108,7 +108,7 @@ def _scaled(coords: Tensor, levels: Sequence[Level]) -> Tensor:
             return products
         return torch.stack([product + level.beta for product, level in zip(products, levels)])
     shape = (len(levels),) + (1,) * coords.dim()
-    alpha, beta = _constants(tuple(levels), dtype, coords.device)
+    alpha, beta = scales(tuple(levels), dtype, coords.device)
     scaled = coords * alpha.view(shape)
     return scaled if beta is None else scaled + beta.view(shape)
 
