@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from loe_field.network.tiling import Level, num_experts
+from loe_field.network.tiling import BiasTile, Level, num_experts
 
 Activation = Literal["sine", "leaky_relu", "relu"]
 Precision = Literal["ieee", "tf32", "tf32x3", "bf16", "fp16"]
@@ -26,20 +26,33 @@ class Arithmetic(NamedTuple):
     """Dtype of the result."""
 
 
+def per_level(sizes: int | tuple[int, ...], num_levels: int) -> tuple[int, ...]:
+    """One size for all levels as one for each of them."""
+    return (sizes,) * num_levels if isinstance(sizes, int) else sizes
+
+
 class NetworkShape(NamedTuple):
     """All that an implementation knows of a network besides its parameters."""
 
     levels: tuple[Level, ...]
     dim: int
-    tile_size: int
+    tile_size: int | tuple[int, ...]
+    """Experts per axis; one number for each level only where they differ."""
     activation: Activation
     omega_0: float
     num_frequencies: int = 0
+    bias_tiles: tuple[BiasTile | None, ...] = ()
+    """Of each level, None being the bias that all points share; empty: that of all levels."""
+
+    @property
+    def tile_sizes(self) -> tuple[int, ...]:
+        """Experts per axis of each level."""
+        return per_level(self.tile_size, len(self.levels))
 
     @property
     def experts(self) -> int:
-        """Experts per level."""
-        return num_experts(self.tile_size, self.dim)
+        """Experts of the level that has most."""
+        return max(num_experts(size, self.dim) for size in self.tile_sizes)
 
 
 def encode(coords: Tensor, num_frequencies: int) -> Tensor:
