@@ -91,7 +91,9 @@ def resolve_implementation(
     if implementation in ("torch", "reference"):
         return implementation
     kernels = implementation if implementation != "auto" else "cpu" if device.type == "cpu" else "triton"
-    reason = obstacle(kernels, device=device, dtype=dtype, blending=blending, experts=experts, altered=altered, tiles=tiles)
+    reason = obstacle(
+        kernels, device=device, dtype=dtype, blending=blending, experts=experts, altered=altered, tiles=tiles
+    )
     if reason is None:
         return kernels
     if implementation == "auto":

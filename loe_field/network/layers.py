@@ -96,7 +96,9 @@ def _bias_tiles(
     if max(sizes) == 1 and (pattern is not None or blending != "linear" or table_size is not None):
         raise ValueError("bias_tile_size is 1, and one vector has no pattern, blending or table: leave them out")
     where = levels if pattern is None else make_levels(pattern, len(levels))
-    tiles = tuple(BiasTile(level, size, blending, table_size) if size > 1 else None for level, size in zip(where, sizes))
+    tiles = tuple(
+        BiasTile(level, size, blending, table_size) if size > 1 else None for level, size in zip(where, sizes)
+    )
     for tile in tiles:
         if tile is not None:
             check_bias_tile(tile)
@@ -399,7 +401,9 @@ class LoEMLP(nn.Module):
 
         Bias tiles are no matrices: few points of a step touch a vector, and its entries stand for themselves.
         """
-        experts = [p for layer in list(self.layers)[1:] for p in layer.parameters() if p.dim() > 1 and p is not layer.bias]
+        experts = [
+            p for layer in list(self.layers)[1:] for p in layer.parameters() if p.dim() > 1 and p is not layer.bias
+        ]
         chosen = {id(p) for p in experts}
         groups = {"experts": experts, "fields": [p for p in self.parameters() if id(p) not in chosen]}
         return {name: parameters for name, parameters in groups.items() if parameters}
@@ -433,7 +437,11 @@ class LoEMLP(nn.Module):
         where = {"device": like.device, "dtype": like.dtype, "blending": self.blending, "experts": experts}
         tiles = None if isinstance(self.tile_size, int) else "levels have tiles of different sizes"
         tiles = "levels have bias tiles" if any(self.bias_tiles) else tiles
-        return {**where, "altered": self._altered, "tiles": tiles}  # not |, which torch.compile of torch 2.7 does not know
+        return {
+            **where,
+            "altered": self._altered,
+            "tiles": tiles,
+        }  # not |, which torch.compile of torch 2.7 does not know
 
     @property
     def _a_parameter(self) -> Tensor:
