@@ -325,26 +325,6 @@ static void find_corners(const Tile *tile, int64_t dim, const float *coords, int
     }
 }
 
-/* out [rows][columns] = what each row blends of a tile [vectors][columns]; columns a multiple of LANES. */
-static void blend(Corners at, int64_t corners, int64_t rows, const float *tile, int64_t columns, float *out) {
-    for (int64_t r = 0; r < rows; r++)
-        for (int64_t column = 0; column < columns; column += VECS * LANES) {
-            const int64_t end = min(column + VECS * LANES, columns);
-            vec sum[VECS] = {0};
-            for (int64_t c = 0; c < corners; c++) {
-                const float *from = tile + at.entry[c * at.stride + r] * columns;
-                const float share = at.share[c * at.stride + r];
-                if (end - column == VECS * LANES) {
-#pragma GCC unroll 8
-                    for (int v = 0; v < VECS; v++) sum[v] += share * *(const vec *)(from + column + v * LANES);
-                } else
-                    for (int v = 0; column + v * LANES < end; v++)
-                        sum[v] += share * *(const vec *)(from + column + v * LANES);
-            }
-            for (int v = 0; column + v * LANES < end; v++) *(vec *)(out + r * columns + column + v * LANES) = sum[v];
-        }
-}
-
 /* Words of a copy of a level's tile with padded rows; 0: it is read where it is. */
 static int64_t padded_tile(const Network *net, int64_t level) {
     const int64_t out = outputs(net, level);
@@ -438,8 +418,9 @@ typedef struct {
     int half;
 } Out;
 typedef struct {
-    const float *rows; /* null: none */
-    int64_t stride;    /* words from row to row; 0: one for all */
+    const float *rows; /* one vector, or a tile of them; null: none */
+    int64_t corners;   /* vectors that a row blends; 0: one for all */
+    Corners at;
 } Bias;
 
 /* ROWS listed rows of a times b [depth][columns] for `vecs` vectors of columns from `column` on, plus bias, finished and
@@ -456,8 +437,7 @@ static inline __attribute__((always_inline)) void product_block(
         for (int v = 0; v < vecs; v++) {
             /* Lists jump about: where the processor cannot guess what comes next, tell it. */
             if (finish != SCALE && extra) __builtin_prefetch(extra + list[r] * columns + column + v * LANES, 1);
-            sum[r][v] =
-                bias.rows ? *(const vec *)(bias.rows + list[r] * bias.stride + column + v * LANES) : (vec){0};
+            sum[r][v] = bias.rows && !bias.corners ? *(const vec *)(bias.rows + column + v * LANES) : (vec){0};
         }
     }
     for (int64_t k = 0; k < a.depth; k++) {
@@ -472,6 +452,12 @@ static inline __attribute__((always_inline)) void product_block(
     }
 #pragma GCC unroll 8
     for (int r = 0; r < ROWS; r++) {
+        for (int64_t c = 0; c < bias.corners; c++) {
+            const int64_t which = c * bias.at.stride + list[r];
+            const float *vector = bias.rows + bias.at.entry[which] * columns + column, share = bias.at.share[which];
+#pragma GCC unroll 8
+            for (int v = 0; v < vecs; v++) sum[r][v] += share * *(const vec *)(vector + v * LANES);
+        }
 #pragma GCC unroll 8
         for (int v = 0; v < vecs; v++) {
             const int64_t at = list[r] * columns + column + v * LANES;
@@ -610,8 +596,7 @@ int loe_has_half(void) { return HAS_HALF; }
 /* ---- forward ---- */
 
 static int64_t forward_room_size(const Network *net) {
-    const int64_t blended = net->any_tile ? chunk_size(net) * pad(net->width) + corners_size(net) : 0;
-    return 2 * chunk_size(net) * widest(net) + blended + list_size(net) + 3 * net->most_experts;
+    return 2 * chunk_size(net) * widest(net) + corners_size(net) + list_size(net) + 3 * net->most_experts;
 }
 static int64_t bias_size(const Network *net) { return (net->levels + 1) * widest(net); }
 
@@ -646,9 +631,8 @@ void loe_forward(const Network *net, const float *coords, const float *x, uint16
             }
         }
         float *here = rooms + thread_number() * forward_room_size(net), *next = here + size * most;
-        float *blended = next + size * most, *corners_at = blended + (net->any_tile ? size * width : 0);
-        const Corners at = corners_in(net, corners_at);
-        int32_t *list = (int32_t *)(corners_at + corners_size(net)), *starts = list + list_size(net);
+        const Corners at = corners_in(net, next + size * most);
+        int32_t *list = (int32_t *)(next + size * most + corners_size(net)), *starts = list + list_size(net);
         int32_t *counts = starts + net->most_experts, *room = counts + net->most_experts;
 #pragma omp for schedule(dynamic)
         for (int64_t chunk = 0; chunk < chunks; chunk++) {
@@ -657,7 +641,8 @@ void loe_forward(const Network *net, const float *coords, const float *x, uint16
             for (int64_t level = 0; level < levels; level++) {
                 const float *matrices = packed + packed_start(net, level, 0);
                 const int64_t corner_count = corners(net, level);
-                const Bias b = corner_count ? (Bias){blended, width} : (Bias){bias + level * most, 0};
+                const Bias b = corner_count ? (Bias){tile_rows(net, level, padded), corner_count, at}
+                                            : (Bias){.rows = bias + level * most};
                 const int64_t matrix = packed_matrix(net, level, 0);
                 const Left a = level == 0         ? (Left){input, in, in, 0}
                                : half(net, level) ? (Left){input, width / 2, width / 2, 1}
@@ -666,10 +651,8 @@ void loe_forward(const Network *net, const float *coords, const float *x, uint16
                 float *kept = z ? z + (level * net->points + first) * width : 0;
                 expert_index(net, level, coords + first * net->dim, rows, next, expert);
                 list_rows(expert, rows, experts(net, level), list, starts, counts, room);
-                if (corner_count) {
+                if (corner_count)
                     find_corners(net->bias_tile + level, net->dim, coords + first * net->dim, rows, at);
-                    blend(at, corner_count, rows, tile_rows(net, level, padded), width, blended);
-                }
                 int beyond = 0;
                 for (int64_t e = 0; e < experts(net, level); e++)
                     beyond |= product(net->activation, net->parameter, list + starts[e], counts[e], a,
@@ -688,7 +671,7 @@ void loe_forward(const Network *net, const float *coords, const float *x, uint16
             }
             list_all(rows, list, starts, counts);
             product(PLAIN, 0, list, rows, (Left){input, width, net->width, 0}, packed + packed_start(net, levels, 0),
-                    pad(channels), (Bias){bias + levels * most, 0}, 0, (Out){next, 0});
+                    pad(channels), (Bias){.rows = bias + levels * most}, 0, (Out){next, 0});
             for (int64_t r = 0; r < rows; r++)
                 memcpy(out + (first + r) * channels, next + r * pad(channels), channels * sizeof(float));
         }
@@ -770,10 +753,19 @@ static void pair_listed_rows(const int32_t *list, const float *x, int64_t rows, 
 static void add_shares(int half, Corners at, int64_t corners, const float *g, int64_t rows, int64_t columns,
                        float *sums) {
     for (int64_t r = 0; r < rows; r++)
-        for (int64_t column = 0; column < columns; column += LANES) {
-            const vec row = load(half, g, r * columns + column);
-            for (int64_t c = 0; c < corners; c++)
-                *(vec *)(sums + at.entry[c * at.stride + r] * columns + column) += at.share[c * at.stride + r] * row;
+        for (int64_t column = 0; column < columns; column += VECS * LANES) {
+            const int count = (int)min(VECS, (columns - column) / LANES);
+            vec row[VECS];
+            for (int v = 0; v < count; v++) row[v] = load(half, g, r * columns + column + v * LANES);
+            for (int64_t c = 0; c < corners; c++) {
+                float *to = sums + at.entry[c * at.stride + r] * columns + column;
+                const float share = at.share[c * at.stride + r];
+                if (count == VECS) {
+#pragma GCC unroll 8
+                    for (int v = 0; v < VECS; v++) *(vec *)(to + v * LANES) += share * row[v];
+                } else
+                    for (int v = 0; v < count; v++) *(vec *)(to + v * LANES) += share * row[v];
+            }
         }
 }
 
