@@ -107,7 +107,7 @@ def _numbers(shape: NetworkShape) -> tuple[list[float], int, list[int], list[flo
     levels = [number for level in shape.levels for number in level]
     sizes = [shape.tile_size] if isinstance(shape.tile_size, int) else list(shape.tile_size)
     tiles: list[float] = []
-    for tile in shape.bias_tiles:
+    for tile in shape.bias_tiles or [None] * len(shape.levels):  # an empty list would count as one of tensors
         numbers = (0.0, 0.0, 1, 0, 0) if tile is None else (
             *tile.level, tile.tile_size, tile.blending == "linear", tile.table_size or 0
         )  # fmt: skip
