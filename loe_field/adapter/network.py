@@ -41,8 +41,8 @@ class LoEConfig:
     blending: Blending = "nearest"
     """One expert per point, or a cyclic linear blend of the 2^dim around it (2^dim times the arithmetic)."""
     bias_tile_size: int | tuple[int, ...] = 1
-    """Vectors per axis of each level's bias, of all levels or of each: a tile that is blended between its vectors at the
-    cost of reading them. 1 is the bias that all points share."""
+    """Vectors per axis of the bias, of all levels or of each: a tile that is blended between its vectors at the cost of
+    reading them. 1 is the bias that all points share."""
     bias_levels: tuple[tuple[float, float], ...] | None = None
     """Alpha and beta of each level's bias tile. None: those of its experts."""
     bias_blending: Blending = "linear"

@@ -37,8 +37,8 @@ def obstacle(
 ) -> str | None:
     """Why these kernels cannot serve so many experts of this dtype on this device; None if they can.
 
-    `altered` says how the network differs from those that the kernels compute, `tiles` what its tiles have that those of
-    Triton have not.
+    `altered` says how the network differs from those that the kernels compute, `tiles` what of its tiles the Triton
+    kernels have not.
     """
     if altered is not None:
         return altered

@@ -1,6 +1,7 @@
 """The layers and the network: they own the parameters, and other files do the arithmetic."""
 
 import math
+import operator
 import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -22,7 +23,7 @@ from loe_field.network.implementation import (
 from loe_field.network.modes import needs_operators, needs_plain
 from loe_field.network.ops import position_dependent_linear
 from loe_field.network.rows import ExpertRows, expert_rows
-from loe_field.network.shape import Activation, NetworkShape, activate, encode, per_level
+from loe_field.network.shape import Activation, NetworkShape, activate, encode
 from loe_field.network.tiling import (
     MAX_DIM,
     BiasTile,
@@ -50,7 +51,7 @@ _GLOBAL_HOOKS = (
 def _init_linear_(
     weight: Tensor, bias: Tensor | None, initialization: Initialization, omega_0: float, first: bool
 ) -> None:
-    """Fill weight [..., out, in] and bias [..., out] uniformly within +-bound.
+    """Fill weight [..., out, in] and bias [..., out] uniformly within +-bound; all vectors of a bias tile are one.
 
     "default" is torch's linear layer: bound 1 / sqrt(in) for both. "siren" (Sitzmann et al., 2020, section 3.2):
     weight bound 1 / in for the first layer and sqrt(6 / in) / omega_0 for the others.
@@ -63,12 +64,12 @@ def _init_linear_(
     with torch.no_grad():
         weight.uniform_(-bound, bound)
         if bias is not None:
-            bias.uniform_(-bias_bound, bias_bound)
+            bias.copy_(bias.new_empty(bias.shape[-1]).uniform_(-bias_bound, bias_bound))
 
 
 def _sizes(name: str, given: int | Sequence[int], num_levels: int) -> tuple[int, ...]:
     """One size per level, each at least 1."""
-    sizes = per_level(given, num_levels) if isinstance(given, int) else tuple(given)
+    sizes = tuple(map(operator.index, given if isinstance(given, tuple | list) else (given,) * num_levels))  # type: ignore[arg-type]
     if len(sizes) != num_levels:
         raise ValueError(
             f"{name} lists {len(sizes)} sizes and the network has {num_levels} position-dependent layers: give one, or "
@@ -120,7 +121,8 @@ def _changed(module: nn.Module, kind: type[nn.Module]) -> str | None:
 class PositionDependentLinear(nn.Module):
     """A linear layer whose matrix depends on where the point lies: `h(x, p) = W(p) x + b(p)` (Eq. 1 of the paper).
 
-    With tile_size 1 and no bias_tile it is an ordinary linear layer. Arguments not listed are those of `position_dependent_linear`.
+    With tile_size 1 and no bias_tile it is an ordinary linear layer. Arguments not listed are those of
+    `position_dependent_linear`.
 
     Args:
         in_features: width of x.
@@ -222,8 +224,8 @@ class LoEMLP(nn.Module):
         tile_size: experts per axis, >= 1: of all position-dependent layers, or of each.
         pattern: "fine_to_coarse", "quad_tree", "gray_code", or one (alpha, beta) per position-dependent layer.
         blending: "nearest" or "linear".
-        bias_tile_size: vectors per axis of a layer's bias, 1 to 2^24: of all position-dependent layers, or of each; 1 is
-            the bias that all points share.
+        bias_tile_size: vectors per axis of the bias, 1 to 2^24: of all position-dependent layers, or of each; 1 is the
+            bias that all points share.
         bias_pattern: scale and shift of the bias tiles, one (alpha, beta) per position-dependent layer; None: those of
             its experts.
         bias_blending: "linear", which is continuous, or "nearest".
@@ -275,14 +277,14 @@ class LoEMLP(nn.Module):
         if activation != "sine" and omega_0 != 1:
             raise ValueError(f"omega_0 is {omega_0} but the activation is {activation}: only sine has a frequency")
         check_implementation(implementation, blending)
+        self.levels = make_levels(pattern, num_layers - 1)
         self.dim, self.tile_sizes = dim, _sizes("tile_size", tile_size, num_layers - 1)
         self.tile_size = _one_or_all(self.tile_sizes)
+        self.bias_tiles = _bias_tiles(self.levels, bias_tile_size, bias_pattern, bias_blending, bias_table_size)
         self.blending: Blending = blending
         self.activation: Activation = activation
         self.omega_0 = omega_0
         self.implementation: Implementation = implementation
-        self.levels = make_levels(pattern, num_layers - 1)
-        self.bias_tiles = _bias_tiles(self.levels, bias_tile_size, bias_pattern, bias_blending, bias_table_size)
         self.encoding = PositionalEncoding(dim, num_frequencies)
         self.layers = nn.ModuleList(
             PositionDependentLinear(
@@ -507,9 +509,11 @@ class LoEMLP(nn.Module):
 
     @property
     def macs_per_point(self) -> int:
-        """Multiply-adds for one point: of the matrix products, 2^dim of them a level where experts are blended, and of
-        the vectors that linear bias tiles blend."""
-        macs = self.head.weight.numel()
+        """Multiply-adds for one point: of the matrix products and of what bias tiles blend.
+
+        Linear blending multiplies by the 2^dim experts.
+        """
+        macs: int = self.head.weight.numel()
         for layer in self.layers:
             corners = 2**self.dim if self.blending == "linear" and layer.tile_size > 1 else 1  # type: ignore[operator]
             tile = layer.bias_tile

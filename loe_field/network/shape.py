@@ -26,11 +26,6 @@ class Arithmetic(NamedTuple):
     """Dtype of the result."""
 
 
-def per_level(sizes: int | tuple[int, ...], num_levels: int) -> tuple[int, ...]:
-    """One size for all levels as one for each of them."""
-    return (sizes,) * num_levels if isinstance(sizes, int) else sizes
-
-
 class NetworkShape(NamedTuple):
     """All that an implementation knows of a network besides its parameters."""
 
@@ -47,7 +42,7 @@ class NetworkShape(NamedTuple):
     @property
     def tile_sizes(self) -> tuple[int, ...]:
         """Experts per axis of each level."""
-        return per_level(self.tile_size, len(self.levels))
+        return (self.tile_size,) * len(self.levels) if isinstance(self.tile_size, int) else self.tile_size
 
     @property
     def experts(self) -> int:

@@ -57,8 +57,8 @@ class BiasTile(NamedTuple):
     blending: Blending = "linear"
     """A cyclic multilinear blend of the 2^dim vectors at the corners of the point's cell, or that of its cell alone."""
     table_size: int | None = None
-    """A power of two, at most 2^30: a tile of more vectors keeps as many, shared by Instant-NGP's spatial hash; None: it
-    keeps all. With tile_size N + 1, alpha N and beta 0 it is a level of Instant-NGP's grid of N cells per axis."""
+    """A power of two, at most 2^30: a larger tile keeps as many vectors, shared by Instant-NGP's hash. None: all. With
+    tile_size N + 1, alpha N and beta 0 it is a level of Instant-NGP's grid of N cells per axis."""
 
 
 def check_bias_tile(tile: BiasTile) -> None:
@@ -178,9 +178,9 @@ def expert_index(coords: Tensor, levels: Sequence[Level], tile_size: int | Seque
         int64 [levels, ...], values 0 .. tile_size ** dim - 1.
     """
     cells = _scaled(coords.detach(), levels).floor().to(torch.int64)
-    if isinstance(tile_size, int):
-        return _flat_index(cells, tile_size)
-    return torch.stack([_flat_index(cell, size) for cell, size in zip(cells, tile_size)])
+    if isinstance(tile_size, tuple | list):
+        return torch.stack([_flat_index(cell, size) for cell, size in zip(cells, tile_size)])
+    return _flat_index(cells, tile_size)  # type: ignore[arg-type]
 
 
 def blending_weights(coords: Tensor, level: Level, tile_size: int) -> tuple[Tensor, Tensor]:
