@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
+from support import spread
 
 from loe_field import LoEMLP, load_field, save_field
 from loe_field.errors import InputError
@@ -101,7 +102,7 @@ def read_with_numpy(path):
 
 def make(name="default"):
     torch.manual_seed(0)
-    return LoEMLP(**NETWORKS[name])
+    return spread(LoEMLP(**NETWORKS[name]))
 
 
 @pytest.mark.parametrize("quantization", [None, "fp16", "int8"])

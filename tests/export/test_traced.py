@@ -6,6 +6,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from support import spread
 
 from loe_field import LoEMLP
 from loe_field.baselines import build
@@ -27,7 +28,7 @@ def make(name):
         "plain": {"tile_size": 1, "activation": "relu"},
         "volume": {"dim": 3, "omega_0": 5.0},
     }[name]
-    return LoEMLP(**({"num_layers": 4, "layer_width": 8, "out_features": 3} | options))
+    return spread(LoEMLP(**({"num_layers": 4, "layer_width": 8, "out_features": 3} | options)))
 
 
 def points_for(field, count=300):

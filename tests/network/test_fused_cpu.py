@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import torch
+from support import spread
 from torch.autograd import gradgradcheck
 
 from loe_field import LoEMLP, expert_index
@@ -47,7 +48,7 @@ SHAPES = {
 
 def make(implementation="cpu", dtype=torch.float32, **options):
     torch.manual_seed(0)
-    return LoEMLP(implementation=implementation, **options).to(dtype)
+    return spread(LoEMLP(implementation=implementation, **options)).to(dtype)
 
 
 def results(field, points, cotangent):

@@ -7,6 +7,7 @@ import warnings
 
 import pytest
 import torch
+from support import spread
 from torch import nn
 from torch._subclasses import FakeTensorMode
 from torch.autograd import forward_ad
@@ -33,7 +34,7 @@ each_kind = pytest.mark.parametrize("kind", KINDS)
 def make(kind="auto", dtype=torch.float32, **options):
     torch.manual_seed(0)
     options = {"num_layers": 3, "layer_width": 8, "out_features": 2, "num_frequencies": 1} | KINDS[kind] | options
-    field = LoEMLP(**options)
+    field = spread(LoEMLP(**options))
     return field if dtype == torch.float32 else field.to(dtype)
 
 

@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+from support import spread
 from torch import nn
 from torch.autograd import gradcheck, gradgradcheck
 
@@ -12,7 +13,7 @@ SMALL = {"num_layers": 4, "layer_width": 8}
 
 def make(dtype=torch.float64, seed=0, **options):
     torch.manual_seed(seed)
-    return LoEMLP(**(SMALL | options)).to(dtype)
+    return spread(LoEMLP(**(SMALL | options))).to(dtype)
 
 
 def dense_copy(field, activation):
@@ -77,6 +78,13 @@ def test_one_matrix_and_blended_bias_tiles_are_continuous():
     smooth, jumps = make(tile_size=1, bias_tile_size=4, bias_pattern=[(8, 0), (4, 0), (2, 0)]), make()
     assert (smooth(across[0]) - smooth(across[1])).abs().item() < 1e-7
     assert (jumps(across[0]) - jumps(across[1])).abs().item() > 1e-4
+
+
+def test_a_network_starts_as_that_without_bias_tiles():
+    torch.manual_seed(0)
+    field, points = LoEMLP(bias_tile_size=4), torch.rand(9, 2)
+    torch.manual_seed(0)
+    torch.testing.assert_close(field(points), LoEMLP()(points), atol=1e-6, rtol=1e-6)
 
 
 def test_tiled_networks_tell_their_sizes():
