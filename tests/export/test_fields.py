@@ -134,10 +134,9 @@ def test_fp32_comes_back_as_it_was(name, tmp_path):
 
 @pytest.mark.parametrize(("name", "version"), [("default", 1), ("bias tiles", 2), ("hashed", 2)])
 def test_what_older_programs_read_stays_as_it_was(name, version):
-    header = json.loads(
-        encode_field(make(name))[8:].split(b"}}")[0].decode(errors="ignore").split('"__metadata__":')[1] + "}}"
-    )
-    details = json.loads(header["loe_field"])
+    content = encode_field(make(name))
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    details = json.loads(header["__metadata__"]["loe_field"])
     assert details["format_version"] == version
     assert ("bias_pattern" in details["network"]) is (version == 2)
 
