@@ -55,13 +55,17 @@ def _show(kind: Any, error: BaseException, traceback: TracebackType | None, prev
     """Let an uncaught InputError end the process with one line on stderr and status 1, and no traceback.
 
     One of a process on another device comes as the text of its traceback, which ends with it. A lack of memory, disk or
-    rights is a line too, where a method of ours is what runs.
+    rights is a line too, where a method of ours is what runs, and so is a process of the run that was killed; one that
+    ended by itself has told why.
     """
     line = str(error) if isinstance(error, InputError) else shortage(error) if sys.argv[1:2] in _COMMANDS else None
     if kind.__name__ == "ProcessRaisedException":
         where, _, message = str(error).rstrip().rpartition("\n")[2].partition(": ")
         line = message if where == f"{InputError.__module__}.{InputError.__name__}" else None
-    if line is not None:
+    if kind.__name__ == "ProcessExitedException" and sys.argv[1:2] in _COMMANDS:
+        if error.exit_code < 0:  # type: ignore[attr-defined]
+            say(f"error: {error}", sys.stderr)
+    elif line is not None:
         say(f"error: {line}", sys.stderr)
     else:
         previous(kind, error, traceback)

@@ -9,6 +9,9 @@ _OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "STATUS_ALLOC_FAILED
 class InputError(ValueError):
     """Input that cannot be used; the message says what came, what was wanted and what to do."""
 
+    everywhere = False
+    """Whether every process of a run raises it, so that the first alone tells of it."""
+
 
 def shortage(error: BaseException) -> str | None:
     """What a machine lacked, in words: memory, or anything that is an OSError. None for other errors."""

@@ -198,7 +198,7 @@ def fit_image(
         num_steps: optimizer steps; the learning rates fall over them.
         seed: of the initial weights and the order of the pixels.
         precision: type of the hidden layers' products while training; bf16 is for GPUs and for CPUs with AVX-512 BF16,
-            tf32 for GPUs. None: tf32 on a GPU, fp32 on a CPU, the command's own choice.
+            tf32 for GPUs, both from Ampere on. None: tf32 on such a GPU, fp32 elsewhere, the command's own choice.
         device: None: a GPU if there is one.
         progress: show the command's progress.
         method: the recipe: "loe-image" for the pixels, "loe-image-smooth" for the plane between them too,

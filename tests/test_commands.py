@@ -172,7 +172,8 @@ def test_a_killed_run_goes_on_to_the_same_end(small_picture, tmp_path):
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interrupted_run_leaves_everything(small_picture, tmp_path, number, status):
-    process = start("ns-train", "loe-image", "--data", small_picture, "--output-dir", tmp_path, *FAST)
+    options = ("--data", small_picture, "--output-dir", tmp_path, "--steps-per-save", 100, *FAST)
+    process = start("ns-train", "loe-image", *options)
     wait_for(lambda: list(tmp_path.glob("*/*/*/nerfstudio_models/*.ckpt")), process)
     process.send_signal(number)
     console, _ = process.communicate(timeout=120)

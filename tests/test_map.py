@@ -21,7 +21,7 @@ FLOORS = (
     "render",
     "runs",
     "methods",
-    "fit entry_points",
+    "fit entry_points train",
     "__init__",
     "cli",
 )

@@ -82,7 +82,7 @@ class SignalDataset:
 class SignalDataManager(DataManager):
     """A signal on the device, as batches of coordinates and targets; its own test set, so all test modes are alike.
 
-    Each process, by its local_rank, draws batches of its own.
+    Several processes draw the same batches, of which their pipelines take each a part.
 
     Raises:
         InputError: the signal or an option cannot be used.
@@ -102,7 +102,7 @@ class SignalDataManager(DataManager):
         **_: Any,
     ) -> None:
         self.config, self.test_mode = config, test_mode
-        self.signal = config.open_signal(device, (torch.initial_seed() + local_rank) % 2**31)
+        self.signal = config.open_signal(device, torch.initial_seed() % 2**31)
         self.train_dataset = self.eval_dataset = SignalDataset(self.signal, config.view_of(self.signal))
         super().__init__()
 

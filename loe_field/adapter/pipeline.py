@@ -42,6 +42,9 @@ class SignalPipeline(LoEPipeline):
         super().__init__(*args, **kwargs)
         self.implementations()
         self._check_step_memory()
+        signal = self.signal
+        option = f"--pipeline.datamanager.{signal.unit}-per-batch"
+        self.require_parts(signal.num_samples // signal.batches_per_pass, signal.unit, option)
 
     @property
     def signal(self) -> Signal:
@@ -67,6 +70,8 @@ class SignalPipeline(LoEPipeline):
             InputError: with the sizes, and a remedy.
         """
         samples, unit = self.signal.samples_per_batch, self.signal.unit
+        if self.device.type == "cuda":
+            samples = -(-samples // self.size)  # each process has a GPU; on a CPU they share its memory
         needed = 4 * samples * self.model.field.floats_per_point
         free = free_memory(self.device)
         if needed > free:
@@ -81,8 +86,13 @@ class SignalPipeline(LoEPipeline):
         return self.model.field.capturable
 
     def draw(self, step: int) -> tuple[Tensor, ...]:
-        """See Signal.draw."""
-        return self.signal.draw(step)
+        """See Signal.draw; of several processes this one's part."""
+        drawn = self.signal.draw(step)
+        if self.size == 1:
+            return drawn
+        mine = self.signal.part(drawn, self.rank, self.size)
+        self.weight = len(mine[0]) / (len(drawn[0]) if drawn else self.signal.num_samples)
+        return mine
 
     @cached_property
     def _whole_rows(self) -> ExpertRows | None:

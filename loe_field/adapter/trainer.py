@@ -26,9 +26,9 @@ class SignalTrainerConfig(LoETrainerConfig):
     _target: type = field(default_factory=lambda: SignalTrainer)
     pipeline: VanillaPipelineConfig = field(default_factory=SignalPipelineConfig)
     """The signal and the field."""
-    steps_per_eval_all_images: int | None = None
+    steps_per_eval_all_images: int | None = None  # type: ignore[assignment]
     """Steps between evaluations of the whole signal; the run ends with one in any case. None: about 24 in a run, or as
-    many fewer as keep them below a tenth of the time where the signal is large."""
+    many fewer as keep them below a tenth of the time; on a GPU by its clock."""
 
 
 class SignalFit(NamedTuple):
@@ -51,17 +51,15 @@ class SignalTrainer(LoETrainer):
         return self.pipeline.signal.unit
 
     @property
-    def steps_per_evaluation(self) -> int:
+    def usual_steps_per_evaluation(self) -> int:
         """Steps between evaluations; one costs a forward pass over all samples, a step three of them over a batch."""
-        if self.config.steps_per_eval_all_images is not None:
-            return self.config.steps_per_eval_all_images
         return max(6 * self.pipeline.signal.batches_per_pass, self.config.max_num_iterations // 24, 1)
 
     def setup(self, test_mode: Literal["test", "val", "inference"] = "val") -> None:
         """Build everything, and say what computes it."""
         self._follow_the_authors()
         super().setup(test_mode)
-        say(f"{self.pipeline.model.field.num_parameters:,} parameters{self.computed_by}", CONSOLE)
+        say(f"{self.pipeline.model.field.num_parameters:,} parameters{self.computed_by}; {self.pace}", CONSOLE)
 
     def _follow_the_authors(self) -> None:
         """Give a baseline its authors' optimizer, schedule and batch where the config has none."""

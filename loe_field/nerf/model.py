@@ -149,6 +149,7 @@ class LoENerfModel(Model):
         )
         self.anneal: Tensor
         self.register_buffer("anneal", torch.ones(()), persistent=False)  # a CUDA graph reads it there
+        self._anneal_number = 1.0
         if unbounded:
             self.collider = NearFarCollider(near_plane=config.near_plane, far_plane=config.far_plane)
         else:
@@ -200,7 +201,10 @@ class LoENerfModel(Model):
 
         def before(step: int) -> None:
             done = min(1.0, step / 1000)
-            self.anneal.fill_(10 * done / (9 * done + 1))
+            anneal = 10 * done / (9 * done + 1)
+            if anneal != self._anneal_number:
+                self.anneal.fill_(anneal)
+                self._anneal_number = anneal
             sampler = self.proposal_sampler  # its own count would change with every evaluation
             sampler._step, sampler._steps_since_update = 10, 2 if self.trains_proposals(step) else 0
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from loe_field.nerf.datamanager import SceneDataManager, SceneDataManagerConfig
 from loe_field.nerf.model import LoENerfModel, LoENerfModelConfig
 from loe_field.network.protocol import Network
+from loe_field.signals.signal import part_of
 from loe_field.training.pipeline import LoEPipeline, LoEPipelineConfig
 
 _SAMPLER_COUNTS = {"_step", "_steps_since_update"}
@@ -33,6 +34,11 @@ class NerfPipeline(LoEPipeline):
     """A scene, and a radiance field of this package's or the host's."""
 
     datamanager: SceneDataManager
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        option = "train-num-rays-per-batch"
+        self.require_parts(self.datamanager.get_train_rays_per_batch(), "rays", f"--pipeline.datamanager.{option}")
 
     @property
     def networks(self) -> list[Network]:
@@ -64,8 +70,11 @@ class NerfPipeline(LoEPipeline):
         return isinstance(self.model, LoENerfModel) and self.model.trains_proposals(step)
 
     def draw(self, step: int) -> tuple[Tensor, ...]:
-        """Pixels of the scene, [N]."""
-        return (self.datamanager.train_pixel_sampler.draw(step),)
+        """Pixels of the scene, [N]; of several processes this one's part."""
+        drawn = self.datamanager.train_pixel_sampler.draw(step)
+        mine = drawn[part_of(len(drawn), self.rank, self.size)]
+        self.weight = len(mine) / len(drawn)
+        return (mine,)
 
     def losses(self, *drawn: Tensor) -> dict[str, Tensor]:
         """The model's losses over the rays through these pixels."""

@@ -17,6 +17,7 @@ _SMALL_TABLE = 2**22
 """Entries of a table of directions that are not looked at: 64 MiB."""
 _TABLE_ENTRY = 16  # bytes: a direction and an area
 _AT_ONCE = 2**18  # rays that are made at once: the host takes some 140 bytes for each
+_STEPS_AT_ONCE = 64  # steps whose pixels are drawn at once: a GPU draws them all in one launch
 _IN_CLOSED_FORM = (CameraType.PERSPECTIVE.value, CameraType.FISHEYE.value)
 
 
@@ -42,6 +43,7 @@ class RayTable:
         cameras = dataset.cameras
         self._device = torch.device(device)
         self._seed = seed
+        self._drawn: tuple[tuple[int, int], Tensor] | None = None
         self._poses = cameras.camera_to_worlds.to(self._device)
         lens = lens_numbers(cameras)
         _, first, which = np.unique(lens.numpy(), axis=0, return_index=True, return_inverse=True)
@@ -87,8 +89,18 @@ class RayTable:
 
     def draw(self, step: int, repeat: int = 0) -> Tensor:
         """Pixels of a step, [N] in [0, num_pixels), at random with replacement by seed, step and repeat."""
-        generator = seeded_generator(self._device, self._seed, step, repeat)
-        size = (self.num_rays_per_batch,)
+        if repeat:
+            return self._random(1, step, repeat)[0]
+        block, row = divmod(step, _STEPS_AT_ONCE)
+        key = (block, self.num_rays_per_batch)
+        if self._drawn is None or self._drawn[0] != key:
+            self._drawn = key, self._random(_STEPS_AT_ONCE, block)
+        return self._drawn[1][row]
+
+    def _random(self, rows: int, *numbers: int) -> Tensor:
+        """Pixels [rows, N], decided by the seed and other numbers."""
+        generator = seeded_generator(self._device, self._seed, *numbers)
+        size = (rows, self.num_rays_per_batch)
         return torch.randint(self.num_pixels, size, generator=generator, device=self._device)
 
     def rays(self, chosen: Tensor) -> tuple[RayBundle, dict[str, Tensor]]:

@@ -1,7 +1,8 @@
 """Muon for stacks of expert matrices, and the learning-rate schedule."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -82,6 +83,10 @@ def _side_by_side(weight: Tensor, grad: Tensor, momentum: Tensor, row_scale: Ten
     )
 
 
+Spread = Callable[[Sequence[Callable[[Tensor], Tensor]], Sequence[Tensor]], list[Tensor]]
+"""Functions and stacks of matrices to functions[i](stacks[i])."""
+
+
 class Muon(Optimizer):
     """Muon with per-neuron scaling for parameters that are stacks of matrices [..., rows, columns].
 
@@ -103,9 +108,15 @@ class Muon(Optimizer):
         eps: added to sqrt(v).
         dtype: of `orthogonalize`: None or torch.bfloat16.
 
+    Attributes:
+        spread: where several processes take the same steps: computes the functions of the stacks [matrices, rows,
+            columns] with the others, each matrix in one process.
+
     Raises:
         ValueError: a value is out of range or a parameter has fewer than 2 axes.
     """
+
+    spread: Spread | None = None
 
     def __init__(
         self,
@@ -148,33 +159,57 @@ class Muon(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        stacks: list[tuple[list[Tensor], dict[str, Any]]] = []
         for group in self.param_groups:
             by_size: dict[tuple[Any, ...], list[Tensor]] = {}
             for p in group["params"]:
                 if p.grad is not None:
                     by_size.setdefault((p.shape[-2:], p.dtype, p.device), []).append(p)
-            for stacks in by_size.values():
-                self._update(stacks, group)
+            stacks += [(params, group) for params in by_size.values()]
+        if self.spread is None:
+            for params, group in stacks:
+                self._update(params, group)
+        elif stacks:
+            functions = [
+                partial(orthogonalize, num_iterations=group["num_iterations"], dtype=group["dtype"])
+                for _, group in stacks
+            ]
+            directions = [self._directions(params, group) for params, group in stacks]
+            for (params, group), update in zip(stacks, self.spread(functions, directions)):
+                self._apply(params, update, group)
         return loss
 
-    def _update(self, params: list[Tensor], group: dict[str, Any]) -> None:
-        """Update parameters whose matrices have one size, all matrices in one stack."""
+    def _gathered(self, params: list[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        """Gradients, momenta and scales of parameters."""
         for p in params:
             if not self.state[p]:
                 self.state[p]["momentum"] = torch.zeros_like(p)
                 self.state[p]["row_scale"] = torch.zeros_like(p[..., :1])
-        grads = [p.grad for p in params if p.grad is not None]
         momenta, scales = ([self.state[p][name] for p in params] for name in ("momentum", "row_scale"))
-        rows, columns = params[0].shape[-2:]
-        step_size = -group["lr"] * max(1.0, rows / columns) ** 0.5
+        return [p.grad for p in params if p.grad is not None], momenta, scales
+
+    def _update(self, params: list[Tensor], group: dict[str, Any]) -> None:
+        """Update parameters whose matrices have one size, all matrices in one stack."""
+        grads, momenta, scales = self._gathered(params)
         if _fits_cpu_kernel(params[0]) and all(map(_side_by_side, params, grads, momenta, scales)):
-            cpu.muon_step(params, grads, momenta, scales, group, step_size=float(step_size))
+            cpu.muon_step(params, grads, momenta, scales, group, step_size=float(_step_size(params[0], group)))
             return
+        update = orthogonalize(self._directions(params, group), group["num_iterations"], dtype=group["dtype"])
+        self._apply(params, update, group)
+
+    def _directions(self, params: list[Tensor], group: dict[str, Any]) -> Tensor:
+        """Nesterov's directions, [matrices, rows, columns]; the momenta change."""
+        grads, momenta, _ = self._gathered(params)
         torch._foreach_lerp_(momenta, grads, 1 - group["momentum"])
         directions = torch._foreach_lerp(grads, momenta, group["momentum"])
+        return torch.cat([d.flatten(0, -3) if d.dim() > 2 else d[None] for d in directions])
+
+    def _apply(self, params: list[Tensor], update: Tensor, group: dict[str, Any]) -> None:
+        """Scale orthogonal matrices [matrices, rows, columns] row by row, and add them to the parameters."""
+        scales = [self.state[p]["row_scale"] for p in params]
+        rows, columns = params[0].shape[-2:]
         sizes = [p.numel() // (rows * columns) for p in params]
-        stacked = torch.cat([d.reshape(-1, rows, columns) for d in directions])
-        update = orthogonalize(stacked, group["num_iterations"], dtype=group["dtype"])
+        step_size = _step_size(params[0], group)
         if group["beta2"] > 0:
             mean_square = update.square().mean(-1, keepdim=True).split(sizes)
             torch._foreach_lerp_(scales, [m.view(s.shape) for m, s in zip(mean_square, scales)], 1 - group["beta2"])
@@ -185,6 +220,12 @@ class Muon(Optimizer):
         else:
             update = update * step_size
         torch._foreach_add_(params, [u.view(p.shape) for u, p in zip(update.split(sizes), params)])
+
+
+def _step_size(matrix: Tensor, group: dict[str, Any]) -> Any:
+    """What orthogonal matrices [..., rows, columns] are multiplied by."""
+    rows, columns = matrix.shape[-2:]
+    return -group["lr"] * max(1.0, rows / columns) ** 0.5
 
 
 Decay = Literal["linear", "constant", "exponential", "cosine"]

@@ -38,6 +38,7 @@ from loe_field.image.config import ImageTrainerConfig
 from loe_field.pictures.picture import FORMATS
 from loe_field.runs.child import Children
 from loe_field.runs.content import content_of, good_checkpoints, read_results
+from loe_field.training.distributed import processes_here
 from loe_field.training.folder import RunFolder
 from loe_field.words import printable, say
 
@@ -147,8 +148,8 @@ class PictureSeries:
             if getattr(config, name) is not None:
                 use = "goes on with the run of one picture: give --data that picture, not a folder or a pattern"
                 raise InputError(f"--{name.replace('_', '-')} {use}")
-        if world_size > 1:
-            raise InputError("a folder of pictures is fitted on one device: leave --machine.num-devices out")
+        if processes_here(local_rank, world_size) is not None:
+            raise InputError("a folder of pictures is fitted by one process: give one picture, or leave the others out")
         config = copy.deepcopy(config)
         data = config.pipeline.datamanager.data
         assert data is not None

@@ -34,7 +34,8 @@ class PictureOptions:
     each picture in it. Left out: scikit-image's `camera`, 512x512 grey."""
     pixels_per_batch: int | Literal["auto"] | None = "auto"
     """Pixels per step, drawn at random without replacement. "auto": 4,096 for every expert along an axis (8,192, and
-    16,384 or 32,768 for large pictures); for a baseline its authors' number. None: the whole picture at every step."""
+    16,384 or 32,768 for large pictures); for a baseline its authors' number. None: the whole picture at every step.
+    Several processes share them: of 8,192 pixels each of two takes 4,096."""
     off_grid: float = 0.0
     """Part of the pixels of every step, 0 to 1, that are visited at a random place in their square instead of its
     centre; the colour there is that of the cubic spline through the pixels. 0 fits the pixels and nothing between them;
@@ -149,8 +150,19 @@ class PictureSignal(GridSignal):
         generator = seeded_generator(self.device, self._seed, *divmod(step, self.batches_per_pass))
         offset = torch.rand(round(self._off_grid * len(index)), 2, generator=generator, device=self.device) - 0.5
         if self._kept is not None:  # the squares become the diamonds that fill the plane around every second pixel
-            offset = offset @ offset.new_tensor([[1.0, 1.0], [1.0, -1.0]])
+            offset = torch.stack([offset[:, 0] + offset[:, 1], offset[:, 0] - offset[:, 1]], -1)
         return index, offset
+
+    def part(self, drawn: tuple[Tensor, ...], rank: int, size: int) -> tuple[Tensor, ...]:
+        """See Signal.part; its share of the pixels off the grid, and of the others."""
+        if len(drawn) < 2:
+            return super().part(drawn, rank, size)
+        index, offset = drawn
+        (off_grid, mine), (others,) = (
+            super(PictureSignal, self).part(tensors, rank, size)
+            for tensors in ((index[: len(offset)], offset), (index[len(offset) :],))
+        )
+        return torch.cat([off_grid, others]), mine
 
     def at(self, *drawn: Tensor) -> tuple[Tensor, Tensor]:
         """See Signal.at."""

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from loe_field.errors import InputError
 from loe_field.files import write_whole
 from loe_field.pictures.metrics import decibels, squared_error
 from loe_field.signals.seeds import seeded_generator
@@ -72,6 +73,15 @@ class Signal(ABC):
     def at(self, *drawn: Tensor) -> tuple[Tensor, Tensor]:
         """Coordinates [N, dim] in [0, 1) and targets [N, channels] of a choice; never waits for the device."""
 
+    def part(self, drawn: tuple[Tensor, ...], rank: int, size: int) -> tuple[Tensor, ...]:
+        """The part of a choice that process `rank` of `size` takes, which `at` takes as a choice of its own.
+
+        The parts of all processes are the choice, each sample in one of them. Here every drawn tensor is cut alike.
+        """
+        if not drawn:
+            raise InputError(f"this kind of data takes all its {self.unit} at every step: it is fitted by one process")
+        return tuple(tensor[part_of(len(tensor), rank, size)] for tensor in drawn)
+
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
         """Coordinates [N, dim] in [0, 1) and targets [N, channels] of a step >= 0."""
         return self.at(*self.draw(step))
@@ -92,6 +102,11 @@ class Signal(ABC):
     def description(self) -> dict[str, Any]:
         """The signal's sizes, for metrics.json."""
         return {"resolution": list(self.resolution), "channels": self.channels}
+
+
+def part_of(count: int, rank: int, size: int) -> slice:
+    """Which of count things process `rank` of `size` takes; the numbers differ by one at most."""
+    return slice(rank * count // size, (rank + 1) * count // size)
 
 
 def grid_coords(index: Tensor, shape: Sequence[int]) -> Tensor:
@@ -170,13 +185,20 @@ class GridSignal(Signal):
         return grid_coords(index, self.shape) / self._size
 
     @cached_property
+    def _every(self) -> Tensor:
+        return torch.arange(self.num_samples, device=self.device) if self._kept is None else self._kept
+
+    @cached_property
     def _whole(self) -> tuple[Tensor, Tensor]:
-        every = torch.arange(self.num_samples, device=self.device) if self._kept is None else self._kept
-        return self.coords(every), self.values(every)
+        return self.coords(self._every), self.values(self._every)
 
     def draw(self, step: int) -> tuple[Tensor, ...]:
         """The samples of a step, int64 [N]; sizes differ by one at most. () where every step takes the whole grid."""
         return () if self.batches_per_pass == 1 else (self._chosen(step),)
+
+    def part(self, drawn: tuple[Tensor, ...], rank: int, size: int) -> tuple[Tensor, ...]:
+        """See Signal.part; of the whole grid too."""
+        return super().part(drawn or (self._every,), rank, size)
 
     def at(self, *drawn: Tensor) -> tuple[Tensor, Tensor]:
         """See Signal.at."""

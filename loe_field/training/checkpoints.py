@@ -40,8 +40,15 @@ def checkpoint_path(folder: Path, step: int) -> Path:
     return folder / f"step-{step:09d}.ckpt"
 
 
-def save_checkpoint(folder: Path, step: int, state: dict[str, Any], *, only_latest: bool) -> Path:
-    """Write a checkpoint whole, then drop the others if only the latest is wanted.
+def packed(state: dict[str, Any]) -> memoryview:
+    """A checkpoint's content: the state as it is now, whatever is trained while it is written."""
+    content = io.BytesIO()  # torch's own writer tells of a full disk as "unexpected pos"
+    torch.save(state, content)
+    return content.getbuffer()
+
+
+def write_checkpoint(folder: Path, step: int, content: memoryview, *, only_latest: bool) -> Path:
+    """Write a checkpoint whole, then drop the others if only the latest is wanted; in any thread, one at a time.
 
     The temporary file lies beside the folder, not in it: the host takes every name in the folder for a checkpoint.
 
@@ -50,14 +57,17 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any], *, only_late
     """
     make_folder(folder)
     path = checkpoint_path(folder, step)
-    content = io.BytesIO()  # torch's own writer tells of a full disk as "unexpected pos"
-    torch.save(state, content)
     with write_whole(path, staging=folder.resolve().parent) as temporary:
-        temporary.write_bytes(content.getbuffer())
+        temporary.write_bytes(content)
     if only_latest:
         for other in set(checkpoint_steps(folder)) - {step}:
             checkpoint_path(folder, other).unlink(missing_ok=True)
     return path
+
+
+def save_checkpoint(folder: Path, step: int, state: dict[str, Any], *, only_latest: bool) -> Path:
+    """Pack and write a checkpoint; see write_checkpoint."""
+    return write_checkpoint(folder, step, packed(state), only_latest=only_latest)
 
 
 def find_checkpoint(folder: Path, step: int | None = None) -> Path:

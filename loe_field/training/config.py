@@ -20,6 +20,7 @@ from nerfstudio.utils.rich_utils import CONSOLE
 from loe_field.errors import InputError
 from loe_field.files import check_name, write_whole
 from loe_field.training.checkpoints import find_checkpoint, read_checkpoint
+from loe_field.training.defaults import Precision, check_precision, device_of
 from loe_field.words import printable, say
 
 _MOST_THREADS = 1024
@@ -55,19 +56,22 @@ class LoETrainerConfig(TrainerConfig):
     over these seconds. What comes out depends on the machine's speed. None: max_num_iterations counts."""
     target_psnr: float | None = None
     """Stop as soon as an evaluation reaches this PSNR, dB."""
-    steps_per_eval_all_images: int = 250
-    """Steps between evaluations of the whole evaluation set; the run ends with one in any case."""
+    steps_per_eval_all_images: int | None = None  # type: ignore[assignment]
+    """Steps between evaluations of the whole evaluation set; the run ends with one in any case. None: 250 on a CPU; on
+    a GPU about 24 in a run, or as many fewer as keep them below a tenth of the time."""
     num_threads: int | None = None
     """Threads to compute with on a CPU. None: as many as torch takes, or fewer while others use the cores; timed as
     the run goes on. A fixed number makes a run repeatable to the last bit."""
     steps_per_iteration: int | None = None
     """Optimizer steps in one turn of the training loop; whatever is shown or counted stays optimizer steps. None: 1 on
     a CPU and 50 on a GPU, where the loop's own time would be felt."""
-    precision: Literal["fp32", "tf32", "bf16"] | None = None
+    precision: Precision | None = None
     """Type of the hidden layers' products in training, and of Muon's on a CPU under bf16; sums, phases, first and last
-    layer, master weights and every evaluation stay fp32. None: tf32 on a GPU, fp32 on a CPU."""
-    steps_per_save: int = 100
-    """Steps between checkpoints."""
+    layer, master weights and every evaluation stay fp32. None: tf32 on a GPU of compute capability 8.0 or more (Ampere
+    on), fp32 elsewhere."""
+    steps_per_save: int | None = None  # type: ignore[assignment]
+    """Steps between checkpoints. None: one every 10 seconds, or as many fewer as keep them below a fiftieth of the
+    time, written while the training goes on."""
     vis: Literal[
         "none", "viewer", "wandb", "tensorboard", "comet", "viewer+wandb", "viewer+tensorboard", "viewer+comet"
     ] = "none"  # type: ignore[assignment]
@@ -170,12 +174,12 @@ class LoETrainerConfig(TrainerConfig):
             raise InputError(f"{names} lead out of the folder {root}: give names without '..'")
         if self.is_viewer_enabled():
             self._check_port()
-        if self.precision == "tf32" and self.machine.device_type != "cuda":
-            raise InputError("--precision tf32 is an NVIDIA GPU's: give fp32 or bf16 on a CPU")
         if self.machine.device_type == "cuda" and not torch.cuda.is_available():
             raise InputError(
                 "--machine.device-type is cuda but torch finds no CUDA GPU: leave the option out, or give cpu"
             )
+        if self.precision is not None:
+            check_precision(self.precision, device_of(self.machine.device_type))
         devices = torch.cuda.device_count() if self.machine.device_type == "cuda" else 1
         if self.machine.num_devices > devices:
             has = f"{devices} CUDA GPU{'s' * (devices > 1)}" if self.machine.device_type == "cuda" else "one CPU"

@@ -9,12 +9,14 @@ import copy
 import math
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial, reduce
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from nerfstudio.engine.callbacks import TrainingCallbackLocation
 from nerfstudio.engine.optimizers import Optimizers
@@ -26,10 +28,13 @@ from nerfstudio.utils.rich_utils import CONSOLE
 from loe_field.errors import InputError, shortage
 from loe_field.files import check_writable
 from loe_field.network.kernels import cpu
+from loe_field.network.optim import Muon
 from loe_field.stopping import stop_signals
-from loe_field.training.checkpoints import checkpoint_path, checkpoint_steps, save_checkpoint
+from loe_field.training.checkpoints import checkpoint_path, checkpoint_steps, packed, write_checkpoint
 from loe_field.training.config import LoETrainerConfig
 from loe_field.training.console import host_lines_as_they_are
+from loe_field.training.defaults import Precision, defaults_for, device_of, remark
+from loe_field.training.distributed import Processes, processes_here
 from loe_field.training.folder import RunFolder
 from loe_field.training.machine import keep_freed_memory
 from loe_field.training.optimizers import DecayConfig, MuonConfig
@@ -42,11 +47,22 @@ from loe_field.training.step import TrainStep
 from loe_field.training.threads import ThreadTuner
 from loe_field.words import say
 
+_SECONDS_PER_SAVE, _PART_FOR_SAVES = 10.0, 0.02
+"""Checkpoints by time: so many seconds apart at least, and so far that they take no more than this part of the time."""
+
+_UNTIL_TOLD = 1.0
+"""Seconds until it is known whether a signal came because another process was lost."""
+
+_EVALUATIONS, _PART_FOR_EVALUATIONS = 24, 0.1
+"""Evaluations by time: so many in a run at most, and so few that they take no more than this part of the time."""
+
 
 class LoETrainer(Trainer):
     """Trains a pipeline; see the module's first lines for what it does its own way.
 
     The config is copied, for it may be a registered one; options that were left open become numbers in the copy.
+    Of several processes (see distributed.py) this is one where the host says so by world_size, or `join` has been
+    called.
     Without leaves_files nothing is written: no config.yml, no checkpoints, no results. An option, a device, an output
     folder or a checkpoint that cannot be used is an InputError.
     """
@@ -60,15 +76,30 @@ class LoETrainer(Trainer):
         self, config: LoETrainerConfig, local_rank: int = 0, world_size: int = 1, *, leaves_files: bool = True
     ) -> None:
         config = copy.deepcopy(config)
+        self.processes = processes_here(local_rank, world_size)
+        if self.processes is not None:
+            local_rank, world_size = self.processes.local_rank, self.processes.size
+            CONSOLE.quiet = CONSOLE.quiet or self.processes.rank > 0
+            config.vis = config.vis if self.processes.rank == 0 else "none"
         config.check()
         config.output_dir = config.output_dir.expanduser().resolve()
         if (data := config.pipeline.datamanager.data) is not None:
             config.pipeline.datamanager.data = Path(data).expanduser().resolve()
-        if leaves_files:
+        if leaves_files and (self.processes is None or self.processes.rank == 0):
             check_writable(config.output_dir, "--output-dir")
         # The host says where checkpoints go before it has seen the input.
         with CONSOLE.capture(), host_lines_as_they_are():
             super().__init__(config, local_rank, world_size)
+        if self.processes is not None:
+            self.processes.take(self.device)
+            self.local_rank = self.processes.rank  # the host asks it who shows and writes, and that is one of all
+        device = device_of(self.device)
+        self.defaults = defaults_for(device)
+        config.steps_per_iteration = config.steps_per_iteration or self.defaults.steps_per_iteration
+        if config.precision is None:
+            config.precision = self.defaults.precision
+            if remark(device) is not None:
+                say(remark(device), CONSOLE)
         self.leaves_files = leaves_files
         self._folder: RunFolder | None = None
         self._problems: list[str] = []
@@ -76,19 +107,26 @@ class LoETrainer(Trainer):
         self.mixed_precision = self.mixed_precision or self.precision == "bf16"
         self.record = RunRecord()
         self._evaluated_at: int | None = None
+        self._asked = 0
+        self._evaluating_took = 0.0
+        self._writing: Future[float] | None = None
+        self._saved_at, self._saving_took = time.monotonic(), 0.0
         if config.num_threads is not None:
             torch.set_num_threads(config.num_threads)
         self._most_threads = torch.get_num_threads()
         self._threads = nullcontext
         if self.device == "cpu":
             keep_freed_memory()
-            if config.num_threads is None:
+            if config.num_threads is None and self.processes is None:
                 self._threads = ThreadTuner(self._most_threads).step
 
     def setup(self, test_mode: Literal["test", "val", "inference"] = "val") -> None:
         """Build everything, load the checkpoint if one is wanted, then write config.yml."""
         try:
-            self._setup(test_mode)
+            if self.processes is None:
+                self._setup(test_mode)
+            else:
+                self._setup_together(test_mode, self.processes)
         except BaseException as error:
             if self._folder is not None:
                 self._folder.discard()
@@ -96,6 +134,44 @@ class LoETrainer(Trainer):
             if problem is None:
                 raise
             raise InputError(problem) from None
+
+    def _setup_together(self, test_mode: Literal["test", "val", "inference"], processes: Processes) -> None:
+        """Set up as every other process does, from one seed, and go on once all can."""
+        torch.manual_seed(self.config.machine.seed)
+        problem = None
+        try:
+            self._setup(test_mode)
+        except (InputError, OSError, MemoryError, RuntimeError) as error:
+            problem = str(error) if isinstance(error, InputError) else shortage(error)
+            if problem is None:
+                raise
+        processes.agree(problem)
+        processes.connect(self.device)
+        if self.device == "cpu" and self.config.num_threads is None:
+            self._most_threads = processes.threads()
+            torch.set_num_threads(self._most_threads)
+        folders = processes.told([str(self.base_dir), str(self.checkpoint_dir)])
+        self.base_dir, self.checkpoint_dir = map(Path, folders)
+        if len(steps := set(processes.gathered(self._start_step))) > 1:
+            found = ", ".join(map(str, sorted(steps)))
+            raise processes.common_error(
+                f"the processes find checkpoints of different steps ({found}): let all see one"
+            )
+        processes.equalize([t for t in (*self.pipeline.parameters(), *self.pipeline.buffers()) if t.numel()])
+        if processes.rank > 0:  # whose random numbers besides the batches' are its own
+            numbers = [self.config.machine.seed, processes.rank, self._start_step]
+            torch.manual_seed(int(np.random.SeedSequence(numbers).generate_state(1)[0]))
+        processes.way_on, processes.on_stop = self._way_on, self._stop_for_another
+        for optimizer in self.optimizers.optimizers.values():
+            if isinstance(optimizer, Muon):
+                optimizer.spread = processes.spread
+        count, unit = self.pipeline.datamanager.get_train_rays_per_batch(), self.unit
+        share = f"{count:,} {unit} a step, {-(-count // processes.size):,} in each"
+        say(f"{processes.size} processes ({processes.backend}): {share}", CONSOLE)
+
+    def _stop_for_another(self, number: int) -> None:
+        """End the run after the turn that is under way, because another process got a signal."""
+        self._asked, self.stop_training = number, True
 
     def _setup(self, test_mode: Literal["test", "val", "inference"]) -> None:
         config = self.config
@@ -114,7 +190,8 @@ class LoETrainer(Trainer):
             scaler=self.grad_scaler,
             accumulate=self.gradient_accumulation_steps,
             max_norm={name: group["optimizer"].max_norm for name, group in config.optimizers.items()},
-            capture=self.world_size == 1 and not config.log_gradients,
+            capture=self.processes is None and not config.log_gradients,
+            sum_gradients=self.processes and self.processes.sum_gradients,
             say=partial(say, to=CONSOLE),
         )
         if self._folder is not None:
@@ -153,7 +230,7 @@ class LoETrainer(Trainer):
             yield
         except (InputError, OSError, MemoryError, RuntimeError) as error:
             problem = self._problem(error)
-            if problem is None or self.world_size > 1:
+            if problem is None:
                 raise
             self._problems.append(problem)
             self.stop_training = True
@@ -167,7 +244,8 @@ class LoETrainer(Trainer):
 
     def _way_on(self) -> str:
         """The last checkpoint that is good, and how to go on from it."""
-        steps = checkpoint_steps(self.checkpoint_dir) if self._folder and self.checkpoint_dir.is_dir() else []
+        written = self.local_rank > 0 or self._folder is not None
+        steps = checkpoint_steps(self.checkpoint_dir) if written and self.checkpoint_dir.is_dir() else []
         if steps:
             path = checkpoint_path(self.checkpoint_dir, steps[-1])
             return f"The last good checkpoint is {path}: go on with --load-dir {self.checkpoint_dir}"
@@ -221,14 +299,18 @@ class LoETrainer(Trainer):
         Raises:
             InputError: memory ran out, or something cannot be written; all else is.
         """
+        failed = True
         try:
             with self._shortage_told():
                 result = self._train()
+            if self._problems:
+                raise InputError(f"{self._problems[0]}. {self._way_on()}")
+            failed = False
         finally:
             if self._folder is not None:
                 self._folder.release()
-        if self._problems:
-            raise InputError(f"{self._problems[0]}. {self._way_on()}")
+            if self.processes is not None:
+                self.processes.leave(failed=failed)
         return result
 
     def _train(self) -> Any:
@@ -249,13 +331,9 @@ class LoETrainer(Trainer):
             self._state.go_on()
         self.record.start()
         self._progress = TrainProgress(self.record, step, total, num_seconds, per_step=per_step, unit=self.unit)
-        with stop_signals(self._stop_soon) as stopped, self._progress:
-            while self.part_done < 1:
-                while self.training_state == "paused" and not self.stop_training:
-                    time.sleep(0.05)
-                if self.stop_training:
-                    break
-                count = self._steps_until_due(step)
+        self._saved_at = time.monotonic()
+        with stop_signals(self._stop_soon) as stopped, ThreadPoolExecutor(1) as self._writer, self._progress:
+            while count := self._next_turn(step, stopped):
                 with self.train_lock, self._threads():
                     self._iterate(step, count)
                 step += count
@@ -263,18 +341,59 @@ class LoETrainer(Trainer):
                 self._after_step()
             torch.set_num_threads(self._most_threads)
             result = self._finish()
-        if stopped and not self._problems:  # which are told otherwise
-            raise SystemExit(128 + stopped[0])
+        status = 128 + (stopped[0] if stopped else self._asked) if stopped or self._asked else 0
+        if self.processes is not None:  # the others wait here for process 0
+            status = self.processes.told(1 if self._problems else status)
+            self.processes.leave(failed=False)
+        if status and not self._problems:  # which are told otherwise
+            raise SystemExit(status)
         if not self.config.viewer.quit_on_train_completion and not self._problems:
             self._train_complete_viewer()
         return result
 
     def _stop_soon(self, received: list[int]) -> None:
-        """Ctrl-C and SIGTERM end the run after the step that is under way; a second one ends it at once."""
-        if len(received) > 1:
+        """Ctrl-C and SIGTERM end the run after the step that is under way; a second one ends it at once.
+
+        Of several processes, those who started them pass on in their own words what the terminal has told all.
+        """
+        if len(received) > 1 and (self.processes is None or received[-1] in received[:-1]):
             raise SystemExit(128 + received[-1])
+        if self.local_rank > 0 and self.processes is not None:
+            self.processes.ask_to_stop(received[0])
+            return
         self.stop_training = True
+        if self.processes is None:
+            self._say_stopping()
+
+    @staticmethod
+    def _say_stopping() -> None:
         CONSOLE.print("stopping after this step, then evaluating and saving; once more quits at once")
+
+    def _next_turn(self, step: int, stopped: list[int]) -> int:
+        """Optimizer steps of the next turn, 0 at the end of the run; process 0 decides for all."""
+        if self.config.max_train_seconds is not None and self.device.startswith("cuda"):
+            torch.cuda.synchronize()  # the clock is the device's, not the queue's
+        while self.training_state == "paused" and not self.stop_training:
+            time.sleep(0.05)
+        processes = self.processes
+        if (stopped or self._asked) and processes is not None and self.local_rank == 0:
+            time.sleep(_UNTIL_TOLD)  # torchrun ends all others as soon as one is lost, which the watch tells of then
+            self._say_stopping()
+            if self.leaves_files and self.step >= self._start_step:
+                with self.going_on():
+                    self.save_checkpoint(self.step)  # torchrun and Slurm give 30 s: an evaluation may take longer
+        self._turn_starts_at = self.part_done
+        count = 0 if self.stop_training or self._turn_starts_at >= 1 else self._steps_until_due(step)
+        if processes is None:
+            return count
+        to_compare = self._evaluated_at == self.step or count == 0
+        told = processes.told_numbers(count, self._turn_starts_at, to_compare)
+        if told[2]:
+            same = processes.require_equal(self.pipeline.parameters(), f"after step {self.step + 1}")
+            if not told[0]:
+                say(f"the weights of all {processes.size} processes are the same to the bit ({same})", CONSOLE)
+        self._turn_starts_at = told[1]
+        return int(told[0])
 
     def prepare(self) -> None:
         """Compile the kernels of training and evaluation before the clock starts."""
@@ -292,25 +411,27 @@ class LoETrainer(Trainer):
     @property
     def part_done(self) -> float:
         """How much of the run is done, by steps or by seconds; 1 at its end."""
+        return self._part_of(self.step + 1, self.record.seconds)
+
+    def _part_of(self, steps: int, seconds: float) -> float:
+        """So many steps, which took so many seconds, as a part of the run, 0 to 1."""
         if self.config.max_train_seconds is not None:
-            return min(1.0, self.record.seconds / self.config.max_train_seconds)
-        return min(1.0, (self.step + 1) / self.config.max_num_iterations)
+            return min(1.0, seconds / self.config.max_train_seconds)
+        return min(1.0, steps / self.config.max_num_iterations)
 
     def _steps_until_due(self, step: int) -> int:
         """Optimizer steps of the next turn: as many as wanted, but not past anything that is due."""
-        wanted = self.config.steps_per_iteration or (50 if self.device.startswith("cuda") else 1)
         periods = [self.steps_per_evaluation, self.config.steps_per_save, self.config.logging.steps_per_log]
         if self.config.max_train_seconds is None:
             periods.append(self.config.max_num_iterations)
-        return min(wanted, *(period - step % period for period in periods))
+        left = [period - step % period for period in periods if period is not None]
+        return min(self.config.steps_per_iteration or 1, *left)
 
     def _set_schedules(self) -> None:
         """Put the schedules to the clock's part of the run, if seconds count."""
         if self.config.max_train_seconds is not None:
-            if self.device.startswith("cuda"):
-                torch.cuda.synchronize()  # the clock is the device's, not the queue's
             for scheduler in self.optimizers.schedulers.values():
-                scheduler.last_epoch = int(self.part_done * self.config.max_num_iterations)
+                scheduler.last_epoch = int(self._turn_starts_at * self.config.max_num_iterations)
 
     def _call_back(self, location: TrainingCallbackLocation, step: int) -> None:
         for callback in self.callbacks:
@@ -346,30 +467,39 @@ class LoETrainer(Trainer):
             writer.write_out_storage()
 
     @property
-    def precision(self) -> Literal["fp32", "tf32", "bf16"]:
+    def precision(self) -> Precision:
         """Type of the hidden layers' products while training."""
-        return self.config.precision or ("tf32" if self.device.startswith("cuda") else "fp32")
+        return self.config.precision or self.defaults.precision
 
     def _after_step(self) -> None:
         """Evaluate, show and save as often as the config says; the end of the run has its own."""
+        if self.local_rank > 0:
+            return
         done, last, target = self.step + 1, self.part_done >= 1, self.config.target_psnr
-        if done % self.steps_per_evaluation == 0 and not last:
+        if not last and self._evaluation_is_due(done):
             psnr = self._evaluate()
             if target is not None and psnr >= target:
                 CONSOLE.print(f"PSNR {psnr:.2f} dB has reached --target-psnr {target:g}: stopping")
                 self.stop_training = True
         self._progress.update(done)
-        if done % self.config.steps_per_save == 0 and not last and self.leaves_files:
-            with self.going_on():
-                self.save_checkpoint(self.step)
+        if self.leaves_files and not last:
+            self._save_if_due(done)
+
+    @contextmanager
+    def _clock_stopped(self) -> Iterator[None]:
+        """For what is not training, once the device has done what it was given."""
+        if self.device.startswith("cuda"):
+            torch.cuda.synchronize()
+        with self.record.clock_stopped():
+            yield
 
     def _evaluate(self) -> float:
         """Measure the PSNR, note it and return it."""
-        if self.device.startswith("cuda"):
-            torch.cuda.synchronize()
-        with self.train_lock, self.record.clock_stopped():
+        with self.train_lock, self._clock_stopped():
             self.pipeline.eval()
+            start = time.monotonic()
             psnr = self.evaluate()
+            self._evaluating_took = time.monotonic() - start
         if math.isnan(psnr):
             raise InputError(
                 f"the fit's values are no numbers any more after step {self.step + 1}: lower the learning rates "
@@ -377,8 +507,7 @@ class LoETrainer(Trainer):
             )
         self.record.add(self.step + 1, psnr)
         self._evaluated_at = self.step
-        if self.local_rank == 0:
-            self._progress.evaluated()
+        self._progress.evaluated()
         if writer.EVENT_WRITERS:
             writer.put_scalar(name="Eval PSNR", scalar=psnr, step=self.step)
             with self.going_on():
@@ -386,9 +515,34 @@ class LoETrainer(Trainer):
         return psnr
 
     @property
-    def steps_per_evaluation(self) -> int:
-        """Steps between evaluations."""
-        return self.config.steps_per_eval_all_images
+    def steps_per_evaluation(self) -> int | None:
+        """Steps between evaluations; None: by time."""
+        given = self.config.steps_per_eval_all_images
+        return given if given is not None or self.defaults.evaluates_by_time else self.usual_steps_per_evaluation
+
+    @property
+    def usual_steps_per_evaluation(self) -> int:
+        """Steps between evaluations on a CPU, where the config has none. Subclasses may have others."""
+        return 250
+
+    def _evaluation_is_due(self, done: int) -> bool:
+        """Whether the steps since the last evaluation are over, or a part of the run and enough of its seconds."""
+        if self.steps_per_evaluation is not None:
+            return done % self.steps_per_evaluation == 0
+        steps, seconds = self.record.curve[-1][:2] if self.record.curve else (0, 0.0)
+        part = self._part_of(self.step + 1, self.record.seconds) - self._part_of(steps, seconds)
+        enough = (1 / _PART_FOR_EVALUATIONS - 1) * self._evaluating_took
+        return part > 1 / _EVALUATIONS - 1e-9 and self.record.seconds - seconds >= enough
+
+    @property
+    def pace(self) -> str:
+        """How a run goes that the config may have left open, for people."""
+        batch, turn = self.pipeline.datamanager.get_train_rays_per_batch(), self.config.steps_per_iteration
+        turns = f", {turn} steps a turn" if turn != 1 else ""
+        every = self.steps_per_evaluation
+        return (
+            f"{batch:,} {self.unit} a step{turns}, evaluated {'by time' if every is None else f'every {every:,} steps'}"
+        )
 
     def evaluate(self) -> float:
         """PSNR in dB over the evaluation set; subclasses may know a cheaper way."""
@@ -425,6 +579,8 @@ class LoETrainer(Trainer):
             "target_psnr": self.config.target_psnr,
             "seconds_to_target": self.record.seconds_to(self.config.target_psnr),
             "seed": self.config.machine.seed,
+            "num_processes": self.world_size,
+            "steps_per_iteration": self.config.steps_per_iteration,
             "precision": self.precision,
             **environment(self.device),
         }
@@ -441,8 +597,52 @@ class LoETrainer(Trainer):
     @check_main_thread
     def save_checkpoint(self, step: int) -> None:
         """Write a checkpoint that torch.load(weights_only=True) reads, whole or not at all."""
-        state = {"step": step, **self._state.state_dict(), **self.more_state()}
-        save_checkpoint(self.checkpoint_dir, step, state, only_latest=self.config.save_only_latest_checkpoint)
+        self._end_writing()
+        with self._clock_stopped():
+            self._write(step, self._packed(step))
+
+    def _packed(self, step: int) -> memoryview:
+        """The content of a checkpoint, which later steps do not change."""
+        return packed({"step": step, **self._state.state_dict(), **self.more_state()})
+
+    def _write(self, step: int, content: memoryview) -> float:
+        """Write a checkpoint, in any thread; returns the seconds that it took."""
+        start = time.monotonic()
+        only_latest = self.config.save_only_latest_checkpoint
+        write_checkpoint(self.checkpoint_dir, step, content, only_latest=only_latest)
+        return time.monotonic() - start
+
+    @check_main_thread
+    def _save_if_due(self, done: int) -> None:
+        """Save as often as the config says: by steps at once, by time with the file written beside the training.
+
+        Neither counts as training. The thread has a checkpoint's bytes and touches no tensor, so that it disturbs no
+        recording of a CUDA graph.
+        """
+        if self._writing is not None and self._writing.done():
+            self._end_writing()
+        every, now = self.config.steps_per_save, time.monotonic()
+        if every is not None:
+            if done % every == 0:
+                with self.going_on():
+                    self.save_checkpoint(self.step)
+        elif self._writing is None and now - self._saved_at >= self._seconds_per_save:
+            with self.going_on(), self._clock_stopped():
+                content = self._packed(self.step)
+                self._saved_at, self._saving_took = now, time.monotonic() - now
+                self._writing = self._writer.submit(self._write, self.step, content)
+
+    @property
+    def _seconds_per_save(self) -> float:
+        """Seconds between checkpoints, by what the last one took."""
+        return max(_SECONDS_PER_SAVE, self._saving_took / _PART_FOR_SAVES)
+
+    def _end_writing(self) -> None:
+        """Wait for the checkpoint that is being written, if one is, and tell why it could not be."""
+        if self._writing is not None:
+            writing, self._writing = self._writing, None
+            with self.going_on():
+                self._saving_took += writing.result()
 
     def more_state(self) -> dict[str, Any]:
         """More of a checkpoint: tensors, plain numbers and text. Subclasses may have some."""
@@ -453,7 +653,7 @@ class LoETrainer(Trainer):
 
 
 @contextmanager
-def training_precision(precision: Literal["fp32", "tf32", "bf16"], device: str) -> Iterator[None]:
+def training_precision(precision: Precision, device: str) -> Iterator[None]:
     """Set what matrix products multiply for as long as this lasts; bf16 needs autocast within."""
     kind = device.split(":")[0]
     before = torch.backends.cuda.matmul.allow_tf32, torch.get_autocast_dtype(kind)

@@ -62,11 +62,11 @@ class AdamConfig(OptimizerConfig):
         return replace(self, **{name: value for name, value in values.items() if getattr(self, name) is None})
 
     def setup(self, params: Iterable[Tensor]) -> Optimizer:
-        """The optimizer over params; on a GPU one kernel, which keeps its step count there and fits a CUDA graph."""
+        """The optimizer over params; on a GPU one kernel, which keeps its count of steps there, as a graph wants it."""
         params = list(params)
         full = self.filled(lr=1e-2, eps=1e-8, beta1=0.9, beta2=0.99, amsgrad=False)
         values: dict[str, Any] = {name: getattr(full, name) for name in ("lr", "eps", "amsgrad", "weight_decay")}
-        on_gpu = {"fused": True, "capturable": True} if all(p.is_cuda for p in params) else {}
+        on_gpu = {"fused": True} if all(p.is_cuda for p in params) else {}
         return Adam(params, betas=(full.beta1, full.beta2), **values, **on_gpu)  # type: ignore[arg-type]
 
 

@@ -25,9 +25,20 @@ class LoEPipelineConfig(VanillaPipelineConfig):
 
 
 class LoEPipeline(VanillaPipeline, Steppable):
-    """Subclasses draw and compute the losses; they may be capturable, and have steps of several variants."""
+    """Subclasses draw and compute the losses; they may be capturable, and have steps of several variants.
 
+    Attributes:
+        rank: of several processes, this one's number: it draws its part of each step.
+        size: how many processes take each step together.
+        weight: this process's part of the last draw, 0 to 1.
+    """
+
+    weight = 1.0
     metrics: dict[str, Tensor] = {}  # noqa: RUF012  (replaced, never changed)
+
+    def __init__(self, *args: Any, world_size: int = 1, local_rank: int = 0, **kwargs: Any) -> None:
+        self.rank, self.size = local_rank, world_size
+        super().__init__(*args, **kwargs)  # as of one process: the host would let another module average the gradients
 
     @property
     def networks(self) -> Sequence[Network]:
@@ -48,6 +59,16 @@ class LoEPipeline(VanillaPipeline, Steppable):
     def network_options(self) -> list[dict[str, Any]]:
         """Options of the networks, which a checkpoint holds beside their weights and compares."""
         return [network.options for network in self.networks if network.options is not None]
+
+    def require_parts(self, count: int, unit: str, option: str) -> None:
+        """Refuse steps of so few samples that a process would have none.
+
+        Raises:
+            InputError: with the option that they come from.
+        """
+        if count < 2 * self.size > 2:
+            few = f"a step takes {count} {unit}, too few for {self.size} processes"
+            raise InputError(f"{few}: give {option} {2 * self.size}, or more")
 
     def counts(self) -> dict[str, int]:
         """What a run counts besides its steps, for its checkpoints. Subclasses may have some."""

@@ -1,7 +1,7 @@
 """One optimizer step, the same for CPU, GPU, pictures and scenes; on a GPU as the replay of a CUDA graph."""
 
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import KW_ONLY, dataclass, field
 from functools import reduce
@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
+from torch.optim import Adam, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from loe_field.network.optim import Muon, orthogonalize
@@ -23,6 +23,9 @@ class Steppable(Protocol):
 
     metrics: dict[str, Tensor]
     """Figures of the last `losses`, for loggers."""
+
+    weight: float
+    """See TrainStep.sum_gradients."""
 
     @property
     def capturable(self) -> bool:
@@ -53,14 +56,23 @@ class _Recorded(NamedTuple):
     metrics: dict[str, Tensor]
 
 
+def _recordable(optimizer: Optimizer) -> bool:
+    """Whether an optimizer's state lies on the device, where a graph finds it."""
+    fused = isinstance(optimizer, Adam) and optimizer.defaults["fused"]
+    return isinstance(optimizer, Muon) or bool(fused or optimizer.defaults.get("capturable"))
+
+
 @dataclass
 class TrainStep:
     """Draw, losses, backward, optimizers, schedulers.
 
     On a GPU the fourth step of each kind (variant, and shapes of what is drawn) is recorded as a CUDA graph and
-    replayed from then on, where pipeline and optimizers are capturable and no option stands against it. Learning rates
-    stay numbers in the optimizers' groups, where schedulers change them; a graph reads copies on the device. Optimizers
-    are stepped in their order, then the schedulers.
+    replayed from then on, where pipeline and optimizers are capturable and no option stands against it. Outside of the
+    graph, which has everything from the rays on, the host launches one copy for each tensor that is drawn and one
+    number for each learning rate that has changed; they stay numbers in the optimizers' groups, where schedulers change
+    them. What is drawn is chosen by seed and step alone, so that a resumed run draws the same. All graphs share one
+    pool of memory: one step runs at a time, and nothing of it outlasts the next. Optimizers are stepped in their order,
+    then the schedulers.
     """
 
     pipeline: Steppable
@@ -76,6 +88,9 @@ class TrainStep:
     """Norm that an optimizer's gradients are clipped to; None or not named: they are not."""
     capture: bool = True
     """Whether CUDA graphs may be recorded."""
+    sum_gradients: Callable[[Sequence[Tensor]], None] | None = None
+    """Of several processes that take each step together, each its part of the batch: adds up their gradients of these
+    parameters. The pipeline's `weight` is this one's part; None of one process."""
     say: Callable[[str], Any] = print
     """Told, in one line, that a graph could not be recorded; the run then goes on without."""
 
@@ -88,10 +103,12 @@ class TrainStep:
             and self.pipeline.capturable
             and not self.scaler.is_enabled()
             and all(self.accumulate.get(name, 1) == 1 and self.max_norm.get(name) is None for name in self.optimizers)
-            and all(isinstance(o, Muon) or o.defaults.get("capturable", False) for o in self.optimizers.values())
+            and all(map(_recordable, self.optimizers.values()))
         )
         self._rates: list[Tensor] = []
+        self._numbers: list[float] = []
         self._side: torch.cuda.Stream | None = None
+        self._pool: Any = None
         self._taken: Counter[Hashable] = Counter()
         self._recorded: dict[Hashable, _Recorded] = {}
 
@@ -125,10 +142,18 @@ class TrainStep:
             if step % self.accumulate.get(name, 1) == 0:
                 optimizer.zero_grad(set_to_none=True)
         loss, losses = self._loss(drawn)
+        if self.sum_gradients is not None:
+            loss = loss * self.pipeline.weight
         self.scaler.scale(loss).backward()
+        stepped = {
+            name: [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+            for name, optimizer in self.optimizers.items()
+            if (step + 1) % self.accumulate.get(name, 1) == 0
+        }
+        if self.sum_gradients is not None:
+            self.sum_gradients([p for params in stepped.values() for p in params])
         for name, optimizer in self.optimizers.items():
-            params = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-            if params and (step + 1) % self.accumulate.get(name, 1) == 0:
+            if params := stepped.get(name):
                 if (max_norm := self.max_norm.get(name)) is not None:
                     self.scaler.unscale_(optimizer)
                     torch.nn.utils.clip_grad_norm_(params, max_norm)
@@ -151,8 +176,11 @@ class TrainStep:
         recorded = self._recorded[key]
         for mine, given in zip(recorded.drawn, drawn):
             mine.copy_(given)
-        for group, rate in zip(self._groups, self._rates):
-            rate.fill_(group["lr"])
+        numbers = [float(group["lr"]) for group in self._groups]
+        for rate, number, before in zip(self._rates, numbers, self._numbers):
+            if number != before:
+                rate.fill_(number)
+        self._numbers = numbers
         recorded.graph.replay()
         return recorded.losses, recorded.metrics
 
@@ -167,27 +195,45 @@ class TrainStep:
         return figures
 
     def _record(self, step: int, drawn: tuple[Tensor, ...]) -> _Recorded:
-        """Record a step without taking it; torch.device places the host's tensors that name no device."""
+        """Record a step without taking it; torch.device places the host's tensors that name no device.
+
+        What other threads do meanwhile, the viewer's for one, does not break the recording off: "thread_local".
+        """
         static = [t.clone() for t in drawn]
         graph = torch.cuda.CUDAGraph()
         for optimizer in self.optimizers.values():  # gradients of the warm-up lie outside the graph's memory
             optimizer.zero_grad(set_to_none=True)
         torch.cuda.synchronize(self._device)
-        with self._rates_on_device(), torch.device(self._device), torch.cuda.graph(graph):
+        self._side = None
+        self._pool = self._pool or torch.cuda.graph_pool_handle()
+        current = torch.cuda.current_stream(self._device)
+        with (
+            self._as_recorded(),
+            torch.cuda.stream(current),  # torch leaves the stream of a recording that broke off the current one
+            torch.device(self._device),
+            torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"),
+        ):
             losses, metrics = self._take(step, tuple(static))
         return _Recorded(graph, static, losses, dict(metrics))
 
     @contextmanager
-    def _rates_on_device(self) -> Iterator[None]:
-        numbers = [group["lr"] for group in self._groups]
-        self._rates = self._rates or [torch.tensor(float(lr), device=self._device) for lr in numbers]
-        for group, rate in zip(self._groups, self._rates):
-            group["lr"] = rate
+    def _as_recorded(self) -> Iterator[None]:
+        """Put the optimizers into the state that a recording wants: rates on the device, and "capturable".
+
+        That is set here alone, for torch warns of optimizers that have it and are stepped without a recording, as in
+        the warm-up; the state of one with one kernel ("fused") lies on the device anyway.
+        """
+        if not self._rates:
+            self._numbers = [float(group["lr"]) for group in self._groups]
+            self._rates = [torch.tensor(number, device=self._device) for number in self._numbers]
+        before = [{name: group[name] for name in ("lr", "capturable") if name in group} for group in self._groups]
+        for group, rate, values in zip(self._groups, self._rates, before):
+            group |= dict.fromkeys(values, True) | {"lr": rate}
         try:
             yield
         finally:
-            for group, number in zip(self._groups, numbers):
-                group["lr"] = number
+            for group, values in zip(self._groups, before):
+                group |= values
 
     @property
     def _generator(self) -> torch.Generator:

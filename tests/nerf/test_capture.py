@@ -8,7 +8,9 @@ import torch
 from nerfstudio.cameras.camera_optimizers import CameraOptimizerConfig
 from nerfstudio.configs.method_configs import method_configs  # noqa: F401  (the host's modules import each other)
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
+from nerfstudio.engine.callbacks import TrainingCallbackLocation
 from nerfstudio.model_components.renderers import RGBRenderer
+from recording import Launches, Rehearsal
 from scenes import write_scene
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -18,6 +20,7 @@ from loe_field.nerf.datamanager import SceneDataManagerConfig
 from loe_field.nerf.model import LoENerfModelConfig
 from loe_field.nerf.pipeline import NerfPipelineConfig
 from loe_field.nerf.rays import RayTable
+from loe_field.network.optim import Muon, decay
 
 pytestmark = pytest.mark.slow
 
@@ -43,8 +46,8 @@ class NothingFromTheHost(TorchDispatchMode):
         return result
 
 
-def on_meta(folder, white, **options):
-    """The pipeline of a small scene, all of it on the meta device, and pixels as `draw` gives them."""
+def small_pipeline(folder, white=False, **options):
+    """The pipeline of a small scene."""
     scene = write_scene(folder / "scene", views=6, height=12, width=16, white=white)
     parser = NerfstudioDataParserConfig(downscale_factor=1)
     loe = LoEConfig(num_layers=3, layer_width=16, tile_size=1, pattern="quad_tree", num_frequencies=2)
@@ -52,7 +55,12 @@ def on_meta(folder, white, **options):
         datamanager=SceneDataManagerConfig(data=scene, dataparser=parser),
         model=LoENerfModelConfig(**{"loe": loe, "num_samples": 8, "num_proposal_samples": (16,)} | options),
     )
-    pipeline = config.setup(device="cpu").to("meta").train()
+    return config.setup(device="cpu")
+
+
+def on_meta(folder, white, **options):
+    """The pipeline of a small scene, all of it on the meta device, and pixels as `draw` gives them."""
+    pipeline = small_pipeline(folder, white, **options).to("meta").train()
     dataset = pipeline.datamanager.train_dataset
     pipeline.datamanager.train_pixel_sampler = RayTable(dataset, "meta", num_rays_per_batch=32, seed=0)
     return pipeline, torch.randint(100, (32,), device="meta")
@@ -87,6 +95,25 @@ def test_nothing_is_copied_or_waited_for(white, options, trained, tmp_path):
     assert all((p.grad is not None) == trained for p in model.proposal_networks.parameters())
     assert all(p.grad is not None for p in model.field.parameters())
     assert pipeline.variant(12) != pipeline.variant(13)
+
+
+def test_a_replayed_step_is_a_handful_of_launches(tmp_path):
+    """A copy of the pixels and two learning rates; up to step 1,000 the annealing; once in 64 steps the draw."""
+    pipeline = small_pipeline(tmp_path).train()
+    groups = pipeline.get_param_groups()
+    optimizers = {"experts": Muon(groups["experts"]), "fields": torch.optim.Adam(groups["fields"], fused=True)}
+    schedules = {name: decay(optimizer, 2000) for name, optimizer in optimizers.items()}
+    take = Rehearsal(pipeline, optimizers, schedules, device="cpu")
+    callbacks, counts = pipeline.get_training_callbacks(None), {}
+    for step in (*range(990, 1004), *range(1020, 1028)):
+        with Launches() as take.launches:
+            for callback in callbacks:
+                callback.run_callback_at_location(step, TrainingCallbackLocation.BEFORE_TRAIN_ITERATION)
+            take(step)
+        counts[step] = take.launches.count
+    assert take.recordings == 2, "with and without the proposal networks"
+    assert [counts[step] for step in (998, 999, 1000, 1001, 1002, 1003)] == [4, 4, 4, 3, 3, 3]
+    assert [counts[step] for step in range(1020, 1028)] == [3, 3, 3, 3, 4, 3, 3, 3]
 
 
 def test_directions_that_are_computed_are_not_waited_for(tmp_path, monkeypatch):

@@ -126,6 +126,30 @@ def test_steps_in_turns_of_50_are_the_same_steps(name, options, tmp_path):
         assert all(torch.equal(p, q) for p, q in zip(parameters, ends[1][group])), group
 
 
+def test_turns_evaluations_checkpoints_and_a_resume_change_no_digit(tmp_path):
+    plain = {"steps_per_iteration": 1}
+    turns = {"steps_per_iteration": 6, "steps_per_save": 10, "save_only_latest_checkpoint": False}
+    turns["steps_per_eval_all_images"] = 8
+    checkpoint = tmp_path / "1/scene/loe-nerf/now/nerfstudio_models/step-000000009.ckpt"
+    resumed = {"steps_per_iteration": 6, "load_checkpoint": checkpoint}
+    ends = []
+    for number, options in enumerate((plain, turns, resumed)):
+        trainer = ready("loe-nerf", tmp_path / str(number), steps=24, **SMALL)
+        for option, value in options.items():
+            setattr(trainer.config, option, value)
+        if "load_checkpoint" in options:
+            trainer.setup()
+        trainer.train()
+        metrics = read_metrics(tmp_path / f"{number}/scene/loe-nerf/now")
+        timed = {"train_seconds", "rays_per_second", "steps_per_iteration", "psnr_best", "data"}
+        ends.append(({name: value for name, value in metrics.items() if name not in timed}, weights(trainer)))
+    (figures, wanted), *others = ends
+    for found, parameters in others:
+        assert found == figures
+        for group in wanted:
+            assert all(torch.equal(p, q) for p, q in zip(wanted[group], parameters[group], strict=True)), group
+
+
 VANILLA = {"num_coarse_samples": 4, "num_importance_samples": 8}
 EVERYTHING = {
     "camera_optimizer": CameraOptimizerConfig(mode="SO3xR3"),

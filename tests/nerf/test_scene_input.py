@@ -18,9 +18,9 @@ from loe_field.nerf.datamanager import SceneDataManagerConfig
 pytestmark = pytest.mark.slow
 
 
-def opened(folder, **options):
+def opened(folder, rays=32, **options):
     parser = NerfstudioDataParserConfig(**{"train_split_fraction": 0.5, **options})
-    return SceneDataManagerConfig(data=folder, dataparser=parser, train_num_rays_per_batch=32).setup(device="cpu")
+    return SceneDataManagerConfig(data=folder, dataparser=parser, train_num_rays_per_batch=rays).setup(device="cpu")
 
 
 @pytest.fixture
@@ -44,6 +44,12 @@ def test_a_sound_scene(small_scene):
     assert not torch.equal(datamanager.next_train(0)[1]["indices"], batch["indices"])
     rays, batch = datamanager.next_eval(0)
     assert set(batch["indices"][:, 0].tolist()) <= set(range(len(datamanager.eval_dataset)))
+
+
+def test_rays_of_a_step_that_are_left_open_are_those_for_the_device(small_scene):
+    datamanager = opened(small_scene, rays=None)
+    assert datamanager.config.train_num_rays_per_batch == datamanager.get_train_rays_per_batch() == 1024
+    assert len(datamanager.next_train(0)[0]) == 1024
 
 
 def test_missing_and_damaged_pictures_are_left_out(small_scene, capsys):

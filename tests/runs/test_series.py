@@ -139,7 +139,8 @@ def test_stopped_in_the_middle(tmp_path):
     for name, values in (("a", np.full_like(noise, 128)), ("b", noise), ("c", noise)):
         Image.fromarray(values).save(tmp_path / "photos" / f"{name}.png")
     process = start("ns-train", "loe-image-paper", "--data", tmp_path / "photos" / "*.png", "--output-dir", tmp_path,
-                    *map(str, FAST), "--target-psnr", 12, "--steps-per-eval-all-images", 50)  # fmt: skip
+                    *map(str, FAST), "--target-psnr", 12, "--steps-per-eval-all-images", 50,
+                    "--steps-per-save", 20)  # fmt: skip
     deadline = time.time() + 200
     while not list(tmp_path.glob("photos/*/*/b/nerfstudio_models/*.ckpt")):
         assert process.poll() is None, process.stdout.read()

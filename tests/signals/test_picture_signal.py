@@ -60,3 +60,16 @@ def test_sixteen_bits_are_whole():
     values = np.array([0, 1, 32767, 32768, 65535], np.uint16).reshape(1, 5, 1)
     pixels = PictureSignal(Picture(values, "PNG", "L"), "cpu", samples_per_batch=None, seed=0)
     assert (pixels.batch(0)[1].flatten() * 65535).round().int().tolist() == values.flatten().tolist()
+
+
+@pytest.mark.parametrize("off_grid", [0.3, 1.0])
+def test_the_parts_of_a_step_off_the_grid_are_the_step(off_grid):
+    picture = Picture(np.random.default_rng(0).integers(0, 255, (9, 7, 3), np.uint8), "PNG", "RGB")
+    pixels = PictureSignal(picture, "cpu", samples_per_batch=20, seed=1, off_grid=off_grid)
+    for step in range(5):
+        drawn = pixels.draw(step)
+        whole = torch.cat(pixels.at(*drawn), 1)
+        parts = [torch.cat(pixels.at(*pixels.part(drawn, rank, 3)), 1) for rank in range(3)]
+        assert max(map(len, parts)) - min(map(len, parts)) <= 2
+        order, expected = (x[x[:, 0].argsort()] for x in (torch.cat(parts), whole))
+        torch.testing.assert_close(order, expected, atol=1e-5, rtol=0)

@@ -63,3 +63,21 @@ def test_sixteen_bits_are_whole():
 def test_five_axes_are_refused():
     with pytest.raises(ValueError, match="1 to 4 axes"):
         GridSignal(values(1, 1, 1, 1, 1), "cpu", samples_per_batch=None, seed=0)
+
+
+@pytest.mark.parametrize("kind", ["batches", "whole", "kept"])
+@pytest.mark.parametrize("size", [2, 3])
+def test_the_parts_of_a_step_are_the_step(kind, size):
+    signal = GridSignal(
+        np.random.default_rng(0).random((7, 9, 2)),
+        "cpu",
+        samples_per_batch=None if kind == "whole" else 20,
+        seed=1,
+        kept=np.arange(0, 63, 2) if kind == "kept" else None,
+    )
+    for step in range(5):
+        drawn = signal.draw(step)
+        whole = torch.cat(signal.at(*drawn), 1)
+        parts = [torch.cat(signal.at(*signal.part(drawn, rank, size)), 1) for rank in range(size)]
+        assert max(map(len, parts)) - min(map(len, parts)) <= 1
+        assert torch.equal(torch.cat(parts), whole)

@@ -2,10 +2,11 @@
 
 import pytest
 import torch
+from recording import Launches, Rehearsal
 
 from loe_field import LoEMLP
 from loe_field.network.optim import Muon, decay
-from loe_field.training.step import TrainStep
+from loe_field.training.step import TrainStep, _recordable
 
 
 class Wave:
@@ -13,14 +14,13 @@ class Wave:
 
     capturable, metrics = True, {}
 
-    def __init__(self, device="cpu", sizes=(500,), steps=12):
+    def __init__(self, device="cpu", sizes=(500,), steps=12, fused=False):
         torch.manual_seed(0)
         self.field = LoEMLP(num_layers=4, layer_width=64, num_frequencies=4).to(device)
         generator = torch.Generator().manual_seed(1)
         self.points, self.sizes = torch.rand(steps, max(sizes), 2, generator=generator).to(device), sizes
         groups = self.field.param_groups()
-        on_gpu = {"fused": True, "capturable": True} if device == "cuda" else {}
-        fields = torch.optim.Adam(groups["fields"], lr=1e-2, **on_gpu)
+        fields = torch.optim.Adam(groups["fields"], lr=1e-2, fused=fused or device == "cuda")
         self.optimizers = {"experts": Muon(groups["experts"], lr=0.02), "fields": fields}
         self.schedulers = {name: decay(optimizer, steps) for name, optimizer in self.optimizers.items()}
 
@@ -104,6 +104,43 @@ def test_a_step_that_the_scaler_skips_leaves_the_schedules():
 def test_no_graph_on_a_cpu():
     wave = Wave()
     assert not TrainStep(wave, wave.optimizers, device="cpu").captures
+
+
+@pytest.mark.parametrize("sizes", [(500,), (500, 499)])
+def test_a_replay_reads_what_is_drawn_and_the_rates_of_its_step(sizes):
+    wave = Wave(sizes=sizes, fused=True)
+    step = Rehearsal(wave, wave.optimizers, wave.schedulers, device="cpu")
+    for number in range(12):
+        step(number)
+    assert step.recordings == len(sizes)
+    assert all(isinstance(rate, float) for rate in wave.rates())
+    assert not any(group["capturable"] for group in wave.optimizers["fields"].param_groups)
+    found = [p.detach() for p in wave.field.parameters()]
+    for got, wanted in zip(found, by_hand(Wave(sizes=sizes, fused=True)), strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("kind", "launches"), [("linear", 3), ("constant", 1)])
+def test_a_replayed_step_is_a_handful_of_launches(kind, launches):
+    """One copy of what is drawn, and one number for each rate that changes."""
+    wave = Wave(fused=True)
+    wave.schedulers = {name: decay(optimizer, 12, kind=kind) for name, optimizer in wave.optimizers.items()}
+    step = Rehearsal(wave, wave.optimizers, wave.schedulers, device="cpu")
+    for number in range(5):
+        step(number)
+    with Launches() as step.launches:
+        for number in range(5, 8):
+            step(number)
+    assert step.launches.count == 3 * launches
+
+
+def test_only_optimizers_whose_state_is_on_the_device_are_recorded():
+    params = [torch.zeros(2, 2, requires_grad=True)]
+    assert _recordable(Muon(params))
+    assert _recordable(torch.optim.Adam(params, fused=True))
+    assert _recordable(torch.optim.RAdam(params, capturable=True))
+    assert not _recordable(torch.optim.Adam(params))
+    assert not _recordable(torch.optim.SGD(params, lr=0.1, fused=True))
 
 
 @pytest.mark.gpu
