@@ -7,6 +7,7 @@ from loe_field.network.layers import LoEMLP, PositionalEncoding, PositionDepende
 from loe_field.network.ops import position_dependent_linear
 from loe_field.network.reference import position_dependent_linear_ref
 from loe_field.network.tiling import (
+    BiasTile,
     Level,
     blending_weights,
     expert_index,
@@ -18,6 +19,7 @@ from loe_field.network.tiling import (
 from loe_field.version import __version__
 
 __all__ = [
+    "BiasTile",
     "ImageFit",
     "InputError",
     "Level",

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import loe_field
 
@@ -72,6 +73,15 @@ def read_metrics(folder):
         raise AssertionError(f"{word} is not JSON")
 
     return json.loads((folder / "metrics.json").read_text(), parse_constant=refuse)
+
+
+def spread(field):
+    """The field with the vectors of its bias tiles apart, which start as one."""
+    with torch.no_grad():
+        for layer in field.layers:
+            if layer.bias_tile is not None:
+                layer.bias.uniform_(-1, 1)
+    return field
 
 
 def waves(height, width, channels, dtype=np.uint8):

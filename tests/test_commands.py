@@ -19,6 +19,7 @@ from support import FAST, SMALL, read_metrics, run, run_folder, start, waves
 from websockets.sync.client import connect
 
 from loe_field.baselines import recipe
+from loe_field.image.load import load_run
 
 pytestmark = pytest.mark.slow
 
@@ -389,8 +390,11 @@ def test_loggers_of_the_host(call, small_picture, tmp_path):
 
 def test_own_levels_and_whole_picture_steps(call, small_picture, tmp_path):
     levels = ("--pipeline.model.levels", 16, 0, 8, 0.5, 4, 0, 2, 0, "--pipeline.datamanager.pixels-per-batch", "None")
-    folder = fit(call, small_picture, tmp_path, "--max-num-iterations", 5, *levels)
+    tiles = ("--pipeline.model.tile-size", 1, 1, 2, 2, "--pipeline.model.bias-tile-size", 5, 3, 1, 2)
+    folder = fit(call, small_picture, tmp_path, "--max-num-iterations", 5, *levels, *tiles)
     assert "alpha" not in (folder / "metrics.json").read_text()
+    field = load_run(folder / "config.yml").network
+    assert (field.tile_sizes, [len(layer.bias) for layer in field.layers[:2]]) == ((1, 1, 2, 2), [25, 9])
 
 
 def test_between_the_pixels(call, tmp_path):

@@ -30,8 +30,9 @@ class LoEConfig:
     finest cells would be larger than a sample's; a baseline's own number."""
     layer_width: int | None = None
     """Channels of the hidden layers. None: 64; a baseline's own number."""
-    tile_size: int | None = None
-    """Experts per axis; 1 is a plain MLP. None: 2, and 4 or 8 for large pictures."""
+    tile_size: int | tuple[int, ...] | None = None
+    """Experts per axis, of all levels or of each, first layer first; 1 is a plain layer. None: 2, and 4 or 8 for large
+    pictures."""
     pattern: Pattern = "fine_to_coarse"
     """Size of the cells from layer to layer. With tiles of more than 2x2 all cells of a picture are smaller by
     tile_size / 2, so that the largest tile covers the picture once and every expert has pixels."""
@@ -39,6 +40,15 @@ class LoEConfig:
     """A pattern of your own: alpha and beta for each position-dependent layer (coordinates run over [0, 1))."""
     blending: Blending = "nearest"
     """One expert per point, or a cyclic linear blend of the 2^dim around it (2^dim times the arithmetic)."""
+    bias_tile_size: int | tuple[int, ...] = 1
+    """Vectors per axis of the bias, of all levels or of each: a tile that is blended between its vectors at the cost of
+    reading them. 1 is the bias that all points share."""
+    bias_levels: tuple[tuple[float, float], ...] | None = None
+    """Alpha and beta of each level's bias tile. None: those of its experts."""
+    bias_blending: Blending = "linear"
+    """Between the 2^dim vectors around a point, which is continuous, or none."""
+    bias_table_size: int | None = None
+    """A power of two: bias tiles of more vectors keep as many, shared by a hash. None: all."""
     activation: Activation = "sine"
     """sine is sin(omega_0 y); leaky_relu has slope 0.2."""
     omega_0: float = 1.0
@@ -58,7 +68,7 @@ class LoEConfig:
             channels: numbers per sample.
         """
         tile_size = tile_size_for(resolution, channels) if self.tile_size is None else self.tile_size
-        layers = levels_for(resolution, tile_size) + 1 if self.num_layers is None else self.num_layers
+        layers = levels_for(resolution, _largest(tile_size)) + 1 if self.num_layers is None else self.num_layers
         width = 64 if self.layer_width is None else self.layer_width
         return replace(self, tile_size=tile_size, num_layers=layers, layer_width=width)
 
@@ -86,12 +96,20 @@ class LoEConfig:
             tile_size=self.tile_size,
             pattern=[(refinement * a, b) for a, b in levels] if self.levels is None else self.levels,
             blending=self.blending,
+            bias_tile_size=self.bias_tile_size,
+            bias_pattern=self.bias_levels,
+            bias_blending=self.bias_blending,
+            bias_table_size=self.bias_table_size,
             activation=self.activation,
             omega_0=self.omega_0,
             initialization=self.initialization,
             num_frequencies=self.num_frequencies,
             implementation=self.implementation,
         )
+
+
+def _largest(tile_size: int | tuple[int, ...]) -> int:
+    return tile_size if isinstance(tile_size, int) else max(tile_size, default=1)
 
 
 def check_one_network(
@@ -162,9 +180,10 @@ def build_network(
     """
     if name == "loe":
         assert loe.tile_size is not None
-        check_between(1, max(8, *resolution), tile_size=loe.tile_size)
+        for tile_size in (loe.tile_size,) if isinstance(loe.tile_size, int) else loe.tile_size:
+            check_between(1, max(8, *resolution), tile_size=tile_size)
         # The largest tile covers the signal once: with smaller cells, none of its experts goes without samples.
-        refinement = max(1.0, loe.tile_size / 2)
+        refinement = max(1.0, _largest(loe.tile_size) / 2)
         return built(lambda: loe.build(len(resolution), channels, refinement=refinement))
     if loe.implementation not in ("auto", "torch"):
         raise ValueError(f"implementation is {loe.implementation!r}: {name} is computed by torch")

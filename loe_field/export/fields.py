@@ -16,7 +16,8 @@ from loe_field.network.implementation import Implementation
 from loe_field.network.layers import LoEMLP
 from loe_field.typed import Between, typed
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""Of networks with bias tiles, or with tiles of different sizes; 1 of the others, which older programs read too."""
 KEY = "loe_field"
 """The metadata's key for the JSON text."""
 _DTYPES = (torch.float32, torch.float16, torch.int8)
@@ -124,9 +125,10 @@ def encode_field(
     """
     from safetensors.torch import save
 
+    options = field.options
     details: dict[str, Any] = {
-        "format_version": FORMAT_VERSION,
-        "network": field.options,
+        "format_version": FORMAT_VERSION if "bias_pattern" in options or isinstance(options["tile_size"], list) else 1,
+        "network": options,
         "quantization": quantization,
         "coordinates": "((column + 0.5) / width, (row + 0.5) / height)",
     }
@@ -219,9 +221,9 @@ def _read(path: Path) -> tuple[StoredField, dict[str, Tensor]]:
         raise InputError(f"{path} has metadata that are no JSON ({error}): get a whole copy of it") from None
     where = f"{path}, {KEY}"
     version = content.get("format_version") if isinstance(content, dict) else None
-    if version != FORMAT_VERSION:
+    if version not in range(1, FORMAT_VERSION + 1):
         raise InputError(
-            f"{path} has format version {version!r:.40} and this program reads {FORMAT_VERSION}: update it"
+            f"{path} has format version {version!r:.40} and this program reads 1 to {FORMAT_VERSION}: update it"
         )
     found = typed(_Metadata, content, where, strict=False)
     size = found.picture and (found.picture.height, found.picture.width, found.picture.channels)

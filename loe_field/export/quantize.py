@@ -1,10 +1,10 @@
 """Weights in 8 or 16 bits, with the rounding of a number made up for by the rest of its row.
 
 In int8 the experts of all levels but the first are whole numbers -127 .. 127 times one scale per expert and output row;
-first level, biases, scales and head are fp16. Rounding goes column by column, and its effect on the layer's output is
-taken back, as far as the inputs are correlated, by the columns still to come (Frantar et al., "GPTQ: Accurate
-Post-Training Quantization for Generative Pre-trained Transformers", ICLR 2023). The inputs are those of the rounded
-network at random points, so that later levels also answer for the errors of earlier ones.
+first level, biases and their tiles, scales and head are fp16. Rounding goes column by column, and its effect on the
+layer's output is taken back, as far as the inputs are correlated, by the columns still to come (Frantar et al., "GPTQ:
+Accurate Post-Training Quantization for Generative Pre-trained Transformers", ICLR 2023). The inputs are those of the
+rounded network at random points, so that later levels also answer for the errors of earlier ones.
 
 Measured on camera (PSNR of the file, dB; two runs of loe-image, 139,393 parameters):
 
@@ -109,9 +109,9 @@ def _served(field: LoEMLP, i: int, x: Tensor, coords: Tensor) -> list[tuple[list
     """Experts whose outputs add up, and the inputs [n, len(experts) * in] that they get: x times the expert's share."""
     count = len(field.layers[i].weight)  # type: ignore[arg-type]
     if field.blending == "nearest":
-        index = expert_index(coords, [field.levels[i]], field.tile_size)[0]
+        index = expert_index(coords, [field.levels[i]], field.tile_sizes[i])[0]
         return [([expert], x[index == expert]) for expert in range(count)]
-    index, share = blending_weights(coords, field.levels[i], field.tile_size)
+    index, share = blending_weights(coords, field.levels[i], field.tile_sizes[i])
     shares = share.new_zeros(len(coords), count).scatter_add(1, index, share)
     return [(list(range(count)), (shares[..., None] * x[:, None]).flatten(1))]
 

@@ -11,7 +11,7 @@ from loe_field.network.kernels.cpu import Call, padded
 from loe_field.network.modes import needs_operators, transformed
 from loe_field.network.rows import ExpertRows
 from loe_field.network.shape import NetworkShape, encode
-from loe_field.network.tiling import Level
+from loe_field.network.tiling import BiasTile, Level
 
 
 def _call(x: Tensor, parameters: Sequence[Tensor], shape: NetworkShape, bf16: bool) -> Call:
@@ -28,6 +28,7 @@ def _forward(
 
 
 def _backward(
+    coords: Tensor,
     x: Tensor,
     index: Tensor,
     z: Tensor,
@@ -35,13 +36,15 @@ def _backward(
     parameters: Sequence[Tensor],
     shape: NetworkShape,
     bf16: bool,
+    need_coords: bool,
     need_x: bool,
     need_parameters: bool,
-) -> tuple[Tensor | None, list[Tensor]]:
-    """`Call.backward`: the gradients of x and of all parameters, none of these if not needed."""
+) -> tuple[Tensor | None, Tensor | None, list[Tensor]]:
+    """`Call.backward`: the gradients of coords, x and of all parameters, none of these if not needed."""
+    needs = {"need_coords": need_coords, "need_x": need_x, "need_parameters": need_parameters}
     call = _call(x, parameters, shape, bf16)
-    grad_x, weights, biases = call.backward(index, z, grad.contiguous(), need_x=need_x, need_parameters=need_parameters)
-    return grad_x, [*weights, *biases]
+    grad_coords, grad_x, weights, biases = call.backward(coords.contiguous(), index, z, grad.contiguous(), **needs)
+    return grad_coords, grad_x, [*weights, *biases]
 
 
 def _gradients(
@@ -49,24 +52,30 @@ def _gradients(
     grad: Tensor,
     shape: NetworkShape,
     bf16: bool,
+    need_coords: bool,
     need_x: bool,
     need: Sequence[bool],
-    kernel: Callable[..., tuple[Tensor | None, list[Tensor]]],
-) -> tuple[Tensor | None, list[Tensor | None]]:
+    kernel: Callable[..., tuple[Tensor | None, Tensor | None, list[Tensor]]],
+) -> tuple[Tensor | None, Tensor | None, list[Tensor | None]]:
     """First derivatives by the kernel; where a graph or a batch of them is wanted, by torch on the same inputs."""
-    x, index, z, *parameters = saved
+    coords, x, index, z, *parameters = saved
+    need_coords = need_coords and any(tile is not None and tile.blending == "linear" for tile in shape.bias_tiles)
     graph = torch.is_grad_enabled()  # create_graph: the gradient is to be differentiated itself
     if not graph and not transformed(grad):
-        grad_x, grads = kernel(x, index, z, grad, parameters, shape, bf16, need_x, any(need))
-        return grad_x, [g if needed else None for g, needed in zip(grads or [None] * len(need), need)]
-    inputs = [t for t, needed in zip((x, *parameters), (need_x, *need)) if needed]
+        needs = (need_coords, need_x, any(need))
+        grad_coords, grad_x, grads = kernel(coords, x, index, z, grad, parameters, shape, bf16, *needs)
+        return grad_coords, grad_x, [g if needed else None for g, needed in zip(grads or [None] * len(need), need)]
+    with torch.enable_grad():
+        # A view, so that the gradient counts the ways through the bias tiles only: x depends on coords itself.
+        coords = coords.view_as(coords)
+    inputs = [t for t, needed in zip((coords, x, *parameters), (need_coords, need_x, *need)) if needed]
     experts = index.to(torch.int64) & 0xFFFF  # the kernel's numbers have 16 bits and no sign
     layers = len(parameters) // 2
     with torch.enable_grad():
-        out = evaluate_encoded(x, experts, parameters[:layers], parameters[layers:], shape)
+        out = evaluate_encoded(coords, x, experts, parameters[:layers], parameters[layers:], shape)
     grads = iter(torch.autograd.grad(out, inputs, grad, create_graph=graph))
-    grad_x, *rest = [next(grads) if needed else None for needed in (need_x, *need)]
-    return grad_x, rest
+    grad_coords, grad_x, *rest = [next(grads) if needed else None for needed in (need_coords, need_x, *need)]
+    return grad_coords, grad_x, rest
 
 
 class _Network(torch.autograd.Function):
@@ -78,28 +87,44 @@ class _Network(torch.autograd.Function):
     ) -> Tensor:
         out, index, z = _forward(coords, x, parameters, shape, bf16, keep)
         if keep:
-            ctx.save_for_backward(x, index, z, *parameters)
+            ctx.save_for_backward(coords, x, index, z, *parameters)
             ctx.shape, ctx.bf16 = shape, bf16
         return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        _, need_x, _, _, _, *need = ctx.needs_input_grad
-        grad_x, grads = _gradients(ctx.saved_tensors, grad, ctx.shape, ctx.bf16, need_x, need, _backward)
-        return None, grad_x, None, None, None, *grads
+        need_coords, need_x, _, _, _, *need = ctx.needs_input_grad
+        grad_coords, grad_x, grads = _gradients(
+            ctx.saved_tensors, grad, ctx.shape, ctx.bf16, need_coords, need_x, need, _backward
+        )
+        return grad_coords, grad_x, None, None, None, *grads
 
 
 # The same as operators of torch, whose arguments are tensors, numbers and text. An empty tensor stands for none.
 
 
-def _numbers(shape: NetworkShape) -> tuple[list[float], int, int, str, float]:
+def _numbers(shape: NetworkShape) -> tuple[list[float], int, list[int], list[float], str, float]:
     levels = [number for level in shape.levels for number in level]
-    return levels, shape.dim, shape.tile_size, shape.activation, shape.omega_0
+    sizes = [shape.tile_size] if isinstance(shape.tile_size, int) else list(shape.tile_size)
+    tiles: list[float] = []
+    for tile in shape.bias_tiles or [None] * len(shape.levels):  # an empty list would count as one of tensors
+        numbers = (0.0, 0.0, 1, 0, 0) if tile is None else (
+            *tile.level, tile.tile_size, tile.blending == "linear", tile.table_size or 0
+        )  # fmt: skip
+        tiles.extend(map(float, numbers))
+    return levels, shape.dim, sizes, tiles, shape.activation, shape.omega_0
 
 
-def _shape(levels: Sequence[float], dim: int, tile_size: int, activation: Any, omega_0: float) -> NetworkShape:
+def _shape(
+    levels: Sequence[float], dim: int, sizes: Sequence[int], tiles: Sequence[float], activation: Any, omega_0: float
+) -> NetworkShape:
     pairs = tuple(Level(*pair) for pair in zip(levels[::2], levels[1::2]))
-    return NetworkShape(pairs, dim, tile_size, activation, omega_0)
+    bias_tiles = []
+    for alpha, beta, size, linear, table in zip(*(tiles[i::5] for i in range(5))):
+        tile = BiasTile(Level(alpha, beta), int(size), "linear" if linear else "nearest", int(table) or None)
+        bias_tiles.append(tile if size > 1 else None)
+    tile_size = sizes[0] if len(sizes) == 1 else tuple(sizes)
+    return NetworkShape(pairs, dim, tile_size, activation, omega_0, bias_tiles=tuple(bias_tiles))
 
 
 @torch.library.custom_op("loe_field::network", mutates_args=(), device_types="cpu")
@@ -109,13 +134,14 @@ def _operator(
     parameters: Sequence[Tensor],
     levels: Sequence[float],
     dim: int,
-    tile_size: int,
+    sizes: Sequence[int],
+    tiles: Sequence[float],
     activation: str,
     omega_0: float,
     bf16: bool,
     keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    shape = _shape(levels, dim, tile_size, activation, omega_0)
+    shape = _shape(levels, dim, sizes, tiles, activation, omega_0)
     out, index, z = _forward(coords, x, parameters, shape, bf16, keep)
     return out, index, x.new_empty(0) if z is None else z
 
@@ -130,6 +156,7 @@ def _(coords: Tensor, x: Tensor, parameters: Sequence[Tensor], *others: Any) -> 
 
 @torch.library.custom_op("loe_field::network_backward", mutates_args=(), device_types="cpu")
 def _backward_operator(
+    coords: Tensor,
     x: Tensor,
     index: Tensor,
     z: Tensor,
@@ -137,42 +164,50 @@ def _backward_operator(
     parameters: Sequence[Tensor],
     levels: Sequence[float],
     dim: int,
-    tile_size: int,
+    sizes: Sequence[int],
+    tiles: Sequence[float],
     activation: str,
     omega_0: float,
     bf16: bool,
+    need_coords: bool,
     need_x: bool,
     need_parameters: bool,
 ) -> list[Tensor]:
-    shape = _shape(levels, dim, tile_size, activation, omega_0)
-    grad_x, grads = _backward(x, index, z, grad, parameters, shape, bf16, need_x, need_parameters)
-    return [x.new_empty(0) if grad_x is None else grad_x, *grads]
+    shape = _shape(levels, dim, sizes, tiles, activation, omega_0)
+    needs = (need_coords, need_x, need_parameters)
+    *found, grads = _backward(coords, x, index, z, grad, parameters, shape, bf16, *needs)
+    return [*(x.new_empty(0) if g is None else g for g in found), *grads]
 
 
 @_backward_operator.register_fake
-def _(x: Tensor, index: Tensor, z: Tensor, grad: Tensor, parameters: Sequence[Tensor], *others: Any) -> list[Tensor]:
-    *_, need_x, need_parameters = others
-    return [x.new_empty(x.shape if need_x else 0), *(p.new_empty(p.shape) for p in parameters if need_parameters)]
+def _(coords: Tensor, x: Tensor, index: Tensor, z: Tensor, grad: Tensor, parameters: Sequence[Tensor],
+      *others: Any) -> list[Tensor]:  # fmt: skip
+    *_, need_coords, need_x, need_parameters = others
+    grads = [t.new_empty(t.shape if needed else 0) for t, needed in ((coords, need_coords), (x, need_x))]
+    return [*grads, *(p.new_empty(p.shape) for p in parameters if need_parameters)]
 
 
 def _keep_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    _, x, parameters, *numbers, bf16, keep = inputs
+    coords, x, parameters, *numbers, bf16, keep = inputs
     _, index, z = output
     ctx.mark_non_differentiable(index, z)
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*((x, index, z, *parameters) if keep else ()))
+    ctx.save_for_backward(*((coords, x, index, z, *parameters) if keep else ()))
     ctx.shape, ctx.bf16 = _shape(*numbers), bf16
 
 
 def _differentiate(ctx: Any, grad: Tensor, *_: None) -> tuple[Any, ...]:
-    def kernel(*arguments: Any) -> tuple[Tensor | None, list[Tensor]]:
-        *tensors, shape, bf16, need_x, need_parameters = arguments
-        grad_x, *grads = _backward_operator(*tensors, *_numbers(shape), bf16, need_x, need_parameters)
-        return grad_x if need_x else None, grads
+    def kernel(*arguments: Any) -> tuple[Tensor | None, Tensor | None, list[Tensor]]:
+        *tensors, shape, bf16, need_coords, need_x, need_parameters = arguments
+        needs = (need_coords, need_x, need_parameters)
+        grad_coords, grad_x, *grads = _backward_operator(*tensors, *_numbers(shape), bf16, *needs)
+        return grad_coords if need_coords else None, grad_x if need_x else None, grads
 
-    _, need_x, need, *others = ctx.needs_input_grad
-    grad_x, grads = _gradients(ctx.saved_tensors, grad, ctx.shape, ctx.bf16, need_x, need, kernel)
-    return None, grad_x, grads, *[None] * len(others)
+    need_coords, need_x, need, *others = ctx.needs_input_grad
+    grad_coords, grad_x, grads = _gradients(
+        ctx.saved_tensors, grad, ctx.shape, ctx.bf16, need_coords, need_x, need, kernel
+    )
+    return grad_coords, grad_x, grads, *[None] * len(others)
 
 
 _operator.register_autograd(_differentiate, setup_context=_keep_for_backward)

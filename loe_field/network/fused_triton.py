@@ -428,6 +428,7 @@ def _by_levels(
         from loe_field.network.kernels import encoding
 
         x = encoding.encode(coords, shape.num_frequencies)
+    assert isinstance(shape.tile_size, int)  # `obstacle` has said so
     experts = num_experts(shape.tile_size, shape.dim)  # not shape's property, which Dynamo of torch 2.7 cannot read
     if rows is None and experts > 1:
         rows = expert_rows(expert_index(coords, shape.levels, shape.tile_size), experts)

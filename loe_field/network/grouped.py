@@ -16,11 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from loe_field.network.bias import blended_bias, tile_bias
 from loe_field.network.dense import dense_linear, one_hot
 from loe_field.network.modes import transformed
 from loe_field.network.rows import ExpertRows, RowGroups, group_rows
 from loe_field.network.shape import NetworkShape, activate, encode
-from loe_field.network.tiling import expert_index
+from loe_field.network.tiling import bias_shares, expert_index
 
 
 class _PermuteRows(torch.autograd.Function):
@@ -114,7 +115,7 @@ def _outer(a: Tensor, b: Tensor, splits: list[int]) -> Tensor:
 
 def permute_rows(x: Tensor, groups: RowGroups) -> Tensor:
     """Rows of x [slots of the level before, features] in the slots of `groups`."""
-    return _permute_rows(x, groups.perm, groups.pads, groups.inverse, groups.pads_before)
+    return x if groups.perm is None else _permute_rows(x, groups.perm, groups.pads, groups.inverse, groups.pads_before)
 
 
 def grouped_linear(x: Tensor, weight: Tensor, bias: Tensor | None, splits: list[int]) -> Tensor:
@@ -143,7 +144,7 @@ def grouped_linear(x: Tensor, weight: Tensor, bias: Tensor | None, splits: list[
 @torch.library.custom_op("loe_field::expert_products", mutates_args=())
 def expert_products(x: Tensor, weight: Tensor, index: Tensor) -> Tensor:
     """`W_e x` for every row of x [N, in_features] with its expert index [N]: [N, out_features]."""
-    (groups,), back = group_rows(index[None], len(weight))
+    (groups,), back = group_rows(index[None], [len(weight)])
     with torch.autocast(x.device.type, enabled=False):
         return permute_rows(grouped_linear(permute_rows(x, groups), weight, None, groups.splits), back)
 
@@ -203,7 +204,7 @@ def evaluate(
     Args:
         coords: points [N, dim] in the parameters' dtype.
         weights: per level [experts, out, in], the head's last, [out, in].
-        biases: per layer [out].
+        biases: per layer [out], or the vectors of its bias tile, [num_bias_vectors, out].
         shape: levels, activation and the like.
         rows: not used here.
 
@@ -211,24 +212,29 @@ def evaluate(
         [N, out_features].
     """
     index = expert_index(coords, shape.levels, shape.tile_size)
-    return evaluate_encoded(encode(coords, shape.num_frequencies), index, weights, biases, shape)
+    return evaluate_encoded(coords, encode(coords, shape.num_frequencies), index, weights, biases, shape)
 
 
 def evaluate_encoded(
-    x: Tensor, index: Tensor, weights: list[Tensor], biases: list[Tensor], shape: NetworkShape
+    coords: Tensor, x: Tensor, index: Tensor, weights: list[Tensor], biases: list[Tensor], shape: NetworkShape
 ) -> Tensor:
     """`evaluate` behind the encoding: x [N, in_features], and int64 [levels, N] the expert of every row."""
     device, dtype = x.device.type, weights[-1].dtype
+    tiles = shape.bias_tiles or (None,) * len(shape.levels)
     if transformed():  # fp32 throughout
-        for i, experts in enumerate(index):
-            share = one_hot(experts, len(weights[i]))
-            x = activate(dense_linear(x, share, weights[i], biases[i]), shape.activation, shape.omega_0)
+        for i, (experts, tile) in enumerate(zip(index, tiles)):
+            bias = biases[i] if tile is None else tile_bias(coords, biases[i], tile)
+            x = dense_linear(x, one_hot(experts, len(weights[i])), weights[i], bias)
+            x = activate(x, shape.activation, shape.omega_0)
         return torch.nn.functional.linear(x, weights[-1], biases[-1])
-    groups, back = group_rows(index, len(weights[0]))
-    for i, level in enumerate(groups):
+    groups, back = group_rows(index, [len(weight) for weight in weights[:-1]])
+    for i, (level, tile) in enumerate(zip(groups, tiles)):
         x = permute_rows(x, level)
         with torch.autocast(device, enabled=i > 0 and torch.is_autocast_enabled(device)):
-            x = grouped_linear(x, weights[i], biases[i], level.splits)
+            x = grouped_linear(x, weights[i], biases[i] if tile is None else None, level.splits)
+        if tile is not None:
+            which, share = (part if level.rows is None else part[level.rows] for part in bias_shares(coords, tile))
+            x = x + blended_bias(biases[i], which, share)
         x = activate(x, shape.activation, shape.omega_0, phase_dtype=dtype)
     with torch.autocast(device, enabled=False):
         x = torch.nn.functional.linear(x.to(dtype), weights[-1], biases[-1])

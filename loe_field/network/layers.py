@@ -1,6 +1,7 @@
 """The layers and the network: they own the parameters, and other files do the arithmetic."""
 
 import math
+import operator
 import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -23,7 +24,18 @@ from loe_field.network.modes import needs_operators, needs_plain
 from loe_field.network.ops import position_dependent_linear
 from loe_field.network.rows import ExpertRows, expert_rows
 from loe_field.network.shape import Activation, NetworkShape, activate, encode
-from loe_field.network.tiling import MAX_DIM, Blending, Level, Pattern, expert_index, make_levels, num_experts
+from loe_field.network.tiling import (
+    MAX_DIM,
+    BiasTile,
+    Blending,
+    Level,
+    Pattern,
+    check_bias_tile,
+    expert_index,
+    make_levels,
+    num_bias_vectors,
+    num_experts,
+)
 
 Initialization = Literal["default", "siren"]
 
@@ -39,7 +51,7 @@ _GLOBAL_HOOKS = (
 def _init_linear_(
     weight: Tensor, bias: Tensor | None, initialization: Initialization, omega_0: float, first: bool
 ) -> None:
-    """Fill weight [..., out, in] and bias [out] uniformly within +-bound.
+    """Fill weight [..., out, in] and bias [..., out] uniformly within +-bound; all vectors of a bias tile are one.
 
     "default" is torch's linear layer: bound 1 / sqrt(in) for both. "siren" (Sitzmann et al., 2020, section 3.2):
     weight bound 1 / in for the first layer and sqrt(6 / in) / omega_0 for the others.
@@ -52,7 +64,46 @@ def _init_linear_(
     with torch.no_grad():
         weight.uniform_(-bound, bound)
         if bias is not None:
-            bias.uniform_(-bias_bound, bias_bound)
+            bias.copy_(bias.new_empty(bias.shape[-1]).uniform_(-bias_bound, bias_bound))
+
+
+def _sizes(name: str, given: int | Sequence[int], num_levels: int) -> tuple[int, ...]:
+    """One size per level, each at least 1."""
+    sizes = tuple(map(operator.index, given if isinstance(given, tuple | list) else (given,) * num_levels))  # type: ignore[arg-type]
+    if len(sizes) != num_levels:
+        raise ValueError(
+            f"{name} lists {len(sizes)} sizes and the network has {num_levels} position-dependent layers: give one, or "
+            "one per layer"
+        )
+    for size in sizes:
+        check_at_least(1, **{name: size})
+    return sizes
+
+
+def _one_or_all(sizes: tuple[int, ...]) -> int | tuple[int, ...]:
+    """The size of all levels, or those of each where they differ."""
+    return sizes[0] if len(set(sizes)) == 1 else sizes
+
+
+def _bias_tiles(
+    levels: tuple[Level, ...],
+    tile_size: int | Sequence[int],
+    pattern: Sequence[tuple[float, float]] | None,
+    blending: Blending,
+    table_size: int | None,
+) -> tuple[BiasTile | None, ...]:
+    """The tile of every level, None where it has one vector; arguments as LoEMLP has them."""
+    sizes = _sizes("bias_tile_size", tile_size, len(levels))
+    if max(sizes) == 1 and (pattern is not None or blending != "linear" or table_size is not None):
+        raise ValueError("bias_tile_size is 1, and one vector has no pattern, blending or table: leave them out")
+    where = levels if pattern is None else make_levels(pattern, len(levels))
+    tiles = tuple(
+        BiasTile(level, size, blending, table_size) if size > 1 else None for level, size in zip(where, sizes)
+    )
+    for tile in tiles:
+        if tile is not None:
+            check_bias_tile(tile)
+    return tiles
 
 
 def _changed(module: nn.Module, kind: type[nn.Module]) -> str | None:
@@ -68,22 +119,23 @@ def _changed(module: nn.Module, kind: type[nn.Module]) -> str | None:
 
 
 class PositionDependentLinear(nn.Module):
-    """A linear layer whose matrix depends on where the point lies: `h(x, p) = W(p) x + b` (Eq. 1 of the paper).
+    """A linear layer whose matrix depends on where the point lies: `h(x, p) = W(p) x + b(p)` (Eq. 1 of the paper).
 
-    With tile_size 1 it is an ordinary linear layer. Arguments not listed are those of `position_dependent_linear`.
+    With tile_size 1 and no bias_tile it is an ordinary linear layer. Arguments not listed are those of
+    `position_dependent_linear`.
 
     Args:
         in_features: width of x.
         out_features: width of the result.
         dim: coordinates per point, 1 to 4.
-        bias: whether there is a bias, shared by the experts.
+        bias: whether there is a bias, shared by the experts unless there is a bias_tile.
 
     Attributes:
         weight: experts [tile_size ** dim, out_features, in_features].
-        bias: [out_features] or None.
+        bias: [out_features], the vectors of bias_tile [num_bias_vectors, out_features], or None.
 
     Raises:
-        ValueError: a size is out of range or a choice unknown.
+        ValueError: a size is out of range, a choice unknown, or there is a tile for no bias.
     """
 
     def __init__(
@@ -96,6 +148,7 @@ class PositionDependentLinear(nn.Module):
         tile_size: int = 2,
         blending: Blending = "nearest",
         bias: bool = True,
+        bias_tile: BiasTile | None = None,
         implementation: Implementation = "auto",
     ) -> None:
         super().__init__()
@@ -103,16 +156,22 @@ class PositionDependentLinear(nn.Module):
         if not 1 <= dim <= MAX_DIM:
             raise ValueError(f"dim is {dim}: 1 to {MAX_DIM} coordinates per point are supported")
         check_implementation(implementation, blending)
-        self.level, self.dim, self.tile_size = level, dim, tile_size
+        if bias_tile is not None:
+            check_bias_tile(bias_tile)
+            if not bias:
+                raise ValueError("there is a bias_tile and no bias: leave one of them out")
+        self.level, self.dim, self.tile_size, self.bias_tile = level, dim, tile_size, bias_tile
         self.blending: Blending = blending
         self.implementation: Implementation = implementation
+        vectors = () if bias_tile is None else (num_bias_vectors(bias_tile, dim),)
         self.weight = nn.Parameter(torch.empty(num_experts(tile_size, dim), out_features, in_features))
-        self.bias = nn.Parameter(torch.empty(out_features)) if bias else None
+        self.bias = nn.Parameter(torch.empty(*vectors, out_features)) if bias else None
         _init_linear_(self.weight, self.bias, "default", 1.0, False)
 
     def forward(self, x: Tensor, coords: Tensor) -> Tensor:
         """Apply it to x [..., in_features] at coords [..., dim]; returns [..., out_features]."""
         choices = {"tile_size": self.tile_size, "blending": self.blending, "implementation": self.implementation}
+        choices["bias_tile"] = self.bias_tile
         return position_dependent_linear(x, coords, self.weight, self.bias, self.level, **choices)
 
     def extra_repr(self) -> str:
@@ -121,6 +180,7 @@ class PositionDependentLinear(nn.Module):
         return (
             f"{in_features}, {out_features}, experts={experts}, alpha={self.level.alpha:g}, beta={self.level.beta:g}, "
             f"tile_size={self.tile_size}, blending={self.blending}, bias={self.bias is not None}"
+            + ("" if self.bias_tile is None else f", bias_tile={self.bias_tile}")
         )
 
 
@@ -161,9 +221,15 @@ class LoEMLP(nn.Module):
         out_features: width of the result.
         num_layers: linear layers in all, the final position-independent one included, >= 2.
         layer_width: channels of the hidden layers, >= 1.
-        tile_size: experts per axis, >= 1.
+        tile_size: experts per axis, >= 1: of all position-dependent layers, or of each.
         pattern: "fine_to_coarse", "quad_tree", "gray_code", or one (alpha, beta) per position-dependent layer.
         blending: "nearest" or "linear".
+        bias_tile_size: vectors per axis of the bias, 1 to 2^24: of all position-dependent layers, or of each; 1 is the
+            bias that all points share.
+        bias_pattern: scale and shift of the bias tiles, one (alpha, beta) per position-dependent layer; None: those of
+            its experts.
+        bias_blending: "linear", which is continuous, or "nearest".
+        bias_table_size: a power of two: bias tiles of more vectors keep as many, shared by a hash; None: all.
         activation: "sine" is sin(omega_0 y), its phase in fp32 or wider; "leaky_relu" has slope 0.2; "relu".
         omega_0: frequency of the sine, > 0. The other activations have none and take only 1.
         initialization: "default" (torch's linear layer) or "siren" (Sitzmann et al., 2020, for this omega_0).
@@ -187,9 +253,13 @@ class LoEMLP(nn.Module):
         out_features: int = 1,
         num_layers: int = 10,
         layer_width: int = 64,
-        tile_size: int = 2,
+        tile_size: int | Sequence[int] = 2,
         pattern: Pattern | Sequence[tuple[float, float]] = "fine_to_coarse",
         blending: Blending = "nearest",
+        bias_tile_size: int | Sequence[int] = 1,
+        bias_pattern: Sequence[tuple[float, float]] | None = None,
+        bias_blending: Blending = "linear",
+        bias_table_size: int | None = None,
         activation: Activation = "sine",
         omega_0: float = 1.0,
         initialization: Initialization = "default",
@@ -199,7 +269,7 @@ class LoEMLP(nn.Module):
         super().__init__()
         if num_layers < 2:
             raise ValueError(f"num_layers is {num_layers}: at least 2, one position-dependent layer and the final one")
-        check_at_least(1, out_features=out_features, layer_width=layer_width, tile_size=tile_size)
+        check_at_least(1, out_features=out_features, layer_width=layer_width)
         check_choice("activation", activation, Activation)
         check_choice("initialization", initialization, Initialization)
         if not (math.isfinite(omega_0) and omega_0 > 0):
@@ -207,12 +277,14 @@ class LoEMLP(nn.Module):
         if activation != "sine" and omega_0 != 1:
             raise ValueError(f"omega_0 is {omega_0} but the activation is {activation}: only sine has a frequency")
         check_implementation(implementation, blending)
-        self.dim, self.tile_size = dim, tile_size
+        self.levels = make_levels(pattern, num_layers - 1)
+        self.dim, self.tile_sizes = dim, _sizes("tile_size", tile_size, num_layers - 1)
+        self.tile_size = _one_or_all(self.tile_sizes)
+        self.bias_tiles = _bias_tiles(self.levels, bias_tile_size, bias_pattern, bias_blending, bias_table_size)
         self.blending: Blending = blending
         self.activation: Activation = activation
         self.omega_0 = omega_0
         self.implementation: Implementation = implementation
-        self.levels = make_levels(pattern, num_layers - 1)
         self.encoding = PositionalEncoding(dim, num_frequencies)
         self.layers = nn.ModuleList(
             PositionDependentLinear(
@@ -220,8 +292,9 @@ class LoEMLP(nn.Module):
                 layer_width,
                 level=level,
                 dim=dim,
-                tile_size=tile_size,
+                tile_size=self.tile_sizes[i],
                 blending=blending,
+                bias_tile=self.bias_tiles[i],
                 implementation="torch" if implementation in ("auto", "cpu") else implementation,
             )
             for i, level in enumerate(self.levels)
@@ -298,15 +371,14 @@ class LoEMLP(nn.Module):
             return f"encoding {reason}"
         if reason := _changed(self.head, nn.Linear):
             return f"head {reason}"
-        width, experts = self.head.in_features, num_experts(self.tile_size, self.dim)
-        shape = (experts, width, self.encoding.out_features)
-        for i, (layer, level) in enumerate(zip(self.layers, self.levels)):
+        width, in_features = self.head.in_features, self.encoding.out_features
+        for i, (layer, level, size, tile) in enumerate(zip(self.layers, self.levels, self.tile_sizes, self.bias_tiles)):
             if reason := _changed(layer, PositionDependentLinear):
                 return f"layers.{i} {reason}"
-            choices = (layer.level, layer.dim, layer.tile_size, layer.blending, layer.weight.shape)  # type: ignore[union-attr]
-            if choices != (level, self.dim, self.tile_size, self.blending, shape):
+            choices = (layer.level, layer.dim, layer.tile_size, layer.blending, layer.bias_tile, layer.weight.shape)  # type: ignore[union-attr]
+            if choices != (level, self.dim, size, self.blending, tile, (size**self.dim, width, in_features)):
                 return f"layers.{i} is not like the others"
-            shape = (experts, width, width)
+            in_features = width
         return None
 
     @property
@@ -327,8 +399,13 @@ class LoEMLP(nn.Module):
         return expert_rows(index, self.shape.experts)
 
     def param_groups(self) -> dict[str, list[nn.Parameter]]:
-        """The experts of all levels but the first, which Muon is for, as "experts"; all else as "fields"."""
-        experts = [p for layer in list(self.layers)[1:] for p in layer.parameters() if p.dim() > 1]
+        """The experts of all levels but the first, which Muon is for, as "experts"; all else as "fields".
+
+        Bias tiles are no matrices: few points of a step touch a vector, and its entries stand for themselves.
+        """
+        experts = [
+            p for layer in list(self.layers)[1:] for p in layer.parameters() if p.dim() > 1 and p is not layer.bias
+        ]
         chosen = {id(p) for p in experts}
         groups = {"experts": experts, "fields": [p for p in self.parameters() if id(p) not in chosen]}
         return {name: parameters for name, parameters in groups.items() if parameters}
@@ -340,7 +417,8 @@ class LoEMLP(nn.Module):
     def shape(self) -> NetworkShape:
         """All that the implementations know besides the parameters."""
         frequencies = self.encoding.num_frequencies
-        return NetworkShape(self.levels, self.dim, self.tile_size, self.activation, self.omega_0, frequencies)
+        tiles = self.bias_tiles if any(self.bias_tiles) else ()
+        return NetworkShape(self.levels, self.dim, self.tile_size, self.activation, self.omega_0, frequencies, tiles)
 
     @property
     def resolved_implementation(self) -> Resolved:
@@ -357,9 +435,15 @@ class LoEMLP(nn.Module):
     @property
     def _circumstances(self) -> dict[str, Any]:
         """All that the choice of the implementation depends on."""
-        like, experts = self._a_parameter, num_experts(self.tile_size, self.dim)
+        like, experts = self._a_parameter, num_experts(max(self.tile_sizes), self.dim)
         where = {"device": like.device, "dtype": like.dtype, "blending": self.blending, "experts": experts}
-        return {**where, "altered": self._altered}  # not |, which torch.compile of torch 2.7 does not know
+        tiles = None if isinstance(self.tile_size, int) else "levels have tiles of different sizes"
+        tiles = "levels have bias tiles" if any(self.bias_tiles) else tiles
+        return {
+            **where,
+            "altered": self._altered,
+            "tiles": tiles,
+        }  # not |, which torch.compile of torch 2.7 does not know
 
     @property
     def _a_parameter(self) -> Tensor:
@@ -370,7 +454,8 @@ class LoEMLP(nn.Module):
     @property
     def capturable(self) -> bool:
         """Whether a forward and backward pass on a GPU goes without waiting for it, as a CUDA graph needs."""
-        dense = self.tile_size == 1 or (self.blending == "linear" and self.tile_size == 2)
+        largest = max(self.tile_sizes)
+        dense = largest == 1 or (self.blending == "linear" and largest == 2)
         return self.resolved_implementation == "triton" or (self.resolved_implementation == "torch" and dense)
 
     @property
@@ -380,18 +465,36 @@ class LoEMLP(nn.Module):
 
     @property
     def options(self) -> dict[str, Any]:
-        """LoEMLP's arguments for this network in plain numbers, text and lists; the levels in full."""
+        """LoEMLP's arguments for this network in plain numbers, text and lists; the levels in full.
+
+        Those of bias tiles are there where there are any.
+        """
         return {
             "dim": self.dim,
             "out_features": self.out_features,
             "num_layers": len(self.layers) + 1,
             "layer_width": self.head.in_features,
-            "tile_size": self.tile_size,
+            "tile_size": self.tile_size if isinstance(self.tile_size, int) else list(self.tile_size),
             "pattern": [list(level) for level in self.levels],
             "blending": self.blending,
+            **self._bias_options,
             "activation": self.activation,
             "omega_0": self.omega_0,
             "num_frequencies": self.encoding.num_frequencies,
+        }
+
+    @property
+    def _bias_options(self) -> dict[str, Any]:
+        tiles = [tile for tile in self.bias_tiles if tile is not None]
+        if not tiles:
+            return {}
+        sizes = _one_or_all(tuple(1 if tile is None else tile.tile_size for tile in self.bias_tiles))
+        levels = [level if tile is None else tile.level for level, tile in zip(self.levels, self.bias_tiles)]
+        return {
+            "bias_tile_size": sizes if isinstance(sizes, int) else list(sizes),
+            "bias_pattern": [list(level) for level in levels],
+            "bias_blending": tiles[0].blending,
+            "bias_table_size": tiles[0].table_size,
         }
 
     @property
@@ -406,10 +509,17 @@ class LoEMLP(nn.Module):
 
     @property
     def macs_per_point(self) -> int:
-        """Multiply-adds of the matrix products for one point; linear blending multiplies by the 2^dim experts."""
-        corners = 2**self.dim if self.blending == "linear" and self.tile_size > 1 else 1
-        hidden = sum(layer.weight.shape[-2:].numel() for layer in self.layers)  # type: ignore[union-attr]
-        return corners * hidden + self.head.weight.numel()
+        """Multiply-adds for one point: of the matrix products and of what bias tiles blend.
+
+        Linear blending multiplies by the 2^dim experts.
+        """
+        macs: int = self.head.weight.numel()
+        for layer in self.layers:
+            corners = 2**self.dim if self.blending == "linear" and layer.tile_size > 1 else 1  # type: ignore[operator]
+            tile = layer.bias_tile
+            vectors = 2**self.dim if tile is not None and tile.blending == "linear" else 0  # type: ignore[union-attr]
+            macs += corners * layer.weight.shape[-2:].numel() + vectors * layer.weight.shape[-2]  # type: ignore[union-attr, operator]
+        return macs
 
     @property
     def floats_per_point(self) -> float:

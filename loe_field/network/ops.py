@@ -3,13 +3,24 @@
 import torch
 from torch import Tensor
 
+from loe_field.network.bias import tile_bias
 from loe_field.network.dense import dense_linear, expert_shares
 from loe_field.network.grouped import expert_products, grouped_linear, permute_rows
 from loe_field.network.implementation import Implementation, check_implementation, resolve_implementation
 from loe_field.network.modes import needs_operators, needs_plain
 from loe_field.network.reference import position_dependent_linear_ref
 from loe_field.network.rows import expert_rows, group_rows
-from loe_field.network.tiling import MAX_DIM, Blending, Level, blending_weights, expert_index, num_experts
+from loe_field.network.tiling import (
+    MAX_DIM,
+    BiasTile,
+    Blending,
+    Level,
+    blending_weights,
+    check_bias_tile,
+    expert_index,
+    num_bias_vectors,
+    num_experts,
+)
 
 
 def position_dependent_linear(
@@ -21,17 +32,18 @@ def position_dependent_linear(
     *,
     tile_size: int,
     blending: Blending = "nearest",
+    bias_tile: BiasTile | None = None,
     implementation: Implementation = "auto",
 ) -> Tensor:
-    """`h(x, p) = W(p) x + b` as `position_dependent_linear_ref` defines it, without W(p) for every point.
+    """`h(x, p) = W(p) x + b(p)` as `position_dependent_linear_ref` defines it, without W(p) for every point.
 
-    Differentiable any number of times in x, weight and bias, and in coords under linear blending (under nearest the
-    gradient for coords is zero almost everywhere and none is returned). Arguments are those of the definition, but x
-    [..., in_features] and coords [..., dim] may have any batch shape, which the result [..., out_features] shares;
-    implementation is "auto", "torch", "triton" (nearest only) or "reference".
+    Differentiable any number of times in x, weight and bias, and in coords under linear blending of the experts or of
+    the bias (under nearest the gradient for coords is zero almost everywhere and none is returned). Arguments are those
+    of the definition, but x [..., in_features] and coords [..., dim] may have any batch shape, which the result
+    [..., out_features] shares; implementation is "auto", "torch", "triton" (nearest only) or "reference".
 
     Raises:
-        ValueError: shapes do not fit together, or tile_size, blending or implementation is none of the above.
+        ValueError: shapes do not fit together, or a size or choice is none of the above.
     """
     check_implementation(implementation, blending)
     if implementation == "cpu":
@@ -51,7 +63,13 @@ def position_dependent_linear(
             f"weight is {tuple(weight.shape)}: with tile_size {tile_size}, {dim} coordinates and {x.shape[-1]} input "
             f"features it must be [{experts}, out_features, {x.shape[-1]}]"
         )
-    if bias is not None and bias.shape != weight.shape[1:2]:
+    if bias_tile is not None:
+        check_bias_tile(bias_tile)
+        vectors = num_bias_vectors(bias_tile, dim)
+        if bias is None or bias.shape != (vectors, weight.shape[1]):
+            found = None if bias is None else tuple(bias.shape)
+            raise ValueError(f"bias is {found}: it must be [{vectors}, {weight.shape[1]}], the vectors of bias_tile")
+    elif bias is not None and bias.shape != weight.shape[1:2]:
         raise ValueError(f"bias is {tuple(bias.shape)}: it must be [{weight.shape[1]}], shared by the experts")
 
     batch = x.shape[:-1]
@@ -59,25 +77,29 @@ def position_dependent_linear(
     x, coords = x.reshape(-1, x.shape[-1]), coords.reshape(-1, dim)
     plain = needs_plain(x, coords, weight, *([] if bias is None else [bias]))
     if implementation == "reference":
-        out = position_dependent_linear_ref(x, coords, weight, bias, level, tile_size=tile_size, blending=blending)
-    elif experts == 1 and (plain or implementation != "triton"):
-        out = torch.nn.functional.linear(x, weight[0], bias)
+        choices = {"tile_size": tile_size, "blending": blending, "bias_tile": bias_tile}
+        return position_dependent_linear_ref(x, coords, weight, bias, level, **choices).view(*batch, weight.shape[1])
+    shared = bias if bias_tile is None else None
+    if experts == 1 and (plain or implementation != "triton"):
+        out = torch.nn.functional.linear(x, weight[0], shared)
     elif plain:
-        out = dense_linear(x, expert_shares(coords, level, tile_size, blending), weight, bias)
+        out = dense_linear(x, expert_shares(coords, level, tile_size, blending), weight, shared)
     elif blending == "linear":
-        out = blended_linear(x, coords, weight, bias, level, tile_size)
+        out = blended_linear(x, coords, weight, shared, level, tile_size)
     elif resolve_implementation(implementation, **where) == "triton":
         from loe_field.network.fused_triton import expert_linear, hidden_precision
 
         dtype, precision = hidden_precision(x.device, x.dtype)
         rows = expert_rows(expert_index(coords, [level], tile_size), experts)
-        out = expert_linear(x.to(dtype), weight, bias, rows.order[0], rows.starts[0], precision=precision)
+        out = expert_linear(x.to(dtype), weight, shared, rows.order[0], rows.starts[0], precision=precision)
     elif needs_operators():
         out = _products(x, weight, expert_index(coords, [level], tile_size)[0])
-        out = out if bias is None else out + bias
+        out = out if shared is None else out + shared
     else:
-        (groups,), back = group_rows(expert_index(coords, [level], tile_size), experts)
-        out = permute_rows(grouped_linear(permute_rows(x, groups), weight, bias, groups.splits), back)
+        (groups,), back = group_rows(expert_index(coords, [level], tile_size), [experts])
+        out = permute_rows(grouped_linear(permute_rows(x, groups), weight, shared, groups.splits), back)
+    if bias is not None and bias_tile is not None:
+        out = (out + tile_bias(coords, bias, bias_tile)).to(out.dtype)
     return out.view(*batch, weight.shape[1])
 
 
@@ -94,7 +116,7 @@ def blended_linear(
     if needs_operators():
         products = _products(rows, weight, index.flatten())
     else:
-        (groups,), back = group_rows(index.view(1, -1), len(weight))
+        (groups,), back = group_rows(index.view(1, -1), [len(weight)])
         products = permute_rows(grouped_linear(permute_rows(rows, groups), weight, None, groups.splits), back)
     out = (products.view(x.shape[0], corners, weight.shape[1]) * share.to(x.dtype)[..., None]).sum(1)
     return out if bias is None else out + bias

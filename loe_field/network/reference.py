@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from loe_field.network.tiling import Blending, Level, blending_weights, expert_index
+from loe_field.network.tiling import BiasTile, Blending, Level, bias_shares, blending_weights, expert_index
 
 
 def position_dependent_linear_ref(
@@ -15,8 +15,13 @@ def position_dependent_linear_ref(
     *,
     tile_size: int,
     blending: Blending = "nearest",
+    bias_tile: BiasTile | None = None,
 ) -> Tensor:
-    """`h(x, p) = W(p) x + b` with `W(p) = sum_j B_j(alpha p + beta) W_j` (Eq. 1 to 3 of the paper).
+    """`h(x, p) = W(p) x + b(p)` with `W(p) = sum_j B_j(alpha p + beta) W_j` (Eq. 1 to 3 of the paper).
+
+    The bias is a column of W there. Here it is blended alone, at its own scale: `b(p) = sum_j B_j(alpha_b p + beta_b)
+    b_j` over the vectors of a tile (`BiasTile`), of which the bias that all experts share has one. Linear blending of
+    the bias alone is continuous in p and costs 2^dim reads of a vector, and no product.
 
     It builds W(p) for every point: memory grows with points * out_features * in_features. Any dtype, any device.
 
@@ -24,10 +29,12 @@ def position_dependent_linear_ref(
         x: features [N, in_features].
         coords: points [N, dim], dim 1 to 4, any real values.
         weight: experts [tile_size ** dim, out_features, in_features].
-        bias: [out_features], shared by the experts, or None.
+        bias: [out_features], shared by the experts; with bias_tile its vectors, [num_bias_vectors, out_features]; or
+            None.
         level: scale alpha and shift beta of this layer.
         tile_size: experts per axis, >= 1.
         blending: "nearest" (one expert per point) or "linear" (cyclic multilinear blend of 2^dim experts).
+        bias_tile: where the vectors of the bias lie; None: there is one, for all points.
 
     Returns:
         [N, out_features].
@@ -38,4 +45,7 @@ def position_dependent_linear_ref(
         index, share = blending_weights(coords, level, tile_size)
         matrices = (share.to(weight.dtype)[..., None, None] * weight[index]).sum(1)
     out = torch.einsum("noi,ni->no", matrices, x)
+    if bias is not None and bias_tile is not None:
+        index, share = bias_shares(coords, bias_tile)
+        bias = (share.to(bias.dtype)[..., None] * bias[index]).sum(1)
     return out if bias is None else out + bias

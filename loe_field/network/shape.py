@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from loe_field.network.tiling import Level, num_experts
+from loe_field.network.tiling import BiasTile, Level, num_experts
 
 Activation = Literal["sine", "leaky_relu", "relu"]
 Precision = Literal["ieee", "tf32", "tf32x3", "bf16", "fp16"]
@@ -31,15 +31,23 @@ class NetworkShape(NamedTuple):
 
     levels: tuple[Level, ...]
     dim: int
-    tile_size: int
+    tile_size: int | tuple[int, ...]
+    """Experts per axis; one number for each level only where they differ."""
     activation: Activation
     omega_0: float
     num_frequencies: int = 0
+    bias_tiles: tuple[BiasTile | None, ...] = ()
+    """Of each level, None being the bias that all points share; empty: that of all levels."""
+
+    @property
+    def tile_sizes(self) -> tuple[int, ...]:
+        """Experts per axis of each level."""
+        return (self.tile_size,) * len(self.levels) if isinstance(self.tile_size, int) else self.tile_size
 
     @property
     def experts(self) -> int:
-        """Experts per level."""
-        return num_experts(self.tile_size, self.dim)
+        """Experts of the level that has most."""
+        return max(num_experts(size, self.dim) for size in self.tile_sizes)
 
 
 def encode(coords: Tensor, num_frequencies: int) -> Tensor:

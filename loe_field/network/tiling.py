@@ -17,6 +17,7 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
+from loe_field.network.checks import check_between, check_choice
 from loe_field.network.modes import needs_operators, needs_plain
 
 Pattern = Literal["fine_to_coarse", "quad_tree", "gray_code"]
@@ -33,6 +34,46 @@ class Level(NamedTuple):
     """Cells per unit of length, > 0. Cells are 1 / alpha wide and the tile repeats every tile_size / alpha."""
     beta: float = 0.0
     """Shift of the grid in cells."""
+
+
+_PRIMES = (1, 2654435761, 805459861, 3674653429)
+"""Of the spatial hash: Mueller et al., "Instant Neural Graphics Primitives" (SIGGRAPH 2022), Eq. 4; the fourth is that
+of their program, tiny-cuda-nn."""
+_LARGEST_BIAS_TILE = 2**24
+"""Vectors per axis: floats of 32 bits number no more cells."""
+
+
+class BiasTile(NamedTuple):
+    """Where the vectors of a level's bias lie: a tile with its own scale, which is blended alone.
+
+    The bias is a column of W in Eq. 3 of the paper, so that `b(p) = sum_j B_j(alpha p + beta) b_j`: the vector j of the
+    tile stands at the lower corner of cell j. The tile of one vector is the bias that all points share.
+    """
+
+    level: Level
+    """Scale and shift of the vectors' grid."""
+    tile_size: int
+    """Vectors per axis, 1 to 2^24."""
+    blending: Blending = "linear"
+    """A cyclic multilinear blend of the 2^dim vectors at the corners of the point's cell, or that of its cell alone."""
+    table_size: int | None = None
+    """A power of two, at most 2^30: a larger tile keeps as many vectors, shared by Instant-NGP's hash. None: all. With
+    tile_size N + 1, alpha N and beta 0 it is a level of Instant-NGP's grid of N cells per axis."""
+
+
+def check_bias_tile(tile: BiasTile) -> None:
+    """Refuse, with a ValueError, sizes and choices out of range."""
+    check_between(1, _LARGEST_BIAS_TILE, bias_tile_size=tile.tile_size)
+    check_choice("bias_blending", tile.blending, Blending)
+    size = tile.table_size
+    if size is not None and not (1 <= size <= 2**30 and size & (size - 1) == 0):
+        raise ValueError(f"bias_table_size is {size}: a power of two, 1 to 2^30, is wanted")
+
+
+def num_bias_vectors(tile: BiasTile, dim: int) -> int:
+    """Vectors that a tile keeps: tile_size ** dim, and no more than table_size."""
+    vectors = tile.tile_size**dim
+    return vectors if tile.table_size is None else min(vectors, tile.table_size)
 
 
 def fine_to_coarse(num_levels: int) -> tuple[Level, ...]:
@@ -123,7 +164,7 @@ def _flat_index(cell: Tensor, tile_size: int) -> Tensor:
     return index
 
 
-def expert_index(coords: Tensor, levels: Sequence[Level], tile_size: int) -> Tensor:
+def expert_index(coords: Tensor, levels: Sequence[Level], tile_size: int | Sequence[int]) -> Tensor:
     """The one expert that serves each point at each level under nearest blending.
 
     `floor(alpha p + beta) mod tile_size` per axis, numbered with the last axis running fastest.
@@ -131,12 +172,15 @@ def expert_index(coords: Tensor, levels: Sequence[Level], tile_size: int) -> Ten
     Args:
         coords: points [..., dim], dim 1 to 4, any real values.
         levels: the levels, at least one.
-        tile_size: experts per axis, >= 1.
+        tile_size: experts per axis, >= 1: of all levels, or of each.
 
     Returns:
         int64 [levels, ...], values 0 .. tile_size ** dim - 1.
     """
-    return _flat_index(_scaled(coords.detach(), levels).floor().to(torch.int64), tile_size)
+    cells = _scaled(coords.detach(), levels).floor().to(torch.int64)
+    if isinstance(tile_size, tuple | list):
+        return torch.stack([_flat_index(cell, size) for cell, size in zip(cells, tile_size)])
+    return _flat_index(cells, tile_size)  # type: ignore[arg-type]
 
 
 def blending_weights(coords: Tensor, level: Level, tile_size: int) -> tuple[Tensor, Tensor]:
@@ -155,15 +199,56 @@ def blending_weights(coords: Tensor, level: Level, tile_size: int) -> tuple[Tens
         index: int64 [..., 2^dim], expert numbers (the last axis runs fastest).
         weight: [..., 2^dim] in fp32 or the dtype of coords, whichever is wider; each >= 0, summing to 1.
     """
+    cells, weights = _corners(coords, level)
+    return torch.stack([_flat_index(cell, tile_size) for cell in cells], -1), torch.stack(weights, -1)
+
+
+def _corners(coords: Tensor, level: Level) -> tuple[list[Tensor], list[Tensor]]:
+    """The 2^dim corners of each point's cell: their numbers [..., dim], unbounded, and their weights [...]."""
     scaled = _scaled(coords, [level])[0]
     cell = scaled.detach().floor()
     fraction = scaled - cell
     cell = cell.to(torch.int64)
-    indices, weights = [], []
+    cells, weights = [], []
     dim = coords.shape[-1]
     for corner in range(2**dim):  # its bits; torch.compile of torch 2.7 cannot see into itertools.product
         steps = [(axis, corner >> (dim - 1 - axis) & 1) for axis in range(dim)]
-        indices.append(_flat_index(torch.stack([cell[..., axis] + step for axis, step in steps], -1), tile_size))
+        cells.append(torch.stack([cell[..., axis] + step for axis, step in steps], -1))
         shares = [fraction[..., axis] if step else 1 - fraction[..., axis] for axis, step in steps]
         weights.append(functools.reduce(torch.mul, shares))
-    return torch.stack(indices, -1), torch.stack(weights, -1)
+    return cells, weights
+
+
+def bias_shares(coords: Tensor, tile: BiasTile) -> tuple[Tensor, Tensor]:
+    """The vectors of a bias tile that each point blends, and their shares.
+
+    Vector j of the tile has the number of expert j in a tile of as many, the last axis running fastest. Where the tile
+    keeps fewer vectors than it has, that number is `(j_0 * 1 xor j_1 * 2654435761 xor j_2 * 805459861 xor ...) mod
+    table_size`.
+
+    Args:
+        coords: points [..., dim], dim 1 to 4.
+        tile: the tile.
+
+    Returns:
+        index: int64 [..., corners], 0 .. num_bias_vectors - 1; corners is 2^dim under linear blending, and 1.
+        share: [..., corners] in fp32 or the dtype of coords, whichever is wider; differentiable in coords.
+    """
+    if tile.blending == "linear":
+        cells, shares = _corners(coords, tile.level)
+    else:
+        scaled = _scaled(coords.detach(), [tile.level])[0]
+        cells, shares = [scaled.floor().to(torch.int64)], [torch.ones_like(scaled[..., 0])]
+    return torch.stack([_bias_index(cell, tile) for cell in cells], -1), torch.stack(shares, -1)
+
+
+def _bias_index(cell: Tensor, tile: BiasTile) -> Tensor:
+    dim = cell.shape[-1]
+    vectors = num_bias_vectors(tile, dim)
+    if vectors == tile.tile_size**dim:
+        return _flat_index(cell, tile.tile_size)
+    cell = cell.remainder(tile.tile_size)
+    index = cell[..., 0] * _PRIMES[0]
+    for axis in range(1, dim):
+        index = index ^ (cell[..., axis] * _PRIMES[axis])
+    return index & (vectors - 1)

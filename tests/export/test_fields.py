@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
+from support import spread
 
 from loe_field import LoEMLP, load_field, save_field
 from loe_field.errors import InputError
@@ -22,6 +23,16 @@ NETWORKS = {
     "wide tile, linear": {"num_layers": 3, "layer_width": 8, "tile_size": 3, "blending": "linear"},
     "volume": {"dim": 3, "num_layers": 3, "layer_width": 8, "activation": "leaky_relu"},
     "plain": {"num_layers": 3, "layer_width": 8, "tile_size": 1, "activation": "relu", "num_frequencies": 1},
+    "bias tiles": {
+        "num_layers": 4,
+        "layer_width": 8,
+        "tile_size": [1, 2, 3],
+        "bias_tile_size": [4, 1, 3],
+        "bias_pattern": [(3.5, 0.25), (1, 0), (2, -1.5)],
+        "num_frequencies": 2,
+    },
+    "hashed": {"dim": 3, "num_layers": 3, "layer_width": 8, "bias_tile_size": 5, "bias_table_size": 32},
+    "nearest bias tiles": {"num_layers": 3, "layer_width": 8, "bias_tile_size": 3, "bias_blending": "nearest"},
     "siren": {"num_layers": 3, "layer_width": 8, "omega_0": 30.0, "initialization": "siren"},
 }
 
@@ -37,9 +48,36 @@ def read_with_numpy(path):
         scale = tensors.get(f"{name}.scale")
         return values if scale is None else values * scale.astype(np.float32)[..., None]
 
-    def expert(cell):
-        powers = net["tile_size"] ** np.arange(net["dim"])[::-1]
-        return (cell.astype(int) % net["tile_size"] * powers).sum(-1)
+    def expert(cell, size):
+        powers = size ** np.arange(net["dim"])[::-1]
+        return (cell.astype(int) % size * powers).sum(-1)
+
+    def of_level(name, i):
+        return net[name][i] if isinstance(net[name], list) else net[name]
+
+    def blend(entries, number, scaled, blending):
+        cell = np.floor(scaled)
+        if blending == "nearest":
+            return entries[number(cell)]
+        total, f = 0, scaled - cell
+        for corner in itertools.product((0, 1), repeat=net["dim"]):
+            share = np.where(corner, f, 1 - f).prod(1).reshape(-1, *[1] * (entries.ndim - 1))
+            total = total + share * entries[number(cell + corner)]
+        return total
+
+    def bias_of(i, p):
+        bias = numbers(f"layers.{i}.bias")
+        if net.get("bias_tile_size", 1) == 1 or of_level("bias_tile_size", i) == 1:
+            return bias
+        (alpha, beta), size, table = net["bias_pattern"][i], of_level("bias_tile_size", i), net["bias_table_size"]
+
+        def number(cell):
+            if table is None or size ** net["dim"] <= table:
+                return expert(cell, size)
+            primes = (1, 2654435761, 805459861, 3674653429)
+            return np.bitwise_xor.reduce((cell.astype(int) % size) * primes[: net["dim"]], -1) % table
+
+        return blend(bias, number, np.float32(alpha) * p + np.float32(beta), net["bias_blending"])
 
     activation = {
         "sine": lambda y: np.sin(np.float32(net["omega_0"]) * y),
@@ -52,16 +90,11 @@ def read_with_numpy(path):
         a = (np.float32(np.pi) * (2 * p - 1)[:, :, None] * octaves).reshape(len(p), -1)
         h = np.concatenate([p, np.sin(a), np.cos(a)], 1)
         for i, (alpha, beta) in enumerate(net["pattern"]):
-            s = np.float32(alpha) * p + np.float32(beta)
-            weight, cell = numbers(f"layers.{i}.weight"), np.floor(s)
-            if net["blending"] == "nearest":
-                matrix = weight[expert(cell)]
-            else:
-                matrix, f = 0, s - cell
-                for corner in itertools.product((0, 1), repeat=net["dim"]):
-                    share = np.where(corner, f, 1 - f).prod(1)[:, None, None]
-                    matrix = matrix + share * weight[expert(cell + corner)]
-            h = activation((matrix @ h[:, :, None])[:, :, 0] + numbers(f"layers.{i}.bias"))
+            s, size = np.float32(alpha) * p + np.float32(beta), of_level("tile_size", i)
+            matrix = blend(
+                numbers(f"layers.{i}.weight"), lambda cell, size=size: expert(cell, size), s, net["blending"]
+            )
+            h = activation((matrix @ h[:, :, None])[:, :, 0] + bias_of(i, p))
         return h @ numbers("head.weight").T + numbers("head.bias")
 
     return evaluate
@@ -69,7 +102,7 @@ def read_with_numpy(path):
 
 def make(name="default"):
     torch.manual_seed(0)
-    return LoEMLP(**NETWORKS[name])
+    return spread(LoEMLP(**NETWORKS[name]))
 
 
 @pytest.mark.parametrize("quantization", [None, "fp16", "int8"])
@@ -97,6 +130,15 @@ def test_fp32_comes_back_as_it_was(name, tmp_path):
     torch.testing.assert_close(again(points), field(points), atol=1e-6, rtol=0)
     assert details.picture_size == (4, 6, field.head.out_features)
     assert details.quantization is None
+
+
+@pytest.mark.parametrize(("name", "version"), [("default", 1), ("bias tiles", 2), ("hashed", 2)])
+def test_what_older_programs_read_stays_as_it_was(name, version):
+    content = encode_field(make(name))
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    details = json.loads(header["__metadata__"]["loe_field"])
+    assert details["format_version"] == version
+    assert ("bias_pattern" in details["network"]) is (version == 2)
 
 
 def test_a_file_knows_its_own_size(tmp_path):
@@ -211,7 +253,9 @@ def stored_with(tmp_path, change):
 
 
 BAD = {
-    "newer": (lambda d, t: d.update(format_version=2), "has format version 2 and this program reads 1: update it"),
+    "newer": (lambda d, t: d.update(format_version=3), "has format version 3 and this program reads 1 to 2: update it"),
+    "truth as version": (lambda d, t: d.update(format_version=[1]), r"has format version \[1\]"),
+    "a bias tile that is not there": (lambda d, t: d["network"].update(bias_tile_size=2), "contradicts itself: .*bias"),
     "no network": (lambda d, t: d.pop("network"), "loe_field has no network"),
     "network no table": (lambda d, t: d.update(network=[1]), r"network is \[1\]: a table"),
     "number as text": (lambda d, t: d["network"].update(tile_size="2"), "network.tile_size is '2': a whole number"),

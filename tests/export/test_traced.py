@@ -6,6 +6,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from support import spread
 
 from loe_field import LoEMLP
 from loe_field.baselines import build
@@ -23,17 +24,18 @@ def make(name):
         "nearest": {"num_frequencies": 7},
         "linear": {"blending": "linear", "pattern": "gray_code"},
         "wide tile, linear": {"tile_size": 3, "blending": "linear", "activation": "leaky_relu"},
+        "bias tiles": {"tile_size": [1, 2, 3], "bias_tile_size": 4, "bias_table_size": 8},
         "plain": {"tile_size": 1, "activation": "relu"},
         "volume": {"dim": 3, "omega_0": 5.0},
     }[name]
-    return LoEMLP(**({"num_layers": 4, "layer_width": 8, "out_features": 3} | options))
+    return spread(LoEMLP(**({"num_layers": 4, "layer_width": 8, "out_features": 3} | options)))
 
 
 def points_for(field, count=300):
     return torch.rand(count, field.dim, generator=torch.Generator().manual_seed(1))
 
 
-LOE = ("nearest", "linear", "wide tile, linear", "plain", "volume")
+LOE = ("nearest", "linear", "wide tile, linear", "bias tiles", "plain", "volume")
 
 
 @pytest.mark.parametrize("name", BASELINES)
@@ -86,7 +88,7 @@ def test_a_program_runs_without_this_package(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["nearest", "wide tile, linear", "wire", "hash-grid"])
+@pytest.mark.parametrize("name", ["nearest", "wide tile, linear", "bias tiles", "wire", "hash-grid"])
 def test_a_model_gives_the_field(name):
     onnx = pytest.importorskip("onnx")
     pytest.importorskip("onnxruntime")

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import torch
+from support import spread
 from torch.autograd import gradgradcheck
 
 from loe_field import LoEMLP, expert_index
@@ -29,12 +30,25 @@ SHAPES = {
     "relu": {"activation": "relu", "num_layers": 4},
     "omega_0": {"omega_0": 30.0, "initialization": "siren", "num_layers": 4},
     "two layers": {"num_layers": 2, "layer_width": 24},
+    "tiles of several sizes": {"tile_size": [1, 3, 2, 1], "num_layers": 5, "layer_width": 20, "num_frequencies": 2},
+    "bias tiles": {"bias_tile_size": 8, "num_layers": 4, "num_frequencies": 2},
+    "bias tiles, odd": {
+        "tile_size": [2, 1, 3],
+        "bias_tile_size": [5, 1, 3],
+        "bias_pattern": [(3.7, 0.3), (1, 0), (2, -5.5)],
+        "layer_width": 20,
+        "num_layers": 4,
+    },
+    "hashed bias tiles in 3D": {"dim": 3, "bias_tile_size": 6, "bias_table_size": 64, "num_layers": 3},
+    "bias tiles in 1D": {"dim": 1, "bias_tile_size": 7, "layer_width": 3, "num_layers": 3, "activation": "relu"},
+    "bias tiles in 4D": {"dim": 4, "bias_tile_size": 3, "layer_width": 100, "num_layers": 3},
+    "nearest bias tiles": {"bias_tile_size": [4, 3], "bias_blending": "nearest", "num_layers": 3},
 }
 
 
 def make(implementation="cpu", dtype=torch.float32, **options):
     torch.manual_seed(0)
-    return LoEMLP(implementation=implementation, **options).to(dtype)
+    return spread(LoEMLP(implementation=implementation, **options)).to(dtype)
 
 
 def results(field, points, cotangent):
@@ -78,6 +92,30 @@ def test_experts_are_those_of_the_definition():
         assert torch.equal(index.long(), expert_index(points, field.levels, tile_size))
 
 
+def test_vectors_are_those_of_the_definition():
+    """The same vectors of a bias tile, also on borders, left of zero and far out; NaN and infinity stay in the tile."""
+    points = torch.cat(
+        [torch.arange(-64, 64)[:, None].expand(-1, 2) / 8, torch.rand(3000, 2) * 9 - 4, torch.randn(500, 2) * 1e6]
+    )
+    for size, table, level in (
+        (4, None, (4, 0)),
+        (7, None, (1 / 3, 0.1)),
+        (100, 64, (16, 0.5)),
+        (3, None, (1e4, -0.7)),
+    ):
+        options = {"tile_size": 1, "bias_tile_size": size, "bias_table_size": table, "bias_pattern": [level]}
+        nets = [make(name, num_layers=2, layer_width=1, **options) for name in ("cpu", "reference")]
+        with torch.no_grad():
+            for net in nets:
+                net.layers[0].weight.zero_()
+                net.layers[0].bias.uniform_(-9, 9, generator=torch.Generator().manual_seed(0))
+            out, expected = (net(points) for net in nets)
+            torch.testing.assert_close(out, expected, atol=2e-6, rtol=2e-6)
+            wild = torch.tensor([[float("nan"), 0], [float("inf"), -float("inf")], [1e30, 1e12]])
+            assert not nets[0](wild)[:2].isfinite().any()
+            assert nets[0](wild)[2].isfinite()
+
+
 def test_any_phase():
     """Beyond the fast sine's range, infinite and not a number: as torch has them."""
     field, plain = (make(name, num_layers=2, layer_width=16) for name in ("cpu", "reference"))
@@ -102,9 +140,12 @@ def test_all_points_in_one_cell(where):
         torch.testing.assert_close(got, expected, atol=2e-5, rtol=2e-5)
 
 
-def test_threads_do_not_change_the_result_and_runs_repeat():
+@pytest.mark.parametrize(
+    "options", [{}, {"bias_tile_size": 8}, {"bias_tile_size": 40, "bias_table_size": 512}], ids=str
+)
+def test_threads_do_not_change_the_result_and_runs_repeat(options):
     points, cotangent = torch.rand(5000, 2), torch.randn(5000, 1)
-    field = make(num_layers=4)
+    field = make(num_layers=4, **options)
     runs = []
     for threads in (1, 2, 2, 3):
         torch.set_num_threads(threads)
@@ -115,9 +156,10 @@ def test_threads_do_not_change_the_result_and_runs_repeat():
             torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-4)
 
 
-def test_inputs_stay_and_outputs_are_written_whole():
+@pytest.mark.parametrize("options", [{}, {"bias_tile_size": 9}, {"tile_size": [1, 2]}], ids=str)
+def test_inputs_stay_and_outputs_are_written_whole(options):
     """With NaN in all memory that torch hands out; strided inputs; backward twice."""
-    field = make(num_frequencies=2, out_features=3, num_layers=3, layer_width=20)
+    field = make(num_frequencies=2, out_features=3, num_layers=3, layer_width=20, **options)
     field.layers[1].weight = torch.nn.Parameter(field.layers[1].weight.detach().mT.contiguous().mT)
     points = torch.rand(2, 300).t().requires_grad_()
     cotangent = torch.randn(3, 300).t()
@@ -149,7 +191,8 @@ def test_only_what_is_asked_for():
     assert field.head.weight.grad is None
 
 
-def test_second_derivatives_are_right():
+@pytest.mark.parametrize("tiles", [{}, {"bias_tile_size": 3, "tile_size": [1, 2]}], ids=str)
+def test_second_derivatives_are_right(tiles):
     """A Laplacian and its gradient for a weight: through create_graph, as a physics loss needs them."""
 
     def loss_and_gradient(field, points):
@@ -161,7 +204,7 @@ def test_second_derivatives_are_right():
         loss = laplacian.square().mean()
         return loss, *torch.autograd.grad(loss, field.layers[1].weight)
 
-    options = {"num_layers": 3, "layer_width": 8, "omega_0": 2.0, "num_frequencies": 1}
+    options = {"num_layers": 3, "layer_width": 8, "omega_0": 2.0, "num_frequencies": 1, **tiles}
     points = torch.rand(40, 2, dtype=torch.float64)
     truth = loss_and_gradient(make("reference", torch.float64, **options), points)
     for got, true in zip(loss_and_gradient(make(**options), points.float()), truth):

@@ -7,6 +7,7 @@ import warnings
 
 import pytest
 import torch
+from support import spread
 from torch import nn
 from torch._subclasses import FakeTensorMode
 from torch.autograd import forward_ad
@@ -15,7 +16,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.utils import parametrizations
 from torch.utils.checkpoint import checkpoint
 
-from loe_field import LoEMLP
+from loe_field import BiasTile, Level, LoEMLP, PositionDependentLinear
 from loe_field.network.kernels import cpu
 from loe_field.network.optim import orthogonalize
 
@@ -25,6 +26,7 @@ KINDS = {
     "linear": {"blending": "linear"},
     "linear, wide tile": {"blending": "linear", "tile_size": 3},
     "dense": {"tile_size": 1},
+    "tiles": {"tile_size": [1, 3], "bias_tile_size": [3, 2]},
 }
 each_kind = pytest.mark.parametrize("kind", KINDS)
 
@@ -32,7 +34,7 @@ each_kind = pytest.mark.parametrize("kind", KINDS)
 def make(kind="auto", dtype=torch.float32, **options):
     torch.manual_seed(0)
     options = {"num_layers": 3, "layer_width": 8, "out_features": 2, "num_frequencies": 1} | KINDS[kind] | options
-    field = LoEMLP(**options)
+    field = spread(LoEMLP(**options))
     return field if dtype == torch.float32 else field.to(dtype)
 
 
@@ -179,7 +181,7 @@ class Larger(nn.Module):
         return self.after(torch.relu(self.field(torch.sigmoid(self.before(points)))))
 
 
-@pytest.mark.parametrize("kind", ["auto", pytest.param("linear, wide tile", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind", ["auto", "tiles", pytest.param("linear, wide tile", marks=pytest.mark.slow)])
 def test_torch_compile_sees_one_graph(kind):
     """Numbers, gradients and sizes that change, without a break: the kernels are operators of torch."""
     torch._dynamo.reset()
@@ -220,6 +222,9 @@ CHANGES = {
     "spectral_norm of the head": lambda field: parametrizations.spectral_norm(field.head),
     "a forward of its own": lambda field: setattr(field.head, "forward", lambda x: x.sum(1, keepdim=True)),
     "one layer less": lambda field: field.layers.pop(1),
+    "a bias tile": lambda field: setattr(
+        field.layers, "1", PositionDependentLinear(8, 8, level=Level(4.0), bias_tile=BiasTile(Level(4.0), 3))
+    ),
     "another level": lambda field: setattr(field.layers[1], "level", field.layers[0].level),
 }
 

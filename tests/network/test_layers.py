@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+from support import spread
 from torch import nn
 from torch.autograd import gradcheck, gradgradcheck
 
@@ -12,7 +13,7 @@ SMALL = {"num_layers": 4, "layer_width": 8}
 
 def make(dtype=torch.float64, seed=0, **options):
     torch.manual_seed(seed)
-    return LoEMLP(**(SMALL | options)).to(dtype)
+    return spread(LoEMLP(**(SMALL | options))).to(dtype)
 
 
 def dense_copy(field, activation):
@@ -48,6 +49,69 @@ def test_grouped_network_equals_the_reference(dim, tile_size, blending):
     torch.testing.assert_close(fast(points), plain(points), atol=1e-12, rtol=1e-12)
 
 
+TILED = {
+    "bias tiles": {"bias_tile_size": 5},
+    "mixed": {"tile_size": [1, 3, 1], "bias_tile_size": [4, 1, 2], "bias_pattern": [(9, 0.25), (5, 0), (1.5, 0)]},
+    "hashed": {"tile_size": [2, 1, 2], "bias_tile_size": 6, "bias_table_size": 16},
+    "nearest": {"bias_tile_size": [3, 2, 1], "bias_blending": "nearest"},
+    "both blended": {"blending": "linear", "tile_size": [1, 2, 3], "bias_tile_size": 3},
+    "sizes alone": {"tile_size": [3, 1, 2]},
+}
+
+
+@pytest.mark.parametrize("dim", [1, 2, 3, 4])
+@pytest.mark.parametrize("name", TILED)
+def test_tiled_networks_equal_the_reference(dim, name):
+    """Also where a level with several experts comes after one with padded rows and one that moves none."""
+    options = {"dim": dim, "num_frequencies": 2, "out_features": 3, **TILED[name]}
+    fast, plain = make(implementation="torch", **options), make(implementation="reference", **options)
+    for points in (torch.rand(5, 7, dim, dtype=torch.float64) * 3 - 1, torch.empty(0, dim, dtype=torch.float64)):
+        torch.testing.assert_close(fast(points), plain(points), atol=1e-12, rtol=1e-12)
+    found = [torch.autograd.grad(net(points + 0.3).square().sum(), net.parameters()) for net in (fast, plain)]
+    for got, expected in zip(*found):
+        torch.testing.assert_close(got, expected, atol=1e-12, rtol=1e-10)
+
+
+def test_one_matrix_and_blended_bias_tiles_are_continuous():
+    """At every border of every cell, where nearest experts jump."""
+    across = [torch.tensor([[0.5 + d, 0.25 - d]], dtype=torch.float64) for d in (-1e-9, 1e-9)]
+    smooth, jumps = make(tile_size=1, bias_tile_size=4, bias_pattern=[(8, 0), (4, 0), (2, 0)]), make()
+    assert (smooth(across[0]) - smooth(across[1])).abs().item() < 1e-7
+    assert (jumps(across[0]) - jumps(across[1])).abs().item() > 1e-4
+
+
+def test_a_network_starts_as_that_without_bias_tiles():
+    torch.manual_seed(0)
+    field, points = LoEMLP(bias_tile_size=4), torch.rand(9, 2)
+    torch.manual_seed(0)
+    torch.testing.assert_close(field(points), LoEMLP()(points), atol=1e-6, rtol=1e-6)
+
+
+def test_tiled_networks_tell_their_sizes():
+    field = make(bias_tile_size=[8, 1, 4], tile_size=[1, 2, 2])
+    assert [tuple(layer.bias.shape) for layer in field.layers] == [(64, 8), (8,), (16, 8)]
+    groups = field.param_groups()
+    assert all(p is layer.weight for p, layer in zip(groups["experts"], list(field.layers)[1:]))
+    assert any(p is field.layers[0].bias for p in groups["fields"])
+    assert field.macs_per_point == make().macs_per_point + 2 * 4 * 8
+    assert field.obstacle is None or "float64" in field.obstacle
+    assert "bias_tile=BiasTile" in repr(field.layers[0])
+    again = LoEMLP(**field.options).double()
+    again.load_state_dict(field.state_dict())
+    points = torch.rand(9, 2, dtype=torch.float64)
+    assert torch.equal(again(points), field(points))
+    assert "bias_tile_size" not in make().options
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [({"bias_tile_size": 2}, "bias tiles"), ({"tile_size": [1, 2, 2]}, "tiles of different sizes")],
+)
+def test_what_triton_has_not_yet_is_told(options, words):
+    with pytest.raises(RuntimeError, match=f"levels have {words}, which the Triton kernels do not have yet"):
+        make(torch.float32, implementation="triton", **options)(torch.rand(3, 2))
+
+
 def test_every_point_is_served_by_its_own_cell():
     """Moving one expert moves exactly the points in its cells."""
     field = make()
@@ -68,7 +132,15 @@ def test_order_of_points_does_not_matter():
     torch.testing.assert_close(field(points)[order], field(points[order]), atol=1e-12, rtol=1e-12)
 
 
-@pytest.mark.parametrize("options", [{}, {"blending": "linear"}, {"omega_0": 3.0, "num_frequencies": 1}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"blending": "linear"},
+        {"omega_0": 3.0, "num_frequencies": 1},
+        {"tile_size": [1, 2], "bias_tile_size": [3, 2]},
+    ],
+)
 def test_derivatives_of_the_network(options):
     field = make(**{"num_layers": 3, "layer_width": 3} | options)
     points = (torch.rand(4, 2, dtype=torch.float64)).requires_grad_()
@@ -80,7 +152,10 @@ def test_derivatives_of_the_network(options):
 
 
 @pytest.mark.parametrize("shape", [(0, 2), (2, 0, 2), (2,), (3, 4, 5, 2)])
-@pytest.mark.parametrize("options", [{}, {"tile_size": 1}, {"blending": "linear"}, {"implementation": "reference"}])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"tile_size": 1}, {"blending": "linear"}, {"implementation": "reference"}, {"bias_tile_size": 3}],
+)
 def test_any_batch_shape(shape, options):
     field = make(torch.float32, out_features=3, **options)
     out = field(torch.rand(shape))
@@ -172,6 +247,13 @@ def test_positional_encoding():
         ({"omega_0": 30.0, "activation": "relu"}, "only sine has a frequency"),
         ({"num_frequencies": -1}, "num_frequencies is -1"),
         ({"out_features": 0}, "out_features is 0"),
+        ({"tile_size": [2, 2]}, "tile_size lists 2 sizes and the network has 3"),
+        ({"bias_tile_size": [2, 0, 2]}, "bias_tile_size is 0"),
+        ({"bias_tile_size": 2**24 + 1}, "bias_tile_size is 16777217: it must be 1 to 16,777,216"),
+        ({"bias_blending": "nearest"}, "bias_tile_size is 1, and one vector has no pattern"),
+        ({"bias_tile_size": 2, "bias_blending": "cubic"}, "unknown bias_blending 'cubic'"),
+        ({"bias_tile_size": 2, "bias_table_size": 3}, "bias_table_size is 3: a power of two"),
+        ({"bias_tile_size": 2, "bias_pattern": [(2, 0)]}, "lists 1"),
     ],
 )
 def test_bad_options_are_named(options, words):
@@ -192,11 +274,21 @@ def test_bad_options_are_named(options, words):
         {"omega_0": 2.0},
         {"initialization": "siren"},
         {"num_frequencies": 2},
+        {"tile_size": [2, 1, 2]},
+        {"bias_tile_size": 3},
     ],
 )
 def test_no_option_is_dead(change):
     points = torch.rand(64, 2, dtype=torch.float64)
     assert not torch.equal(make(**change)(points), make()(points))
+
+
+@pytest.mark.parametrize(
+    "change", [{"bias_pattern": [(5, 0), (3, 0), (2, 0)]}, {"bias_blending": "nearest"}, {"bias_table_size": 4}]
+)
+def test_no_option_of_bias_tiles_is_dead(change):
+    points = torch.rand(64, 2, dtype=torch.float64)
+    assert not torch.equal(make(bias_tile_size=3, **change)(points), make(bias_tile_size=3)(points))
 
 
 def test_wrong_number_of_coordinates():

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.autograd import gradcheck, gradgradcheck
 
-from loe_field import Level, position_dependent_linear, position_dependent_linear_ref
+from loe_field import BiasTile, Level, position_dependent_linear, position_dependent_linear_ref
 from loe_field.network.grouped import grouped_linear, permute_rows
 from loe_field.network.rows import group_rows
 
@@ -36,6 +36,73 @@ def test_equals_the_reference(rows, dim, tile_size, blending, bias, seed):
     got = position_dependent_linear(x, coords, weight, b, level, tile_size=tile_size, blending=blending)
     expected = position_dependent_linear_ref(x, coords, weight, b, level, tile_size=tile_size, blending=blending)
     torch.testing.assert_close(got, expected, atol=1e-12, rtol=1e-12)
+
+
+TILES = [
+    BiasTile(Level(2.1, 0.4), 3),
+    BiasTile(Level(4.0), 2),
+    BiasTile(Level(3.3), 4, table_size=8),
+    BiasTile(Level(1.9), 3, "nearest"),
+    BiasTile(Level(5.0), 1),
+]
+
+
+def vectors_of(tile, dim, *, out_features=3, dtype=torch.float64):
+    count = min(tile.tile_size**dim, tile.table_size or 2**30)
+    return torch.randn(count, out_features, generator=torch.Generator().manual_seed(5), dtype=dtype)
+
+
+@given(
+    rows=st.integers(0, 40),
+    dim=st.integers(1, 4),
+    tile_size=st.integers(1, 3),
+    blending=st.sampled_from(["nearest", "linear"]),
+    tile=st.sampled_from(TILES),
+    seed=st.integers(0, 1000),
+)
+@settings(max_examples=60)
+def test_bias_tiles_equal_the_reference(rows, dim, tile_size, blending, tile, seed):
+    x, coords, weight, _ = make_inputs(rows, dim, tile_size, seed=seed)
+    arguments = (x, coords, weight, vectors_of(tile, dim), Level(3.7, 0.3))
+    choices = {"tile_size": tile_size, "blending": blending, "bias_tile": tile}
+    got, expected = (f(*arguments, **choices) for f in (position_dependent_linear, position_dependent_linear_ref))
+    torch.testing.assert_close(got, expected, atol=1e-12, rtol=1e-12)
+
+
+def test_the_shared_bias_is_the_tile_of_one_vector():
+    x, coords, weight, bias = make_inputs(20, 2, 2)
+    for function in (position_dependent_linear, position_dependent_linear_ref):
+        shared = function(x, coords, weight, bias, Level(3.0), tile_size=2)
+        tile = BiasTile(Level(3.0), 1)
+        alone = function(x, coords, weight, bias[None], Level(3.0), tile_size=2, bias_tile=tile)
+        torch.testing.assert_close(alone, shared, atol=1e-14, rtol=1e-14)
+
+
+def test_bias_tile_by_hand():
+    """Three vectors in 1D at -0.25, 0.25 and 0.75 of the tile's length of 1.5: between two of them, and around."""
+    vectors = torch.tensor([[1.0], [10.0], [100.0]])
+    coords = torch.tensor([[-0.25], [0.0], [0.5], [1.0], [1.25]])
+    out = position_dependent_linear_ref(
+        torch.zeros(5, 1), coords, torch.ones(1, 1, 1), vectors, Level(1.0), tile_size=1,
+        bias_tile=BiasTile(Level(2.0, 0.5), 3),
+    )  # fmt: skip
+    assert out.flatten().tolist() == [1, 5.5, 55, 50.5, 1]
+
+
+@pytest.mark.parametrize("tile", [TILES[0], TILES[2], TILES[3]], ids=["linear", "hashed", "nearest"])
+@pytest.mark.parametrize(("dim", "tile_size"), [(1, 1), (2, 2), (3, 1)])
+def test_derivatives_of_bias_tiles(tile, dim, tile_size):
+    x, coords, weight, _ = make_inputs(5, dim, tile_size, in_features=3, out_features=2)
+    inputs = [t.requires_grad_() for t in (x, weight, vectors_of(tile, dim, out_features=2), coords)]
+    if tile.blending == "nearest":
+        coords = inputs.pop().detach()
+
+    def layer(x, weight, bias, coords=coords):
+        choices = {"tile_size": tile_size, "bias_tile": tile}
+        return position_dependent_linear(x, coords, weight, bias, Level(1.3, 0.1), **choices).sin()
+
+    assert gradcheck(layer, inputs)
+    assert gradgradcheck(layer, inputs)
 
 
 def test_reference_by_hand():
@@ -117,6 +184,11 @@ def test_inputs_stay_as_they_were_and_backward_runs_twice():
         ({"x": torch.zeros(3, 5, dtype=torch.float64)}, "must agree in all but the last axis"),
         ({"bias": torch.zeros(4, dtype=torch.float64)}, r"it must be \[3\]"),
         ({"coords": torch.zeros(8, 5, dtype=torch.float64)}, "5 coordinates per point"),
+        ({"bias_tile": BiasTile(Level(1.0), 4)}, r"bias is \(3,\): it must be \[16, 3\]"),
+        ({"bias_tile": BiasTile(Level(1.0), 4), "bias": None}, r"bias is None: it must be \[16, 3\]"),
+        ({"bias_tile": BiasTile(Level(1.0), 4, "cubic")}, "unknown bias_blending 'cubic'"),
+        ({"bias_tile": BiasTile(Level(1.0), 4, table_size=12)}, "bias_table_size is 12: a power of two"),
+        ({"bias_tile": BiasTile(Level(1.0), 0)}, "bias_tile_size is 0"),
     ],
 )
 def test_wrong_shapes_and_choices_are_named(change, words):
@@ -129,14 +201,17 @@ def test_wrong_shapes_and_choices_are_named(change, words):
 @given(levels=st.integers(1, 4), rows=st.integers(0, 30), experts=st.integers(1, 6), seed=st.integers(0, 1000))
 @settings(max_examples=40)
 def test_group_rows_lays_equal_experts_side_by_side_and_finds_the_way_back(levels, rows, experts, seed):
-    index = torch.randint(experts, (levels, rows), generator=torch.Generator().manual_seed(seed))
-    groups, back = group_rows(index, experts)
+    generator = torch.Generator().manual_seed(seed)
+    counts = [experts, *torch.randint(1, experts + 1, (levels - 1,), generator=generator).tolist()]
+    index = torch.stack([torch.randint(count, (rows,), generator=generator) for count in counts])
+    groups, back = group_rows(index, counts)
     numbers = torch.arange(1, rows + 1)  # 0 is padding
     x = numbers[:, None]
-    for level, group in zip(index, groups):
+    for level, group, count in zip(index, groups, counts):
         x = permute_rows(x, group)
         slots = x[:, 0]
-        served = torch.arange(experts).repeat_interleave(torch.tensor(group.splits))
+        assert torch.equal(numbers[group.rows][slots > 0], slots[slots > 0])
+        served = torch.arange(count).repeat_interleave(torch.tensor(group.splits))
         assert torch.equal(level[slots[slots > 0] - 1], served[slots > 0])
         assert torch.equal(slots[slots > 0].sort().values, numbers)
         assert len(slots) <= 1.25 * rows
@@ -146,7 +221,7 @@ def test_group_rows_lays_equal_experts_side_by_side_and_finds_the_way_back(level
 def test_padding_adds_nothing():
     """Nearly equal groups are padded and go through one batched product; no gradient comes from the padding."""
     index = torch.tensor([[0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2], [3, 3, 2, 2, 1, 1, 0, 0, 3, 2, 1]])
-    groups, back = group_rows(index, 4)
+    groups, back = group_rows(index, [4, 4])
     assert [len(g.perm) for g in groups] == [12, 12]
     x, _, weight, bias = make_inputs(11, 2, 2, in_features=3, out_features=3)
     bias = bias + 1  # a padded row has an output of its own, which nobody may see

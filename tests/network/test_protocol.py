@@ -24,6 +24,7 @@ def baseline(name):
 NETWORKS = {
     "loe": loe,
     "loe, linear": lambda: loe(blending="linear"),
+    "loe, bias tiles": lambda: loe(bias_tile_size=4, tile_size=[1, 2, 2]),
     "loe, relu": lambda: loe(activation="relu"),
     **{name: lambda name=name: baseline(name) for name in get_args(BaselineName)},
 }

@@ -6,7 +6,20 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from loe_field import Level, blending_weights, expert_index, fine_to_coarse, gray_code, make_levels, quad_tree
+from loe_field import (
+    BiasTile,
+    Level,
+    PositionDependentLinear,
+    blending_weights,
+    expert_index,
+    fine_to_coarse,
+    gray_code,
+    make_levels,
+    quad_tree,
+)
+from loe_field.baselines import HashGridOptions
+from loe_field.baselines.hash_grid import Grid
+from loe_field.network.tiling import bias_shares
 
 
 def test_patterns_are_the_papers():
@@ -74,6 +87,42 @@ def test_blending_is_continuous_where_nearest_jumps():
         return torch.zeros(1, 2, dtype=torch.float64).scatter_add_(1, index, weight)
 
     torch.testing.assert_close(dense(before), dense(after), atol=1e-7, rtol=0)
+
+
+def test_each_level_has_its_own_tile_size():
+    points, levels = torch.rand(50, 3) * 4 - 2, (Level(3.0), Level(5.0, 0.5), Level(2.0))
+    together = expert_index(points, levels, (1, 3, 2))
+    for index, level, size in zip(together, levels, (1, 3, 2)):
+        assert torch.equal(index, expert_index(points, [level], size)[0])
+
+
+@pytest.mark.parametrize("table_size", [None, 2**12])
+def test_a_bias_tile_is_blended_as_a_tile_of_experts_is(table_size):
+    """A table that is large enough changes nothing."""
+    points, level = torch.rand(40, 3, dtype=torch.float64) * 6 - 3, Level(3.7, 0.3)
+    found = bias_shares(points, BiasTile(level, 5, table_size=table_size))
+    assert all(torch.equal(got, true) for got, true in zip(found, blending_weights(points, level, 5)))
+    index, share = bias_shares(points, BiasTile(level, 5, "nearest", table_size))
+    assert torch.equal(index[:, 0], expert_index(points, [level], 5)[0])
+    assert (share == 1).all()
+
+
+@pytest.mark.parametrize(("dim", "log2_table"), [(2, 14), (2, 5), (3, 14), (3, 6)])
+def test_a_level_of_instant_ngps_grid_is_a_bias_tile(dim, log2_table):
+    """The features of a grid of 9 cells, stored vertex by vertex or by the hash, come out of a layer without matrix."""
+    torch.manual_seed(0)
+    options = HashGridOptions(num_levels=1, min_resolution=9, log2_hashmap_size=log2_table)
+    grid = Grid(dim, options).double()
+    tile = BiasTile(Level(9.0), 10, table_size=2**log2_table)
+    layer = PositionDependentLinear(1, 2, level=Level(1.0), dim=dim, tile_size=1, bias_tile=tile).double()
+    entries = grid.table.detach()
+    if len(entries) == 10**dim:  # there the first axis runs fastest
+        entries = entries.view(*[10] * dim, 2).permute(*reversed(range(dim)), dim).flatten(0, -2)
+    with torch.no_grad():
+        layer.weight.zero_()
+        layer.bias.copy_(entries)
+    points = torch.rand(200, dim, dtype=torch.float64)
+    torch.testing.assert_close(layer(points[:, :1], points), grid(points), atol=1e-15, rtol=1e-12)
 
 
 def test_half_precision_coordinates_are_scaled_in_fp32():

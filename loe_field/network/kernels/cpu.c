@@ -59,15 +59,24 @@ typedef enum {
 typedef float vec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef int32_t ivec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 
+/* The tile of a level's bias: `corners` of its `vectors` are blended at a point; none where all points share one. */
 typedef struct {
-    int64_t points, dim, tile_size, experts, levels; /* levels: position-dependent layers; the head comes after them */
+    int64_t corners, tile_size, vectors, hashed; /* hashed: the tile has more vectors than it keeps, a power of two */
+    float alpha, beta;
+} Tile;
+
+typedef struct {
+    int64_t points, dim, levels; /* levels: position-dependent layers; the head comes after them */
+    int64_t most_experts, any_tile; /* experts of the level that has most; whether a level has a bias tile */
     int64_t in_features, width, out_features;
     int64_t half;                  /* whether layers between the first and the head multiply in bf16 */
     int64_t threads, activation;   /* SINE or LEAKY */
     double parameter;              /* omega, or the slope */
+    const int64_t *tile_size, *experts; /* [levels] */
+    const Tile *bias_tile;         /* [levels] */
     const float *alpha, *beta;     /* [levels] */
     const float *const *weight;    /* [levels + 1]: [experts, out, in]; the head's [1, out, in] */
-    const float *const *bias;      /* [levels + 1]: [out] */
+    const float *const *bias;      /* [levels + 1]: [out], or a tile's [vectors, out] */
 } Network;
 
 static int64_t pad(int64_t n) { return (n + PAD - 1) / PAD * PAD; }
@@ -77,7 +86,13 @@ static int64_t inputs(const Network *net, int64_t layer) { return layer == 0 ? n
 static int64_t outputs(const Network *net, int64_t layer) {
     return layer == net->levels ? net->out_features : net->width;
 }
-static int64_t experts(const Network *net, int64_t layer) { return layer == net->levels ? 1 : net->experts; }
+static int64_t experts(const Network *net, int64_t layer) { return layer == net->levels ? 1 : net->experts[layer]; }
+static int64_t corners(const Network *net, int64_t layer) {
+    return layer == net->levels ? 0 : net->bias_tile[layer].corners;
+}
+static int64_t vectors(const Network *net, int64_t layer) {
+    return corners(net, layer) ? net->bias_tile[layer].vectors : 1;
+}
 static int half(const Network *net, int64_t layer) { return net->half && layer > 0 && layer < net->levels; }
 static int64_t widest(const Network *net) {
     return max(pad(net->width), max(pad(net->in_features), pad(net->out_features)));
@@ -86,7 +101,7 @@ static int64_t widest(const Network *net) {
 /* Points of a chunk: CHUNK, more where there are many experts, fewer where a thread has fewer. */
 static int64_t chunk_size(const Network *net) {
     int64_t share = (net->points + net->threads - 1) / net->threads;
-    return max(1, min(min(max(CHUNK, 64 * net->experts), 16384), share));
+    return max(1, min(min(max(CHUNK, 64 * net->most_experts), 16384), share));
 }
 
 /* ---- bf16: two to a 32-bit word ---- */
@@ -168,6 +183,25 @@ static void pack_expert(const Network *net, int64_t layer, int64_t expert, int b
     }
 }
 
+/* ---- threads ---- */
+
+static int thread_number(void) {
+#ifdef _OPENMP
+    extern int omp_get_thread_num(void);
+    return omp_get_thread_num();
+#else
+    return 0;
+#endif
+}
+static int thread_count(void) {
+#ifdef _OPENMP
+    extern int omp_get_num_threads(void);
+    return omp_get_num_threads();
+#else
+    return 1;
+#endif
+}
+
 /* ---- which expert serves which row ---- */
 
 /* A function of its own, so that no compiler makes one fused operation of this product and the sum after it: cells must
@@ -179,8 +213,12 @@ static __attribute__((noinline)) void scale(const float *coords, int64_t n, floa
 /* floor(alpha p + beta) mod tile_size, the last axis fastest; scaled is room for [rows, dim]. */
 static void expert_index(const Network *net, int64_t level, const float *coords, int64_t rows, float *scaled,
                          uint16_t *index) {
-    const int64_t tile = net->tile_size, dim = net->dim;
+    const int64_t tile = net->tile_size[level], dim = net->dim;
     const int power_of_two = (tile & (tile - 1)) == 0;
+    if (tile == 1) {
+        memset(index, 0, rows * sizeof(uint16_t));
+        return;
+    }
     scale(coords, rows * dim, net->alpha[level], scaled);
     for (int64_t r = 0; r < rows; r++) {
         int64_t expert = 0;
@@ -213,7 +251,104 @@ static void list_all(int64_t rows, int32_t *list, int32_t *starts, int32_t *coun
     starts[0] = 0, counts[0] = (int32_t)rows;
     for (int64_t k = 0; k < (rows + ROWS - 1) / ROWS * ROWS; k++) list[k] = (int32_t)min(k, rows - 1);
 }
-static int64_t list_size(const Network *net) { return chunk_size(net) + net->experts * ROWS + AHEAD; }
+static int64_t list_size(const Network *net) { return chunk_size(net) + net->most_experts * ROWS + AHEAD; }
+
+/* ---- bias tiles ---- */
+
+/* What every row of a chunk blends: corner c of row r is vector entry[c][r] with share[c][r], and fraction[d][r] is
+ * where the row lies in its cell. */
+typedef struct {
+    int32_t *entry;
+    float *share, *fraction, *scaled;
+    uint32_t *part; /* of entry: [dim][2][rows], at the lower and the upper corner of each axis */
+    int64_t stride; /* rows of the arrays */
+} Corners;
+static int64_t corners_size(const Network *net) {
+    return net->any_tile ? (2 * (1 << net->dim) + 4 * net->dim) * chunk_size(net) : 0;
+}
+static Corners corners_in(const Network *net, float *room) {
+    const int64_t size = chunk_size(net), most = (1 << net->dim) * size;
+    float *share = room + most, *fraction = share + most, *scaled = fraction + net->dim * size;
+    return (Corners){(int32_t *)room, share, fraction, scaled, (uint32_t *)(scaled + net->dim * size), size};
+}
+
+static inline __attribute__((always_inline)) void find_corners_of(const Tile *tile, int64_t dim, const float *coords,
+                                                                  int64_t rows, Corners to) {
+    static const uint32_t primes[4] = {1, 2654435761u, 805459861u, 3674653429u};
+    const double size = (double)tile->tile_size, inverse = 1 / size;
+    const int64_t stride = to.stride;
+    scale(coords, rows * dim, tile->alpha, to.scaled);
+    uint32_t step = 1;
+    for (int64_t d = dim - 1; d >= 0; d--) {
+        const uint32_t factor = tile->hashed ? primes[d] : step, last = (uint32_t)tile->tile_size - 1;
+        uint32_t *low = to.part + 2 * d * stride, *high = low + stride;
+        for (int64_t r = 0; r < rows; r++) {
+            const float shifted = to.scaled[r * dim + d] + tile->beta, cell = floorf(shifted);
+            /* The remainder, exact: the quotient may be one off, and cells are whole numbers. */
+            double rest = cell - size * floor(cell * inverse);
+            rest += rest < 0 ? size : 0;
+            rest -= rest >= size ? size : 0;
+            const uint32_t at = rest >= 0 && rest < size ? (uint32_t)(int32_t)rest : 0; /* NaN and infinity: any will do */
+            to.fraction[d * stride + r] = shifted - cell;
+            low[r] = at * factor;
+            high[r] = (at == last ? 0 : at + 1) * factor;
+        }
+        step *= (uint32_t)tile->tile_size;
+    }
+    const uint32_t mask = tile->hashed ? (uint32_t)tile->vectors - 1 : UINT32_MAX;
+    for (int64_t c = 0; c < tile->corners; c++) {
+        int32_t *entry = to.entry + c * stride;
+        float *share = to.share + c * stride;
+        for (int64_t r = 0; r < rows; r++) {
+            uint32_t sum = 0;
+            float product = 1;
+#pragma GCC unroll 4
+            for (int64_t d = 0; d < dim; d++) {
+                const int upper = c >> (dim - 1 - d) & 1;
+                const uint32_t part = to.part[(2 * d + upper) * stride + r];
+                const float fraction = to.fraction[d * stride + r];
+                sum = tile->hashed ? sum ^ part : sum + part;
+                product *= tile->corners == 1 ? 1 : upper ? fraction : 1 - fraction;
+            }
+            entry[r] = (int32_t)(sum & mask);
+            share[r] = product;
+        }
+    }
+}
+/* `Corners` of the rows at coords [rows, dim]. */
+static void find_corners(const Tile *tile, int64_t dim, const float *coords, int64_t rows, Corners to) {
+    switch (dim) {
+    case 1: find_corners_of(tile, 1, coords, rows, to); return;
+    case 2: find_corners_of(tile, 2, coords, rows, to); return;
+    case 3: find_corners_of(tile, 3, coords, rows, to); return;
+    default: find_corners_of(tile, 4, coords, rows, to);
+    }
+}
+
+/* Words of a copy of a level's tile with padded rows; 0: it is read where it is. */
+static int64_t padded_tile(const Network *net, int64_t level) {
+    const int64_t out = outputs(net, level);
+    return corners(net, level) && out != pad(out) ? vectors(net, level) * pad(out) : 0;
+}
+static int64_t padded_tiles(const Network *net, int64_t levels) {
+    int64_t start = 0;
+    for (int64_t i = 0; i < levels; i++) start += padded_tile(net, i);
+    return start;
+}
+/* Part `which` of `parts` of that copy. */
+static void pad_tiles(const Network *net, int64_t which, int64_t parts, float *to) {
+    for (int64_t level = 0; level < net->levels; level++) {
+        const int64_t out = outputs(net, level), count = padded_tile(net, level) / pad(out);
+        for (int64_t k = which; k < count; k += parts) {
+            memcpy(to + k * pad(out), net->bias[level] + k * out, out * sizeof(float));
+            memset(to + k * pad(out) + out, 0, (pad(out) - out) * sizeof(float));
+        }
+        to += padded_tile(net, level);
+    }
+}
+static const float *tile_rows(const Network *net, int64_t level, const float *padded) {
+    return padded_tile(net, level) ? padded + padded_tiles(net, level) : net->bias[level];
+}
 
 /* ---- activations ---- */
 
@@ -282,12 +417,17 @@ typedef struct {
     float *rows;
     int half;
 } Out;
+typedef struct {
+    const float *rows; /* one vector, or a tile of them; null: none */
+    int64_t corners;   /* vectors that a row blends; 0: one for all */
+    Corners at;
+} Bias;
 
 /* ROWS listed rows of a times b [depth][columns] for `vecs` vectors of columns from `column` on, plus bias, finished and
  * written to the same rows of out [..][columns]. */
 static inline __attribute__((always_inline)) void product_block(
     Finish finish, float parameter, int vecs, const int32_t *list, const Left a, const float *b, int64_t columns,
-    int64_t column, const float *bias, float *extra, const Out out, ivec *beyond) {
+    int64_t column, const Bias bias, float *extra, const Out out, ivec *beyond) {
     vec sum[ROWS][VECS];
     const float *row[ROWS];
 #pragma GCC unroll 8
@@ -297,7 +437,7 @@ static inline __attribute__((always_inline)) void product_block(
         for (int v = 0; v < vecs; v++) {
             /* Lists jump about: where the processor cannot guess what comes next, tell it. */
             if (finish != SCALE && extra) __builtin_prefetch(extra + list[r] * columns + column + v * LANES, 1);
-            sum[r][v] = bias ? *(const vec *)(bias + column + v * LANES) : (vec){0};
+            sum[r][v] = bias.rows && !bias.corners ? *(const vec *)(bias.rows + column + v * LANES) : (vec){0};
         }
     }
     for (int64_t k = 0; k < a.depth; k++) {
@@ -312,6 +452,12 @@ static inline __attribute__((always_inline)) void product_block(
     }
 #pragma GCC unroll 8
     for (int r = 0; r < ROWS; r++) {
+        for (int64_t c = 0; c < bias.corners; c++) {
+            const int64_t which = c * bias.at.stride + list[r];
+            const float *vector = bias.rows + bias.at.entry[which] * columns + column, share = bias.at.share[which];
+#pragma GCC unroll 8
+            for (int v = 0; v < vecs; v++) sum[r][v] += share * *(const vec *)(vector + v * LANES);
+        }
 #pragma GCC unroll 8
         for (int v = 0; v < vecs; v++) {
             const int64_t at = list[r] * columns + column + v * LANES;
@@ -327,7 +473,7 @@ static inline __attribute__((always_inline)) void product_block(
 }
 static inline __attribute__((always_inline)) int product_as(
     Finish finish, float parameter, const int32_t *list, int64_t rows, const Left a, const float *b, int64_t columns,
-    const float *bias, float *extra, const Out out) {
+    const Bias bias, float *extra, const Out out) {
     ivec beyond = {0};
     for (int64_t c = 0; c < columns;) {
         const int wide = columns - c >= VECS * LANES;
@@ -345,7 +491,7 @@ static inline __attribute__((always_inline)) int product_as(
 /* Each combination of halves and floats with a loop of its own. */
 static inline __attribute__((always_inline)) int product_of(
     Finish finish, float parameter, const int32_t *list, int64_t rows, Left a, const float *b, int64_t columns,
-    const float *bias, float *extra, Out out) {
+    const Bias bias, float *extra, Out out) {
 #if HAS_HALF
     if (a.half && out.half) {
         a.half = out.half = 1;
@@ -364,10 +510,10 @@ static inline __attribute__((always_inline)) int product_of(
     return product_as(finish, parameter, list, rows, a, b, columns, bias, extra, out);
 }
 
-/* The listed rows of a times b [depth][columns], plus bias [columns], finished, into the same rows of out; columns is a
- * multiple of PAD and the row length of extra and out. Returns whether a phase was beyond the fast sine. */
+/* The listed rows of a times b [depth][columns], plus bias, finished, into the same rows of out; columns is a multiple of
+ * PAD and the row length of extra and out. Returns whether a phase was beyond the fast sine. */
 static int product(Finish finish, float parameter, const int32_t *list, int64_t rows, Left a, const float *b,
-                   int64_t columns, const float *bias, float *extra, Out out) {
+                   int64_t columns, Bias bias, float *extra, Out out) {
     switch (finish) {
     case SINE: return product_of(SINE, parameter, list, rows, a, b, columns, bias, extra, out);
     case LEAKY: return product_of(LEAKY, parameter, list, rows, a, b, columns, bias, extra, out);
@@ -449,31 +595,15 @@ int loe_has_half(void) { return HAS_HALF; }
 
 /* ---- forward ---- */
 
-static int thread_number(void) {
-#ifdef _OPENMP
-    extern int omp_get_thread_num(void);
-    return omp_get_thread_num();
-#else
-    return 0;
-#endif
-}
-static int thread_count(void) {
-#ifdef _OPENMP
-    extern int omp_get_num_threads(void);
-    return omp_get_num_threads();
-#else
-    return 1;
-#endif
-}
-
 static int64_t forward_room_size(const Network *net) {
-    return 2 * chunk_size(net) * widest(net) + list_size(net) + 3 * net->experts;
+    return 2 * chunk_size(net) * widest(net) + corners_size(net) + list_size(net) + 3 * net->most_experts;
 }
 static int64_t bias_size(const Network *net) { return (net->levels + 1) * widest(net); }
 
 /* Floats that loe_forward needs to work in. */
 int64_t loe_forward_workspace(const Network *net) {
-    return packed_start(net, net->levels + 1, 0) + bias_size(net) + net->threads * forward_room_size(net);
+    return packed_start(net, net->levels + 1, 0) + bias_size(net) + padded_tiles(net, net->levels) +
+           net->threads * forward_room_size(net);
 }
 
 /* The network at `points` points.
@@ -487,27 +617,32 @@ void loe_forward(const Network *net, const float *coords, const float *x, uint16
     const int64_t in = net->in_features, channels = net->out_features;
     const int64_t chunks = (net->points + size - 1) / size;
     float *packed = workspace, *bias = packed + packed_start(net, levels + 1, 0);
-    float *rooms = bias + bias_size(net);
+    float *padded = bias + bias_size(net), *rooms = padded + padded_tiles(net, levels);
 #pragma omp parallel num_threads(net->threads)
     {
+        pad_tiles(net, thread_number(), thread_count(), padded);
 #pragma omp for schedule(static)
-        for (int64_t k = 0; k < (levels + 1) * net->experts; k++) {
-            const int64_t layer = k / net->experts, expert = k % net->experts;
+        for (int64_t k = 0; k < (levels + 1) * net->most_experts; k++) {
+            const int64_t layer = k / net->most_experts, expert = k % net->most_experts;
             if (expert < experts(net, layer)) pack_expert(net, layer, expert, 0, packed);
-            if (expert == 0) {
+            if (expert == 0 && !corners(net, layer)) {
                 memset(bias + layer * most, 0, most * sizeof(float));
                 memcpy(bias + layer * most, net->bias[layer], outputs(net, layer) * sizeof(float));
             }
         }
         float *here = rooms + thread_number() * forward_room_size(net), *next = here + size * most;
-        int32_t *list = (int32_t *)(next + size * most), *starts = list + list_size(net);
-        int32_t *counts = starts + net->experts, *room = counts + net->experts;
+        const Corners at = corners_in(net, next + size * most);
+        int32_t *list = (int32_t *)(next + size * most + corners_size(net)), *starts = list + list_size(net);
+        int32_t *counts = starts + net->most_experts, *room = counts + net->most_experts;
 #pragma omp for schedule(dynamic)
         for (int64_t chunk = 0; chunk < chunks; chunk++) {
             const int64_t first = chunk * size, rows = min(size, net->points - first);
             const float *input = x + first * in;
             for (int64_t level = 0; level < levels; level++) {
-                const float *matrices = packed + packed_start(net, level, 0), *b = bias + level * most;
+                const float *matrices = packed + packed_start(net, level, 0);
+                const int64_t corner_count = corners(net, level);
+                const Bias b = corner_count ? (Bias){tile_rows(net, level, padded), corner_count, at}
+                                            : (Bias){.rows = bias + level * most};
                 const int64_t matrix = packed_matrix(net, level, 0);
                 const Left a = level == 0         ? (Left){input, in, in, 0}
                                : half(net, level) ? (Left){input, width / 2, width / 2, 1}
@@ -515,13 +650,15 @@ void loe_forward(const Network *net, const float *coords, const float *x, uint16
                 uint16_t *expert = index + level * net->points + first;
                 float *kept = z ? z + (level * net->points + first) * width : 0;
                 expert_index(net, level, coords + first * net->dim, rows, next, expert);
-                list_rows(expert, rows, net->experts, list, starts, counts, room);
+                list_rows(expert, rows, experts(net, level), list, starts, counts, room);
+                if (corner_count)
+                    find_corners(net->bias_tile + level, net->dim, coords + first * net->dim, rows, at);
                 int beyond = 0;
-                for (int64_t e = 0; e < net->experts; e++)
+                for (int64_t e = 0; e < experts(net, level); e++)
                     beyond |= product(net->activation, net->parameter, list + starts[e], counts[e], a,
                                       matrices + e * matrix, width, b, kept, (Out){next, half(net, level + 1)});
                 if (beyond) { /* rare: once more, without the fast sine */
-                    for (int64_t e = 0; e < net->experts; e++)
+                    for (int64_t e = 0; e < experts(net, level); e++)
                         product(PLAIN, 0, list + starts[e], counts[e], a, matrices + e * matrix, width, b, 0,
                                 (Out){next, 0});
                     activate_exactly(net->parameter, next, rows * width, next, 0);
@@ -534,7 +671,7 @@ void loe_forward(const Network *net, const float *coords, const float *x, uint16
             }
             list_all(rows, list, starts, counts);
             product(PLAIN, 0, list, rows, (Left){input, width, net->width, 0}, packed + packed_start(net, levels, 0),
-                    pad(channels), bias + levels * most, 0, (Out){next, 0});
+                    pad(channels), (Bias){.rows = bias + levels * most}, 0, (Out){next, 0});
             for (int64_t r = 0; r < rows; r++)
                 memcpy(out + (first + r) * channels, next + r * pad(channels), channels * sizeof(float));
         }
@@ -543,21 +680,25 @@ void loe_forward(const Network *net, const float *coords, const float *x, uint16
 
 /* ---- backward ---- */
 
-/* Floats of one thread's sums: per layer the weight gradient [experts][out to OUT_ROWS][pad(in)] and the bias's. */
+/* Floats of one thread's sums: per layer the weight gradient [experts][out to OUT_ROWS][pad(in)] and the bias's
+ * [vectors][pad(out)]. */
 static int64_t sum_rows(int64_t out) { return (out + OUT_ROWS - 1) / OUT_ROWS * OUT_ROWS; }
 static int64_t sums_start(const Network *net, int64_t layer) {
     int64_t start = 0;
     for (int64_t i = 0; i < layer; i++)
-        start += experts(net, i) * sum_rows(outputs(net, i)) * pad(inputs(net, i)) + pad(outputs(net, i));
+        start += experts(net, i) * sum_rows(outputs(net, i)) * pad(inputs(net, i)) +
+                 vectors(net, i) * pad(outputs(net, i));
     return start;
 }
-static int64_t lists_at(const Network *net) { return (2 * chunk_size(net) + 4 * GROUP) * widest(net); }
-static int64_t sums_at(const Network *net) { return lists_at(net) + list_size(net) + 3 * net->experts; }
+static int64_t corners_at(const Network *net) { return (2 * chunk_size(net) + 4 * GROUP) * widest(net); }
+static int64_t lists_at(const Network *net) { return corners_at(net) + corners_size(net); }
+static int64_t sums_at(const Network *net) { return lists_at(net) + list_size(net) + 3 * net->most_experts; }
 static int64_t backward_room_size(const Network *net) { return sums_at(net) + sums_start(net, net->levels + 1); }
 
 /* Floats that loe_backward needs to work in. */
 int64_t loe_backward_workspace(const Network *net) {
-    return packed_start(net, net->levels + 1, 1) + net->threads * backward_room_size(net);
+    return packed_start(net, net->levels + 1, 1) + padded_tiles(net, net->levels) +
+           net->threads * backward_room_size(net);
 }
 
 /* act of the listed rows of z [.., columns] into value [rows][columns], act' into slope. */
@@ -608,34 +749,82 @@ static void pair_listed_rows(const int32_t *list, const float *x, int64_t rows, 
 }
 #endif
 
+/* sums [vectors][columns] += the shares of rows g [rows][columns], floats or halves. */
+static void add_shares(int half, Corners at, int64_t corners, const float *g, int64_t rows, int64_t columns,
+                       float *sums) {
+    for (int64_t r = 0; r < rows; r++)
+        for (int64_t column = 0; column < columns; column += VECS * LANES) {
+            const int count = (int)min(VECS, (columns - column) / LANES);
+            vec row[VECS];
+            for (int v = 0; v < count; v++) row[v] = load(half, g, r * columns + column + v * LANES);
+            for (int64_t c = 0; c < corners; c++) {
+                float *to = sums + at.entry[c * at.stride + r] * columns + column;
+                const float share = at.share[c * at.stride + r];
+                if (count == VECS) {
+#pragma GCC unroll 8
+                    for (int v = 0; v < VECS; v++) *(vec *)(to + v * LANES) += share * row[v];
+                } else
+                    for (int v = 0; v < count; v++) *(vec *)(to + v * LANES) += share * row[v];
+            }
+        }
+}
+
+/* grad_coords [rows, dim] += those of the shares of a tile [vectors][columns], from rows g. */
+static void add_slopes(int half, Corners at, const Tile *tile, int64_t dim, const float *g, int64_t rows,
+                       const float *vectors, int64_t columns, float *grad_coords) {
+    for (int64_t r = 0; r < rows; r++)
+        for (int64_t c = 0; c < tile->corners; c++) {
+            const float *vector = vectors + at.entry[c * at.stride + r] * columns;
+            vec products = {0};
+            float sum = 0;
+            for (int64_t column = 0; column < columns; column += LANES)
+                products += load(half, g, r * columns + column) * *(const vec *)(vector + column);
+            for (int lane = 0; lane < LANES; lane++) sum += products[lane];
+            for (int64_t d = 0; d < dim; d++) {
+                float slope = c >> (dim - 1 - d) & 1 ? tile->alpha : -tile->alpha;
+                for (int64_t other = 0; other < dim; other++) {
+                    const float fraction = at.fraction[other * at.stride + r];
+                    if (other != d) slope *= c >> (dim - 1 - other) & 1 ? fraction : 1 - fraction;
+                }
+                grad_coords[r * dim + d] += slope * sum;
+            }
+        }
+}
+
 /* Gradients from the output's, grad_out [points, out_features].
  *
- * x, index and z as loe_forward took and left them. grad_x [points, in_features] may be null; grad_weight and grad_bias,
- * [levels + 1] pointers, are both null or complete.
+ * coords, x, index and z as loe_forward took and left them. grad_coords [points, dim], by bias tiles alone, and grad_x
+ * [points, in_features] may be null; grad_weight and grad_bias, [levels + 1] pointers, are both null or complete.
  */
-void loe_backward(const Network *net, const float *x, const uint16_t *index, const float *z, const float *grad_out,
-                  float *grad_x, float *const *grad_weight, float *const *grad_bias, float *workspace) {
+void loe_backward(const Network *net, const float *coords, const float *x, const uint16_t *index, const float *z,
+                  const float *grad_out, float *grad_coords, float *grad_x, float *const *grad_weight,
+                  float *const *grad_bias, float *workspace) {
     const int64_t levels = net->levels, width = pad(net->width), size = chunk_size(net), most = widest(net);
     const int64_t in = net->in_features, channels = net->out_features;
     const int64_t chunks = (net->points + size - 1) / size, room_size = backward_room_size(net);
-    float *packed = workspace, *rooms = packed + packed_start(net, levels + 1, 1);
+    const int64_t most_experts = net->most_experts;
+    float *packed = workspace, *padded = packed + packed_start(net, levels + 1, 1);
+    float *rooms = padded + padded_tiles(net, levels);
 #pragma omp parallel num_threads(net->threads)
     {
+        if (grad_coords) pad_tiles(net, thread_number(), thread_count(), padded);
 #pragma omp for schedule(static)
-        for (int64_t k = 0; k < (levels + 1) * net->experts; k++)
-            if (k % net->experts < experts(net, k / net->experts))
-                pack_expert(net, k / net->experts, k % net->experts, 1, packed);
+        for (int64_t k = 0; k < (levels + 1) * most_experts; k++)
+            if (k % most_experts < experts(net, k / most_experts))
+                pack_expert(net, k / most_experts, k % most_experts, 1, packed);
         float *room = rooms + thread_number() * room_size;
         float *grad = room, *before = grad + size * most; /* by a layer's product, and by that of the layer before */
         float *value = before + size * most, *slope = value + GROUP * most; /* of a group: its input and act' there, */
         float *mine = slope + GROUP * most;                                 /* and its rows of grad */
+        const Corners at = corners_in(net, room + corners_at(net));
         int32_t *list = (int32_t *)(room + lists_at(net)), *starts = list + list_size(net);
-        int32_t *counts = starts + net->experts, *next = counts + net->experts;
+        int32_t *counts = starts + most_experts, *next = counts + most_experts;
         float *sums = room + sums_at(net);
         memset(sums, 0, sums_start(net, levels + 1) * sizeof(float));
 #pragma omp for schedule(static)
         for (int64_t chunk = 0; chunk < chunks; chunk++) {
-            const int64_t first = chunk * size, rows = min(size, net->points - first);
+            const int64_t first = chunk * size, rows = min(size, net->points - first), dim = net->dim;
+            if (grad_coords) memset(grad_coords + first * dim, 0, rows * dim * sizeof(float));
             for (int64_t r = 0; r < rows; r++) {
                 float *to = grad + r * pad(channels);
                 memcpy(to, grad_out + (first + r) * channels, channels * sizeof(float));
@@ -650,7 +839,8 @@ void loe_backward(const Network *net, const float *x, const uint16_t *index, con
                 const Left a = is_half ? (Left){grad, pad(out) / 2, pad(out) / 2, 1} : (Left){grad, pad(out), out, 0};
                 float *sum = sums + sums_start(net, layer);
                 if (layer < levels)
-                    list_rows(index + layer * net->points + first, rows, net->experts, list, starts, counts, next);
+                    list_rows(index + layer * net->points + first, rows, experts(net, layer), list, starts, counts,
+                              next);
                 else
                     list_all(rows, list, starts, counts);
                 for (int64_t e = 0; e < experts(net, layer); e++) {
@@ -677,15 +867,23 @@ void loe_backward(const Network *net, const float *x, const uint16_t *index, con
                         }
 #endif
                         if (layer > 0)
-                            product(SCALE, 0, part, group, a, matrix, columns, 0, slope,
+                            product(SCALE, 0, part, group, a, matrix, columns, (Bias){0}, slope,
                                     (Out){before, half(net, layer - 1)});
                         else if (grad_x)
-                            product(PLAIN, 0, part, group, a, matrix, columns, 0, 0, (Out){before, 0});
+                            product(PLAIN, 0, part, group, a, matrix, columns, (Bias){0}, 0, (Out){before, 0});
                     }
                     sum += sum_rows(out) * columns;
                     matrix += packed_matrix(net, layer, 1);
                 }
-                if (grad_bias) add_rows(is_half, grad, rows, pad(out), sum);
+                if (corners(net, layer) && (grad_bias || grad_coords)) {
+                    const Tile *tile = net->bias_tile + layer;
+                    find_corners(tile, dim, coords + first * dim, rows, at);
+                    if (grad_bias) add_shares(is_half, at, tile->corners, grad, rows, pad(out), sum);
+                    if (grad_coords && tile->corners > 1)
+                        add_slopes(is_half, at, tile, dim, grad, rows, tile_rows(net, layer, padded), pad(out),
+                                   grad_coords + first * dim);
+                } else if (grad_bias)
+                    add_rows(is_half, grad, rows, pad(out), sum);
                 float *swap = grad;
                 grad = before, before = swap;
             }
@@ -706,11 +904,13 @@ void loe_backward(const Network *net, const float *x, const uint16_t *index, con
                 for (int t = 1; t < threads; t++)
                     for (int64_t i = 0; i < depth; i++) to[i] += row[t * room_size + i];
             }
-            if (thread_number() == 0) {
-                from += experts(net, layer) * sum_rows(out) * columns;
-                memcpy(grad_bias[layer], from, out * sizeof(float));
+            from += experts(net, layer) * sum_rows(out) * columns;
+#pragma omp for schedule(static) nowait
+            for (int64_t k = 0; k < vectors(net, layer); k++) {
+                float *to = grad_bias[layer] + k * out;
+                memcpy(to, from + k * pad(out), out * sizeof(float));
                 for (int t = 1; t < threads; t++)
-                    for (int64_t o = 0; o < out; o++) grad_bias[layer][o] += from[t * room_size + o];
+                    for (int64_t o = 0; o < out; o++) to[o] += from[t * room_size + k * pad(out) + o];
             }
         }
     }

@@ -20,6 +20,7 @@ from torch import Tensor
 from loe_field.network.kernels import compiling
 from loe_field.network.kernels.compiling import Unavailable
 from loe_field.network.shape import NetworkShape
+from loe_field.network.tiling import BiasTile, num_bias_vectors, num_experts
 
 _SOURCE = Path(__file__).with_name("cpu.c")
 _FLAGS = ("-O3", "-std=gnu11", "-fPIC", "-fno-math-errno", "-fno-trapping-math")
@@ -38,15 +39,24 @@ LARGEST_MATRIX = 128
 stays in a core's L2 cache. Larger products are better cut into parts, as BLAS does it."""
 
 
+class _Tile(ctypes.Structure):
+    """`Tile` of cpu.c."""
+
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("corners", "tile_size", "vectors", "hashed")),
+        *((name, ctypes.c_float) for name in ("alpha", "beta")),
+    )
+
+
 class _Network(ctypes.Structure):
     """`Network` of cpu.c."""
 
     _fields_ = (
-        *((name, ctypes.c_int64) for name in ("points", "dim", "tile_size", "experts", "levels")),
+        *((name, ctypes.c_int64) for name in ("points", "dim", "levels", "most_experts", "any_tile")),
         *((name, ctypes.c_int64) for name in ("in_features", "width", "out_features")),
         *((name, ctypes.c_int64) for name in ("half", "threads", "activation")),
         ("parameter", ctypes.c_double),
-        *((name, ctypes.c_void_p) for name in ("alpha", "beta", "weight", "bias")),
+        *((name, ctypes.c_void_p) for name in ("tile_size", "experts", "bias_tile", "alpha", "beta", "weight", "bias")),
     )
 
 
@@ -142,6 +152,14 @@ def padded(width: int) -> int:
     return -(-width // _WIDTH_PAD) * _WIDTH_PAD
 
 
+def _tile(tile: BiasTile | None, dim: int) -> _Tile:
+    if tile is None:
+        return _Tile()
+    vectors = num_bias_vectors(tile, dim)
+    corners = 2**dim if tile.blending == "linear" else 1
+    return _Tile(corners, tile.tile_size, vectors, vectors < tile.tile_size**dim, *tile.level)
+
+
 def _pointers(tensors: Sequence[Tensor]) -> ctypes.Array:
     return (ctypes.c_void_p * len(tensors))(*[t.data_ptr() for t in tensors])
 
@@ -157,7 +175,7 @@ class Call:
         shape: the network's.
         x: encoded points, fp32 [N, in_features], contiguous.
         weights: per layer [experts, out, in], the head's [1, out, in] or [out, in]; fp32, contiguous.
-        biases: per layer [out]; fp32, contiguous.
+        biases: per layer [out], or the vectors of its bias tile [num_bias_vectors, out]; fp32, contiguous.
         bf16: whether levels between the first and the head multiply in bf16.
     """
 
@@ -165,7 +183,11 @@ class Call:
         self, shape: NetworkShape, x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], *, bf16: bool = False
     ) -> None:
         self._levels = len(shape.levels)
+        tile_sizes, tiles = shape.tile_sizes, shape.bias_tiles or (None,) * self._levels
         self._kept = (
+            (ctypes.c_int64 * self._levels)(*tile_sizes),
+            (ctypes.c_int64 * self._levels)(*[num_experts(size, shape.dim) for size in tile_sizes]),
+            (_Tile * self._levels)(*[_tile(tile, shape.dim) for tile in tiles]),
             (ctypes.c_float * self._levels)(*[level.alpha for level in shape.levels]),
             (ctypes.c_float * self._levels)(*[level.beta for level in shape.levels]),
             _pointers(weights),
@@ -176,9 +198,9 @@ class Call:
         self._network = _Network(
             len(x),
             shape.dim,
-            shape.tile_size,
-            shape.experts,
             self._levels,
+            shape.experts,
+            any(tiles),
             x.shape[1],
             self._width,
             self._channels,
@@ -200,18 +222,30 @@ class Call:
         return out, index, z
 
     def backward(
-        self, index: Tensor, z: Tensor, grad_out: Tensor, *, need_x: bool, need_parameters: bool
-    ) -> tuple[Tensor | None, list[Tensor], list[Tensor]]:
-        """Gradients of x, weights and biases (empty lists if not needed) from the output's [N, out_features]."""
+        self,
+        coords: Tensor,
+        index: Tensor,
+        z: Tensor,
+        grad_out: Tensor,
+        *,
+        need_coords: bool,
+        need_x: bool,
+        need_parameters: bool,
+    ) -> tuple[Tensor | None, Tensor | None, list[Tensor], list[Tensor]]:
+        """Gradients of coords (by bias tiles alone), x, weights and biases from the output's [N, out_features].
+
+        None, or empty lists, where they are not needed.
+        """
         c = library()
+        grad_coords = torch.empty_like(coords) if need_coords else None
         grad_x = torch.empty_like(self._x) if need_x else None
         weights = [torch.empty_like(w) for w in self._weights] if need_parameters else []
         biases = [torch.empty_like(b) for b in self._biases] if need_parameters else []
         pointers = [_pointers(weights), _pointers(biases)] if need_parameters else [None, None]
         workspace = self._x.new_empty(c.loe_backward_workspace(ctypes.byref(self._network)))
-        before = map(_address, (self._x, index, z, grad_out, grad_x))
+        before = map(_address, (coords, self._x, index, z, grad_out, grad_coords, grad_x))
         c.loe_backward(ctypes.byref(self._network), *before, *pointers, _address(workspace))
-        return grad_x, weights, biases
+        return grad_coords, grad_x, weights, biases
 
 
 def orthogonalize(matrices: Tensor, num_iterations: int, *, bf16: bool = False) -> Tensor:
