@@ -121,6 +121,10 @@ def visit_a(out: Path, sizes: Sizes, data: Path, scratch: Path) -> Iterator[Part
     peers = ("--implementations", "loe", "dense", "dense compiled", "masked loop")
     for precision in sizes.precisions:
         yield step(out, f"step {precision}", sizes, precision, *full, *peers)
+    for precision in sizes.precisions:
+        yield step(
+            out, f"evaluation {precision}", sizes, precision, "--what", "evaluate", "--points", str(sizes.camera)
+        )
     target = f"loe-image {sizes.image} --target-psnr {sizes.target} --max-num-iterations {sizes.steps}"
     whole = f"loe-image {sizes.image} --max-num-iterations {sizes.steps}"
     picture = data / "kodim01.png"

@@ -25,16 +25,16 @@ def _newton_schulz(
 ):
     """X <- a X + (b A + c A^2) X with A = X X^T, from X / |X|; ROWS <= COLUMNS, the zero padding stays zero."""
     rows, columns = tl.arange(0, BLOCK_ROWS)[:, None], tl.arange(0, BLOCK_COLUMNS)[None, :]
-    place = columns * ROWS + rows if TRANSPOSED else rows * COLUMNS + columns
-    place += tl.program_id(0).to(tl.int64) * (ROWS * COLUMNS)
+    begin = tl.program_id(0).to(tl.int64) * (ROWS * COLUMNS)
+    place = columns * ROWS + rows if TRANSPOSED else rows * COLUMNS + columns  # 32 bits: it stays in registers
     inside = (rows < ROWS) & (columns < COLUMNS)
-    x = tl.load(matrices + place, mask=inside, other=0.0).to(tl.float32)
+    x = tl.load(matrices + begin + place, mask=inside, other=0.0).to(tl.float32)
     x = x / (tl.sqrt(tl.sum(tl.sum(x * x, 1), 0)) + 1e-7)
     for _ in range(ITERATIONS):
         gram = tl.dot(x, tl.trans(x), input_precision="tf32x3")
         polynomial = 2.0315 * tl.dot(gram, gram, input_precision="tf32x3") - 4.7750 * gram
         x = tl.dot(polynomial, x, 3.4445 * x, input_precision="tf32x3")
-    tl.store(out + place, x.to(out.dtype.element_ty), mask=inside)
+    tl.store(out + begin + place, x.to(out.dtype.element_ty), mask=inside)
 
 
 def newton_schulz(matrices: Tensor, num_iterations: int = 5) -> Tensor:
