@@ -145,15 +145,18 @@ def built(make: Callable[[], N]) -> N:
     """
     try:
         with torch.device("meta"):  # shapes alone, which take no memory and no random number
-            numbers = sum(tensor.numel() for tensor in make().state_dict().values())
+            network = make()
+            needed = 16 * sum(tensor.numel() for tensor in network.state_dict().values())
+            if isinstance(network, LoEMLP) and not torch.cuda.is_available():
+                needed += 4 * network.workspace_numbers
     except (RuntimeError, OverflowError, TypeError):  # torch and Python have these for sizes beyond all memory
-        numbers = None
+        needed = None
     free = available_memory()
-    if numbers is None or 16 * numbers > free:  # weight, gradient and two moments, in fp32
-        size = "more than any machine has" if numbers is None else f"about {16 * numbers / 2**30:,.1f} GiB"
+    if needed is None or needed > free:  # weight, gradient and two moments, in fp32, and what the CPU's kernels need
+        size = "more than any machine has" if needed is None else f"about {needed / 2**30:,.1f} GiB"
         raise ValueError(
             f"the network takes {size} to train and {free / 2**30:.1f} GiB are free: make it smaller ("
-            "layers, width, tile_size, tables)"
+            "layers, width, tile sizes, tables)"
         )
     return make()
 

@@ -213,6 +213,13 @@ def _differentiate(ctx: Any, grad: Tensor, *_: None) -> tuple[Any, ...]:
 _operator.register_autograd(_differentiate, setup_context=_keep_for_backward)
 
 
+def workspace_numbers(weights: Sequence[Tensor], biases: Sequence[Tensor]) -> int:
+    """Numbers, about, that a training step keeps beside points and parameters: threads' sums, and padded copies."""
+    matrices = sum(w.shape[:-2].numel() * padded(w.shape[-2]) * padded(w.shape[-1]) for w in weights)
+    tiles = sum(len(b) * padded(b.shape[1]) for b in biases if b.dim() > 1 and b.shape[1] != padded(b.shape[1]))
+    return (torch.get_num_threads() + 1) * matrices + tiles
+
+
 def evaluate(
     coords: Tensor, weights: list[Tensor], biases: list[Tensor], shape: NetworkShape, *, rows: ExpertRows | None = None
 ) -> Tensor:

@@ -69,7 +69,10 @@ def _init_linear_(
 
 def _sizes(name: str, given: int | Sequence[int], num_levels: int) -> tuple[int, ...]:
     """One size per level, each at least 1."""
-    sizes = tuple(map(operator.index, given if isinstance(given, tuple | list) else (given,) * num_levels))  # type: ignore[arg-type]
+    try:
+        sizes = tuple(map(operator.index, given if isinstance(given, Sequence) else (given,) * num_levels))
+    except TypeError:
+        raise TypeError(f"{name} is {given!r}: a whole number is wanted, or one per layer") from None
     if len(sizes) != num_levels:
         raise ValueError(
             f"{name} lists {len(sizes)} sizes and the network has {num_levels} position-dependent layers: give one, or "
@@ -91,6 +94,7 @@ def _bias_tiles(
     pattern: Sequence[tuple[float, float]] | None,
     blending: Blending,
     table_size: int | None,
+    dim: int,
 ) -> tuple[BiasTile | None, ...]:
     """The tile of every level, None where it has one vector; arguments as LoEMLP has them."""
     sizes = _sizes("bias_tile_size", tile_size, len(levels))
@@ -102,7 +106,7 @@ def _bias_tiles(
     )
     for tile in tiles:
         if tile is not None:
-            check_bias_tile(tile)
+            check_bias_tile(tile, dim)
     return tiles
 
 
@@ -156,8 +160,10 @@ class PositionDependentLinear(nn.Module):
         if not 1 <= dim <= MAX_DIM:
             raise ValueError(f"dim is {dim}: 1 to {MAX_DIM} coordinates per point are supported")
         check_implementation(implementation, blending)
+        make_levels([level], 1)
         if bias_tile is not None:
-            check_bias_tile(bias_tile)
+            make_levels([bias_tile.level], 1)
+            check_bias_tile(bias_tile, dim)
             if not bias:
                 raise ValueError("there is a bias_tile and no bias: leave one of them out")
         self.level, self.dim, self.tile_size, self.bias_tile = level, dim, tile_size, bias_tile
@@ -280,7 +286,7 @@ class LoEMLP(nn.Module):
         self.levels = make_levels(pattern, num_layers - 1)
         self.dim, self.tile_sizes = dim, _sizes("tile_size", tile_size, num_layers - 1)
         self.tile_size = _one_or_all(self.tile_sizes)
-        self.bias_tiles = _bias_tiles(self.levels, bias_tile_size, bias_pattern, bias_blending, bias_table_size)
+        self.bias_tiles = _bias_tiles(self.levels, bias_tile_size, bias_pattern, bias_blending, bias_table_size, dim)
         self.blending: Blending = blending
         self.activation: Activation = activation
         self.omega_0 = omega_0
@@ -527,6 +533,13 @@ class LoEMLP(nn.Module):
         # In copies of a level's activations; measured on the CPU: 3.9 (nearest), 4.8 (linear) and 1.1 with its kernels.
         copies = 6 if self.blending == "linear" else 1.5 if self.resolved_implementation == "cpu" else 4
         return copies * len(self.layers) * self.head.in_features
+
+    @property
+    def workspace_numbers(self) -> int:
+        """Numbers, about, that a training step on a CPU keeps beside points and parameters; there are no others."""
+        if self.blending == "linear" or self.implementation not in ("auto", "cpu"):
+            return 0
+        return fused_cpu.workspace_numbers(*self._weights_and_biases)
 
     def __prepare_scriptable__(self) -> nn.Module:
         """Refuse torch.jit.script, which would translate the source and cannot."""

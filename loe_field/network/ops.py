@@ -64,7 +64,7 @@ def position_dependent_linear(
             f"features it must be [{experts}, out_features, {x.shape[-1]}]"
         )
     if bias_tile is not None:
-        check_bias_tile(bias_tile)
+        check_bias_tile(bias_tile, dim)
         vectors = num_bias_vectors(bias_tile, dim)
         if bias is None or bias.shape != (vectors, weight.shape[1]):
             found = None if bias is None else tuple(bias.shape)

@@ -10,7 +10,6 @@ Sources: Hao et al., "Implicit Neural Representations with Levels-of-Experts" (N
 """
 
 import functools
-import math
 from collections.abc import Sequence
 from typing import Literal, NamedTuple, get_args
 
@@ -36,11 +35,15 @@ class Level(NamedTuple):
     """Shift of the grid in cells."""
 
 
+_SMALLEST, _LARGEST = 2.0**-149, float(torch.finfo(torch.float32).max)
+"""Of the positive numbers that kernels have for alpha and beta."""
 _PRIMES = (1, 2654435761, 805459861, 3674653429)
 """Of the spatial hash: Mueller et al., "Instant Neural Graphics Primitives" (SIGGRAPH 2022), Eq. 4; the fourth is that
 of their program, tiny-cuda-nn."""
 _LARGEST_BIAS_TILE = 2**24
 """Vectors per axis: floats of 32 bits number no more cells."""
+_MOST_VECTORS = 2**30
+"""Vectors of a tile: the kernels number them in 32 bits."""
 
 
 class BiasTile(NamedTuple):
@@ -61,13 +64,21 @@ class BiasTile(NamedTuple):
     tile_size N + 1, alpha N and beta 0 it is a level of Instant-NGP's grid of N cells per axis."""
 
 
-def check_bias_tile(tile: BiasTile) -> None:
-    """Refuse, with a ValueError, sizes and choices out of range."""
+def check_bias_tile(tile: BiasTile, dim: int) -> None:
+    """Refuse, with a ValueError, a tile over `dim` coordinates with sizes or choices out of range."""
+    for name, value in (("bias_tile_size", tile.tile_size), ("bias_table_size", tile.table_size)):
+        if not (type(value) is int or (value is None and name == "bias_table_size")):
+            raise ValueError(f"{name} is {value!r}: a whole number is wanted")
     check_between(1, _LARGEST_BIAS_TILE, bias_tile_size=tile.tile_size)
     check_choice("bias_blending", tile.blending, Blending)
     size = tile.table_size
-    if size is not None and not (1 <= size <= 2**30 and size & (size - 1) == 0):
+    if size is not None and not (1 <= size <= _MOST_VECTORS and size & (size - 1) == 0):
         raise ValueError(f"bias_table_size is {size}: a power of two, 1 to 2^30, is wanted")
+    if (vectors := num_bias_vectors(tile, dim)) > _MOST_VECTORS:
+        raise ValueError(
+            f"bias_tile_size is {tile.tile_size}, which makes {vectors:,} vectors over {dim} coordinates, and a tile "
+            "keeps at most 2^30: make it smaller, or give bias_table_size"
+        )
 
 
 def num_bias_vectors(tile: BiasTile, dim: int) -> int:
@@ -110,15 +121,20 @@ def make_levels(pattern: Pattern | Sequence[tuple[float, float]], num_levels: in
                 f"unknown pattern {pattern!r}: choose {', '.join(get_args(Pattern))}, or list (alpha, beta) pairs"
             )
         return _PATTERNS[pattern](num_levels)
-    levels = tuple(Level(float(alpha), float(beta)) for alpha, beta in pattern)
+    try:
+        levels = tuple(Level(float(alpha), float(beta)) for alpha, beta in pattern)
+    except (TypeError, ValueError):
+        raise ValueError(f"the levels are {pattern!r}: one pair of numbers (alpha, beta) per level is wanted") from None
     if len(levels) != num_levels:
         raise ValueError(
             f"the pattern lists {len(levels)} (alpha, beta) pairs but the network has {num_levels} position-dependent "
             "layers: give one pair per layer (num_layers counts one more, the final linear layer)"
         )
     for i, (alpha, beta) in enumerate(levels, 1):
-        if not (math.isfinite(alpha) and alpha > 0 and math.isfinite(beta)):
-            raise ValueError(f"level {i} has alpha {alpha} and beta {beta}: alpha must be positive and both finite")
+        if not (_SMALLEST <= alpha <= _LARGEST and abs(beta) <= _LARGEST):
+            raise ValueError(
+                f"level {i} has alpha {alpha} and beta {beta}: alpha must be positive and both finite in 32 bits"
+            )
     return levels
 
 

@@ -41,6 +41,19 @@ def test_sizes_beyond_memory(options):
         build_network("loe", replace(LOE, **options), None, resolution=(32, 24), channels=3)
 
 
+def test_what_the_threads_of_a_processor_keep_is_counted(monkeypatch):
+    """Each has sums of the experts' gradients; torch and a GPU have none."""
+    loe, module = replace(LOE, tile_size=8, layer_width=16), "loe_field.adapter.network"
+    numbers = sum(p.numel() for p in loe.build(2, 1).parameters())
+    monkeypatch.setattr(f"{module}.available_memory", lambda: 100 * numbers)
+    monkeypatch.setattr("torch.get_num_threads", lambda: 64)
+    with pytest.raises(ValueError, match="GiB"):
+        build_network("loe", loe, None, resolution=(32, 24), channels=1)
+    assert build_network("loe", replace(loe, implementation="torch"), None, resolution=(32, 24), channels=1)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    assert build_network("loe", loe, None, resolution=(32, 24), channels=1)
+
+
 @pytest.mark.parametrize(
     "options",
     [{"max_resolution": 10**12}, {"num_levels": 10**9}, {"features_per_level": 10**9}, {"log2_hashmap_size": 10**30}],

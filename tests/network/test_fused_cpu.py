@@ -1,8 +1,10 @@
 """The kernels in C: against fp64, on every shape they may meet, and as a part of autograd."""
 
+import ctypes
 import os
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import torch
@@ -154,6 +156,32 @@ def test_threads_do_not_change_the_result_and_runs_repeat(options):
     for run in runs[1:]:
         for got, expected in zip(run, runs[0]):
             torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_a_large_tile_is_added_up_once_for_all_threads(bf16):
+    """No thread has sums of its own for it, which would be many times the tile, and so none changes its gradient."""
+    if bf16 and not cpu.has_bf16():
+        pytest.skip("this processor multiplies no bf16")
+    options: dict[str, Any] = {"num_layers": 3, "layer_width": 20, "bias_tile_size": [300, 200]}
+    field, plain = (make(name, **options) for name in ("cpu", "reference"))
+    points, cotangent = torch.rand(3000, 2), torch.randn(3000, 1)
+    grads = []
+    for threads in (1, 3):
+        torch.set_num_threads(threads)
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            grads.append(torch.autograd.grad(field(points), [layer.bias for layer in field.layers], cotangent))
+    expected = torch.autograd.grad(plain(points), [layer.bias for layer in plain.layers], cotangent)
+    for one, three, right in zip(*grads, expected):
+        assert torch.equal(one, three)
+        torch.testing.assert_close(one, right, atol=0.05 if bf16 else 1e-5, rtol=0.1 if bf16 else 1e-4)
+    sizes = []
+    for threads in (1, 3):
+        torch.set_num_threads(threads)
+        weights, biases = ([t.detach() for t in tensors] for tensors in field._weights_and_biases)
+        call = cpu.Call(field.shape, points, weights, biases, bf16=bf16)
+        sizes.append(cpu.library().loe_backward_workspace(ctypes.byref(call._network)))
+    assert sizes[1] - sizes[0] < field.layers[0].bias.numel()
 
 
 @pytest.mark.parametrize("options", [{}, {"bias_tile_size": 9}, {"tile_size": [1, 2]}], ids=str)

@@ -6,7 +6,8 @@
  * expert; the products read and write rows through these lists, so that no activation is ever moved into another order.
  * The forward pass keeps only the pre-activations z (the backward pass recomputes sine and cosine from them together).
  * Each thread has its own sums of the weight gradients; they are added in a fixed order, so that a result depends on
- * the number of threads and on nothing else.
+ * the number of threads and on nothing else. The gradient of a bias tile of many vectors has no such sums, which would
+ * be larger than the points: each thread adds up a part of the vectors, over all points.
  *
  * Written with the vector extensions of GCC and Clang; OpenMP where the compiler has it.
  */
@@ -680,25 +681,37 @@ void loe_forward(const Network *net, const float *coords, const float *x, uint16
 
 /* ---- backward ---- */
 
+/* Whether a layer's vectors are added up by threads that own them, from the rows of all points' gradients: threads' own
+ * sums would take more memory than twice those rows. */
+static int owned(const Network *net, int64_t layer) {
+    return corners(net, layer) && net->threads * vectors(net, layer) > 2 * net->points;
+}
+static int64_t summed_vectors(const Network *net, int64_t layer) { return owned(net, layer) ? 0 : vectors(net, layer); }
 /* Floats of one thread's sums: per layer the weight gradient [experts][out to OUT_ROWS][pad(in)] and the bias's
- * [vectors][pad(out)]. */
+ * [vectors][pad(out)], where they are not owned. */
 static int64_t sum_rows(int64_t out) { return (out + OUT_ROWS - 1) / OUT_ROWS * OUT_ROWS; }
 static int64_t sums_start(const Network *net, int64_t layer) {
     int64_t start = 0;
     for (int64_t i = 0; i < layer; i++)
         start += experts(net, i) * sum_rows(outputs(net, i)) * pad(inputs(net, i)) +
-                 vectors(net, i) * pad(outputs(net, i));
+                 summed_vectors(net, i) * pad(outputs(net, i));
     return start;
 }
 static int64_t corners_at(const Network *net) { return (2 * chunk_size(net) + 4 * GROUP) * widest(net); }
 static int64_t lists_at(const Network *net) { return corners_at(net) + corners_size(net); }
 static int64_t sums_at(const Network *net) { return lists_at(net) + list_size(net) + 3 * net->most_experts; }
+/* The place of a layer's rows [points][pad(out)] behind all threads' rooms, which owners read. */
+static int64_t owned_start(const Network *net, int64_t layer) {
+    int64_t start = 0;
+    for (int64_t i = 0; i < layer; i++) start += owned(net, i) ? net->points * pad(outputs(net, i)) : 0;
+    return start;
+}
 static int64_t backward_room_size(const Network *net) { return sums_at(net) + sums_start(net, net->levels + 1); }
 
 /* Floats that loe_backward needs to work in. */
 int64_t loe_backward_workspace(const Network *net) {
     return packed_start(net, net->levels + 1, 1) + padded_tiles(net, net->levels) +
-           net->threads * backward_room_size(net);
+           net->threads * backward_room_size(net) + owned_start(net, net->levels);
 }
 
 /* act of the listed rows of z [.., columns] into value [rows][columns], act' into slope. */
@@ -769,6 +782,30 @@ static void add_shares(int half, Corners at, int64_t corners, const float *g, in
         }
 }
 
+/* grad [vectors][out] of a tile, vectors from `from` to `to` alone: the shares of all rows g [points][pad(out)]. */
+static void add_owned(const Network *net, int64_t level, const float *coords, Corners at, const float *g, int64_t from,
+                      int64_t to, float *grad) {
+    const int64_t out = outputs(net, level), words = half(net, level) ? pad(out) / 2 : pad(out), size = at.stride;
+    const Tile *tile = net->bias_tile + level;
+    memset(grad + from * out, 0, (to - from) * out * sizeof(float));
+    for (int64_t first = 0; first < net->points; first += size) {
+        const int64_t rows = min(size, net->points - first);
+        find_corners(tile, net->dim, coords + first * net->dim, rows, at);
+        for (int64_t r = 0; r < rows; r++)
+            for (int64_t c = 0; c < tile->corners; c++) {
+                const int64_t entry = at.entry[c * size + r];
+                if (entry < from || entry >= to) continue;
+                const float *row = g + (first + r) * words, share = at.share[c * size + r];
+                float *sum = grad + entry * out;
+                int64_t o = 0;
+                for (; o + LANES <= out; o += LANES) *(vec *)(sum + o) += share * load(half(net, level), row, o);
+                if (o == out) continue;
+                const vec rest = load(half(net, level), row, o);
+                for (int lane = 0; o + lane < out; lane++) sum[o + lane] += share * rest[lane];
+            }
+    }
+}
+
 /* grad_coords [rows, dim] += those of the shares of a tile [vectors][columns], from rows g. */
 static void add_slopes(int half, Corners at, const Tile *tile, int64_t dim, const float *g, int64_t rows,
                        const float *vectors, int64_t columns, float *grad_coords) {
@@ -804,7 +841,7 @@ void loe_backward(const Network *net, const float *coords, const float *x, const
     const int64_t chunks = (net->points + size - 1) / size, room_size = backward_room_size(net);
     const int64_t most_experts = net->most_experts;
     float *packed = workspace, *padded = packed + packed_start(net, levels + 1, 1);
-    float *rooms = padded + padded_tiles(net, levels);
+    float *rooms = padded + padded_tiles(net, levels), *owned_rows = rooms + net->threads * room_size;
 #pragma omp parallel num_threads(net->threads)
     {
         if (grad_coords) pad_tiles(net, thread_number(), thread_count(), padded);
@@ -878,7 +915,11 @@ void loe_backward(const Network *net, const float *coords, const float *x, const
                 if (corners(net, layer) && (grad_bias || grad_coords)) {
                     const Tile *tile = net->bias_tile + layer;
                     find_corners(tile, dim, coords + first * dim, rows, at);
-                    if (grad_bias) add_shares(is_half, at, tile->corners, grad, rows, pad(out), sum);
+                    if (grad_bias && owned(net, layer)) {
+                        const int64_t words = is_half ? pad(out) / 2 : pad(out);
+                        memcpy(owned_rows + owned_start(net, layer) + first * words, grad, rows * words * sizeof(float));
+                    } else if (grad_bias)
+                        add_shares(is_half, at, tile->corners, grad, rows, pad(out), sum);
                     if (grad_coords && tile->corners > 1)
                         add_slopes(is_half, at, tile, dim, grad, rows, tile_rows(net, layer, padded), pad(out),
                                    grad_coords + first * dim);
@@ -906,11 +947,17 @@ void loe_backward(const Network *net, const float *coords, const float *x, const
             }
             from += experts(net, layer) * sum_rows(out) * columns;
 #pragma omp for schedule(static) nowait
-            for (int64_t k = 0; k < vectors(net, layer); k++) {
+            for (int64_t k = 0; k < summed_vectors(net, layer); k++) {
                 float *to = grad_bias[layer] + k * out;
                 memcpy(to, from + k * pad(out), out * sizeof(float));
                 for (int t = 1; t < threads; t++)
                     for (int64_t o = 0; o < out; o++) to[o] += from[t * room_size + k * pad(out) + o];
+            }
+            if (owned(net, layer)) {
+                const int64_t count = vectors(net, layer), part = (count + threads - 1) / threads;
+                const int64_t start = min(count, thread_number() * part);
+                add_owned(net, layer, coords, at, owned_rows + owned_start(net, layer), start, min(count, start + part),
+                          grad_bias[layer]);
             }
         }
     }
