@@ -156,6 +156,25 @@ def test_threads_do_not_change_the_result_and_runs_repeat(options):
             torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-4)
 
 
+def test_large_bias_tiles_are_summed_by_fewer_threads(monkeypatch):
+    field, points = make(num_layers=3, bias_tile_size=100), torch.rand(3000, 2)
+    encoded = field.encoding(points)
+    weights, biases = ([p.detach() for p in parameters] for parameters in field._weights_and_biases)
+    torch.set_num_threads(3)
+
+    def gradients():
+        call = cpu.Call(field.shape, encoded, weights, biases)
+        _, index, z = call.forward(points, keep=True)
+        needs = {"need_coords": False, "need_x": False, "need_parameters": True}
+        return call._network, call.backward(points, index, z, torch.ones(3000, 1), **needs)[3]
+
+    plain, expected = gradients()
+    monkeypatch.setattr(cpu, "_MOST_SUMS", 2 * 2 * 100 * 100 * 64)
+    fewer, got = gradients()
+    assert (plain.threads, fewer.threads) == (3, 2)
+    torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-4)
+
+
 @pytest.mark.parametrize("options", [{}, {"bias_tile_size": 9}, {"tile_size": [1, 2]}], ids=str)
 def test_inputs_stay_and_outputs_are_written_whole(options):
     """With NaN in all memory that torch hands out; strided inputs; backward twice."""

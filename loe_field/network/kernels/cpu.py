@@ -34,6 +34,8 @@ _ACTIVATIONS = {"sine": lambda omega_0: (1, omega_0), "leaky_relu": lambda _: (2
 """Finish of cpu.c and its parameter."""
 MAX_EXPERTS = 65535
 """Expert numbers are kept in 16 bits."""
+_MOST_SUMS = 2**28
+"""Floats, 1 GiB: the sums of all threads for the gradients of bias tiles, of which each thread has its own."""
 LARGEST_MATRIX = 128
 """Rows and columns of the largest matrix that Muon's kernels take: all that they work on, 320 kB of each thread, then
 stays in a core's L2 cache. Larger products are better cut into parts, as BLAS does it."""
@@ -242,6 +244,9 @@ class Call:
         weights = [torch.empty_like(w) for w in self._weights] if need_parameters else []
         biases = [torch.empty_like(b) for b in self._biases] if need_parameters else []
         pointers = [_pointers(weights), _pointers(biases)] if need_parameters else [None, None]
+        # Tables may be large: then fewer threads compute, and less is cleared and added up.
+        tiles = sum(len(b) * padded(b.shape[1]) for b in self._biases if b.dim() > 1)
+        self._network.threads = max(1, min(self._network.threads, _MOST_SUMS // max(1, tiles)))
         workspace = self._x.new_empty(c.loe_backward_workspace(ctypes.byref(self._network)))
         before = map(_address, (coords, self._x, index, z, grad_out, grad_coords, grad_x))
         c.loe_backward(ctypes.byref(self._network), *before, *pointers, _address(workspace))
