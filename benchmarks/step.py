@@ -101,6 +101,7 @@ class Fitting:
     coords: Tensor
     target: Tensor
     capturable: bool
+    weight: float = 1.0
     metrics: dict[str, Tensor] = dataclasses.field(default_factory=dict)
 
     def draw(self, step: int) -> tuple[Tensor, ...]:

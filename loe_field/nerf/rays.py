@@ -18,6 +18,7 @@ _SMALL_TABLE = 2**22
 _TABLE_ENTRY = 16  # bytes: a direction and an area
 _AT_ONCE = 2**18  # rays that are made at once: the host takes some 140 bytes for each
 _STEPS_AT_ONCE = 64  # steps whose pixels are drawn at once: a GPU draws them all in one launch
+_PIXELS_AT_ONCE = 2**20  # and so many pixels at most, 8 MiB, however large a step is
 _IN_CLOSED_FORM = (CameraType.PERSPECTIVE.value, CameraType.FISHEYE.value)
 
 
@@ -91,10 +92,11 @@ class RayTable:
         """Pixels of a step, [N] in [0, num_pixels), at random with replacement by seed, step and repeat."""
         if repeat:
             return self._random(1, step, repeat)[0]
-        block, row = divmod(step, _STEPS_AT_ONCE)
+        steps = max(1, min(_STEPS_AT_ONCE, _PIXELS_AT_ONCE // self.num_rays_per_batch))
+        block, row = divmod(step, steps)
         key = (block, self.num_rays_per_batch)
         if self._drawn is None or self._drawn[0] != key:
-            self._drawn = key, self._random(_STEPS_AT_ONCE, block)
+            self._drawn = key, self._random(steps, block)
         return self._drawn[1][row]
 
     def _random(self, rows: int, *numbers: int) -> Tensor:

@@ -222,8 +222,9 @@ def expert_linear(
 
     Raises:
         RuntimeError: the tensors are not on a CUDA GPU, and Triton does not interpret.
-        ValueError: a dtype is none of those, tensors are on several devices, several experts come without their rows,
-            or the GPU has no TF32 that was asked for.
+        ValueError: a dtype is none of those, tensors are on several devices, rows of x are shorter than the matrix is
+            wide or longer by 16 bytes, several experts come without their rows, or the GPU has no TF32 that was asked
+            for.
     """
     _check_device(x)
     for name, tensor in (("x", x), ("weight", weight)):
@@ -241,6 +242,8 @@ def expert_linear(
             f"precision 'tf32' takes a GPU of compute capability 8.0 or more, and {x.device} has {major}.{minor}: "
             "choose 'ieee'"
         )
+    if not weight.shape[2] <= x.shape[1] < weight.shape[2] + 16 // x.element_size():
+        raise ValueError(f"x has rows of {x.shape[1]} features and the matrices take {weight.shape[2]}: they must fit")
     if len(weight) > 1 and (order is None or starts is None):
         raise ValueError(f"weight holds {len(weight)} experts: give order and starts of rows.expert_rows")
     how = Arithmetic(activation, float(omega_0), precision, dtype or x.dtype)

@@ -284,7 +284,8 @@ class Processes:
             way_on = self.way_on()
         except OSError as error:
             way_on = f"Its checkpoints cannot be looked for: {error}"
-        say(f"error: process {lost} of {self.size} was lost. {way_on}", sys.stderr)
+        with suppress(OSError):  # nobody reads it: the watch goes on all the same
+            say(f"error: process {lost} of {self.size} was lost. {way_on}", sys.stderr)
 
 
 def fingerprint(tensors: Iterable[Tensor]) -> str:
@@ -315,7 +316,8 @@ def _equal_cuts(shapes: tuple[tuple[int, ...], ...], size: int) -> list[list[tup
 def quit_at_once(status: int) -> NoReturn:
     """End this process, whatever its threads wait for."""
     for stream in (sys.stdout, sys.stderr):
-        stream.flush()
+        with suppress(OSError, ValueError):  # a pipe or a disk that takes no more must not keep it alive
+            stream.flush()
     os._exit(status)
 
 

@@ -1,5 +1,6 @@
 """Rays made once are the host's rays."""
 
+import itertools
 import json
 
 import numpy as np
@@ -14,6 +15,7 @@ from PIL import Image
 from scenes import write_scene
 
 from loe_field.errors import InputError
+from loe_field.nerf import rays as rays_module
 from loe_field.nerf.pictures import PosedPictures
 from loe_field.nerf.rays import RayTable
 
@@ -128,6 +130,19 @@ def test_batches_depend_on_seed_and_step_only(scene):
     assert torch.equal(seventh, two.draw(7))
     assert not torch.equal(seventh, one.draw(8))
     assert not torch.equal(seventh, one.draw(7, repeat=1))
+
+
+def test_steps_drawn_at_once_are_fewer_where_they_are_large(scene, monkeypatch):
+    monkeypatch.setattr(rays_module, "_PIXELS_AT_ONCE", 1000)
+    made = []
+    table = RayTable(dataset_of(scene), "cpu", num_rays_per_batch=400, seed=5)
+    monkeypatch.setattr(table, "_random", lambda *sizes, of=table._random: made.append(sizes[0]) or of(*sizes))
+    steps = [table.draw(step) for step in range(4)]
+    assert made == [2, 2]
+    assert not any(torch.equal(a, b) for a, b in itertools.combinations(steps, 2))
+    table.num_rays_per_batch = 5000
+    assert table.draw(3).shape == (5000,)
+    assert made == [2, 2, 1]
 
 
 def test_every_pixel_is_drawn_alike(scene):

@@ -567,6 +567,8 @@ def test_cpu_tensors_are_refused_with_the_remedy():
     [
         ({"x": torch.zeros(3, 4, dtype=torch.float64)}, "x is torch.float64"),
         ({"weight": torch.zeros(2, 5, 4)}, "weight holds 2 experts"),
+        ({"x": torch.zeros(3, 3)}, "x has rows of 3 features and the matrices take 4"),
+        ({"x": torch.zeros(3, 8)}, "x has rows of 8 features and the matrices take 4"),
     ],
 )
 def test_wrong_arguments(change, words):

@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -144,6 +146,15 @@ def test_a_process_that_ends_by_its_own_error_leaves_the_last_word_to_it(tmp_pat
     with launched(tmp_path, 2, work) as processes:
         assert processes.end() == [1, 1]
         assert processes.said() == ["", ""]
+
+
+def test_a_process_ends_where_nothing_can_be_written():
+    code = "from loe_field.training.distributed import quit_at_once; print('lost', flush=False); quit_at_once(7)"
+    with open("/dev/full", "w") as full:
+        ended = subprocess.run(
+            [sys.executable, "-E", "-c", code], stdout=full, stderr=subprocess.PIPE, text=True, timeout=60
+        )
+    assert (ended.returncode, ended.stderr) == (7, "")
 
 
 def test_what_one_process_lacks_ends_all_in_the_same_words(tmp_path):
