@@ -20,12 +20,14 @@ from loe_field.words import say
 
 def main() -> None:
     """The command: options as those of ns-train."""
+    interrupt = signal.signal(signal.SIGINT, signal.SIG_DFL)  # no handler runs while the others are waited for
     try:
         processes = join()
     except InputError as error:
         say(f"error: {error}", sys.stderr)
         sys.exit(1)
     if processes is None:
+        signal.signal(signal.SIGINT, interrupt)
         from nerfstudio.scripts.train import entrypoint
 
         entrypoint()
@@ -39,7 +41,9 @@ def main() -> None:
             say(f"error: {error}", sys.stderr)
         processes.leave(failed=True)
         quit_at_once(1)  # without a word to groups that others may have left
-    except SystemExit:
+    except SystemExit as ended:
+        if processes.rank > 0 and ended.code == 1:  # process 0 tells why
+            time.sleep(LAST_WORD)
         torch.distributed.destroy_process_group()
         raise
     torch.distributed.destroy_process_group()
@@ -47,7 +51,8 @@ def main() -> None:
 
 def _train(processes: Processes) -> None:
     """Read the command line and train, as one of several processes."""
-    signal.signal(signal.SIGTERM, _end_slowly)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _end_slowly)
     try:
         config = _command_line(quiet=processes.rank > 0)
         from nerfstudio.scripts.train import main as train

@@ -8,10 +8,13 @@ import torch
 from hypothesis import settings
 from PIL import Image
 from scenes import write_scene
-from support import interpreter_problem, waves
+from support import waves
 
+from benchmarks import interpreter
 from loe_field.errors import InputError
 
+if os.environ.get("TRITON_INTERPRET") == "1":
+    interpreter.mend()
 settings.register_profile("same-every-time", derandomize=True, deadline=None)
 settings.load_profile("same-every-time")
 
@@ -26,9 +29,6 @@ def pytest_ignore_collect(collection_path, config):
 def pytest_collection_modifyitems(items):
     """What cannot run here is skipped; the tutorial, which takes minutes, comes first."""
     items.sort(key=lambda item: "tutorial" not in item.name)
-    if os.environ.get("TRITON_INTERPRET") == "1" and (problem := interpreter_problem()):
-        for item in items:
-            item.add_marker(pytest.mark.skip(reason=problem))
     if not torch.cuda.is_available():
         for item in items:
             if "gpu" in item.keywords:

@@ -1,10 +1,10 @@
 """Helpers of the tests: small real pictures, and the real commands on them."""
 
+import importlib.util
 import json
 import os
 import subprocess
 import sys
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
@@ -26,18 +26,7 @@ sys.modules["loe_field"].__path__ = {list(loe_field.__path__)}
 """First lines of a process that imports modules of the package which need no torch, in no time."""
 
 
-def interpreter_problem():
-    """Why Triton's interpreter cannot run here, in words; empty if it can."""
-    try:
-        triton, numpy = (tuple(map(int, version(name).split(".")[:2])) for name in ("triton", "numpy"))
-    except PackageNotFoundError:
-        return "Triton is not installed here"
-    # Seen in 3.6 and not in 3.8: `int(self.handle.data)` in runtime/interpreter.py.
-    broken = triton < (3, 8) and numpy >= (2, 5)
-    return "Triton's interpreter before 3.8 takes arrays for numbers, which numpy 2.5 refuses" if broken else ""
-
-
-needs_interpreter = pytest.mark.skipif(bool(interpreter_problem()), reason=interpreter_problem())
+needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed here")
 
 
 def run(tool, *arguments, cwd=None, timeout=300, **options):

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import re
 import subprocess
 import sys
@@ -206,3 +207,22 @@ def test_more_bits_are_fewer_errors_and_whole_files_are_counted(small_picture):
         assert sizes == sorted(sizes)
         assert decibels == sorted(decibels)
         assert float(rows[0]["bits_per_pixel"]) == pytest.approx(8 * sizes[0] / (60 * 40), abs=1e-4)
+
+
+def test_the_sweep_of_blocks_runs_in_the_interpreter_and_tells_of_a_table_that_fails(tmp_path, monkeypatch):
+    """Also with a numpy that Triton's interpreter does not know."""
+    output = tmp_path / "blocks.csv"
+    words = ("--rows", "40", "--width", "16", "--device", "cpu", "--seconds", "0.1", "--output", output)
+    command = [sys.executable, "-m", "benchmarks.kernel_blocks", *map(str, words)]
+    done = subprocess.run(command, env=os.environ | {"TRITON_INTERPRET": "1"}, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    with open(output, newline="") as file:
+        assert next(csv.DictReader(file))["microseconds"] != ""
+
+    from benchmarks import kernel_blocks
+
+    rows = [{"kernel": "forward", "cut": cut, "microseconds": time} for cut, time in (("own", ""), ("tried", "2.0"))]
+    monkeypatch.setattr(kernel_blocks, "sweep", lambda options: iter(rows))
+    monkeypatch.setattr(sys, "argv", ["kernel_blocks", "--device", "cpu"])
+    with pytest.raises(SystemExit, match="error: the tables' own cut fails: forward"):
+        kernel_blocks.main()

@@ -3,15 +3,18 @@
 import copy
 import os
 import signal
+import socket
 import sys
 import time
 
 import pytest
 import torch
-from processes import launched
+from processes import free_port, launched
 from support import FAST, read_metrics, run_folder
 
 from loe_field import methods, train
+from loe_field.adapter.trainer import SignalTrainer
+from loe_field.training.config import LoETrainerConfig
 
 pytestmark = pytest.mark.slow
 FEW = (*FAST, "--num-threads", "1", "--pipeline.datamanager.pixels-per-batch", "700")
@@ -119,6 +122,58 @@ def test_a_killed_process_and_a_signal_to_one(small_picture, tmp_path, call_main
             assert processes.end() == [143, 143], processes.said()
             assert "stopping after this step" in processes.said("out")[0]
         assert read_metrics(run_folder(output))["num_steps"] < 6000
+
+
+def test_a_signal_to_all_at_the_end_leaves_the_first_its_time(small_picture, tmp_path, monkeypatch):
+    """While process 0 evaluates and writes the others have nothing to do, and must not end before it."""
+    words = ("loe-image", "--data", small_picture, *FEW, "--max-num-iterations", 3, "--output-dir", tmp_path / "out")
+    write = SignalTrainer.write_results
+
+    def slowly(trainer, result):
+        print("writes", flush=True)
+        time.sleep(3)
+        return write(trainer, result)
+
+    monkeypatch.setattr(SignalTrainer, "write_results", slowly)
+    with launched(tmp_path / "said", 2, command(*words)) as processes:
+        wait_for(lambda: "writes" in processes.said("out")[0])
+        for pid in processes.pids:
+            os.kill(pid, signal.SIGINT)
+        assert processes.end() == [130, 130], processes.said()
+    assert read_metrics(run_folder(tmp_path / "out"))["num_steps"] == 3
+
+
+def test_the_viewer_and_its_pause_are_those_of_the_first_process(small_picture, tmp_path, monkeypatch):
+    """Another one comes to look at the options when the viewer listens already."""
+    port, output = free_port(), tmp_path / "out"
+    words = ("loe-image", "--data", small_picture, *FEW, "--vis", "viewer", "--viewer.websocket-port", port)
+    look = LoETrainerConfig.save_config
+
+    def late(config):
+        if os.environ["RANK"] == "1":
+            wait_for(lambda: socket.socket().connect_ex(("127.0.0.1", port)) == 0)
+        look(config)
+
+    turn = SignalTrainer._next_turn
+    monkeypatch.setattr(LoETrainerConfig, "save_config", late)
+    monkeypatch.setattr(SignalTrainer, "_next_turn", lambda *given: (print("a turn", flush=True), turn(*given))[1])
+    with launched(tmp_path / "said", 2, command(*words, "--start-paused", "True", "--output-dir", output)) as processes:
+        wait_for(lambda: "a turn" in processes.said("out")[0] or "error" in "".join(processes.said()))
+        os.kill(processes.pids[0], signal.SIGTERM)
+        assert processes.end() == [143, 143], processes.said()
+        assert "error" not in processes.said()[0]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_at_the_start_ends_all_without_a_traceback(number, small_picture, tmp_path, monkeypatch):
+    """To all, as a terminal's Ctrl-C; the options are being looked at."""
+    monkeypatch.setattr(LoETrainerConfig, "save_config", lambda config: (print("looks", flush=True), time.sleep(60)))
+    with launched(tmp_path / "said", 2, command("loe-image", "--data", small_picture, *FEW)) as processes:
+        wait_for(lambda: all("looks" in said for said in processes.said("out")))
+        for pid in processes.pids:
+            os.kill(pid, number)
+        assert set(processes.end(20)) <= {128 + number, 1}
+        assert "Traceback" not in "".join(processes.said())
 
 
 def test_processes_that_the_host_starts_are_the_same(small_picture, tmp_path):

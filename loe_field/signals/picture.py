@@ -1,5 +1,6 @@
 """A picture as a signal: its pixels, the plane between them, the measures of a fit, and its file."""
 
+import math
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -182,6 +183,7 @@ class PictureSignal(GridSignal):
 class PictureReconstruction(Reconstruction):
     """A field at the pixels of its picture, rounded to what the picture's kind can hold: `picture`, and its psnr.
 
+    The psnr is NaN where the field's values are, and there is no picture then.
     `figures` measures the field between the pixels, as it is then.
     """
 
@@ -192,17 +194,19 @@ class PictureReconstruction(Reconstruction):
         square = square_held_out = 0.0
         count_held_out = 0
         for rows, colours in signal.strips(field, chunk):
-            values[rows] = target.like(colours).values
             seen = np.clip(colours, 0, 1 if target.peak is None else np.inf)
             wanted = target.to_unit(target.values[rows])
             square += squared_error(seen, wanted)
+            if math.isnan(square):  # which whole steps cannot hold: they would be taken for black
+                break
+            values[rows] = target.like(colours).values
             if signal.hold_out == "checkerboard":
                 unseen = ~checkerboard(len(seen), target.width, rows.start)
                 square_held_out += squared_error(seen[unseen], wanted[unseen])
                 count_held_out += int(unseen.sum()) * target.channels
         self.picture = replace(target, values=values)
-        self.psnr = picture_psnr(self.picture, target)
         self._psnr_unrounded = decibels(square, values.size)
+        self.psnr = math.nan if math.isnan(square) else picture_psnr(self.picture, target)
         self._psnr_held_out = decibels(square_held_out, count_held_out) if count_held_out else None
 
     @cached_property

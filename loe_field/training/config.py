@@ -21,6 +21,7 @@ from loe_field.errors import InputError
 from loe_field.files import check_name, write_whole
 from loe_field.training.checkpoints import find_checkpoint, read_checkpoint
 from loe_field.training.defaults import Precision, check_precision, device_of
+from loe_field.training.distributed import processes_here
 from loe_field.words import printable, say
 
 _MOST_THREADS = 1024
@@ -172,7 +173,8 @@ class LoETrainerConfig(TrainerConfig):
         if root not in base.parents:
             names = f"--experiment-name {self.experiment_name} and --timestamp {self.timestamp}"
             raise InputError(f"{names} lead out of the folder {root}: give names without '..'")
-        if self.is_viewer_enabled():
+        here = processes_here(0, 1)
+        if self.is_viewer_enabled() and (here is None or here.rank == 0):  # whose viewer may listen there already
             self._check_port()
         if self.machine.device_type == "cuda" and not torch.cuda.is_available():
             raise InputError(

@@ -8,6 +8,7 @@ step (NCCL on GPUs, gloo on CPUs), one for what process 0 decides, and one for a
 import functools
 import hashlib
 import os
+import signal
 import socket
 import sys
 import threading
@@ -38,6 +39,8 @@ _PATIENCE = 30.0
 """Seconds in which the watch finds out which process was lost, once something has failed."""
 LAST_WORD = 2.0
 """Seconds for the process that tells why the run ends: torchrun ends all as soon as one has ended."""
+_PARENT = "TORCHELASTIC_RUN_ID"
+"""In the environment of processes that torchrun has started."""
 _ALIVE, _OVER, _FAILED = 0, -1, -2
 """Signs of life: nothing of note; the run has come to its end; this process ends with an error, of which it has told.
 Above 0: a signal of this number asked this process to stop the run."""
@@ -234,7 +237,11 @@ class Processes:
     def _watch(self) -> None:
         """Exchange signs of life with process 0, or as process 0 with all others, until the run is over."""
         others = range(1, self.size) if self.rank == 0 else [0]
+        parent = os.getppid() if _PARENT in os.environ else None
         while True:
+            if parent not in (None, os.getppid()):  # torchrun was killed, and can end nobody any more
+                parent = None
+                os.kill(os.getpid(), signal.SIGTERM)
             if self.rank > 0:
                 self._changed.wait(_BEAT)
                 self._changed.clear()

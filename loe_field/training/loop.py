@@ -80,7 +80,8 @@ class LoETrainer(Trainer):
         if self.processes is not None:
             local_rank, world_size = self.processes.local_rank, self.processes.size
             CONSOLE.quiet = CONSOLE.quiet or self.processes.rank > 0
-            config.vis = config.vis if self.processes.rank == 0 else "none"
+            if self.processes.rank > 0:  # process 0 shows, and pauses for all
+                config.vis, config.start_paused = "none", False
         config.check()
         config.output_dir = config.output_dir.expanduser().resolve()
         if (data := config.pipeline.datamanager.data) is not None:
@@ -332,19 +333,20 @@ class LoETrainer(Trainer):
         self.record.start()
         self._progress = TrainProgress(self.record, step, total, num_seconds, per_step=per_step, unit=self.unit)
         self._saved_at = time.monotonic()
-        with stop_signals(self._stop_soon) as stopped, ThreadPoolExecutor(1) as self._writer, self._progress:
-            while count := self._next_turn(step, stopped):
-                with self.train_lock, self._threads():
-                    self._iterate(step, count)
-                step += count
-                self._update_viewer_state(self.step)
-                self._after_step()
-            torch.set_num_threads(self._most_threads)
-            result = self._finish()
-        status = 128 + (stopped[0] if stopped else self._asked) if stopped or self._asked else 0
-        if self.processes is not None:  # the others wait here for process 0
-            status = self.processes.told(1 if self._problems else status)
-            self.processes.leave(failed=False)
+        with stop_signals(self._stop_soon) as stopped:
+            with ThreadPoolExecutor(1) as self._writer, self._progress:
+                while count := self._next_turn(step, stopped):
+                    with self.train_lock, self._threads():
+                        self._iterate(step, count)
+                    step += count
+                    self._update_viewer_state(self.step)
+                    self._after_step()
+                torch.set_num_threads(self._most_threads)
+                result = self._finish()
+            status = 128 + (stopped[0] if stopped else self._asked) if stopped or self._asked else 0
+            if self.processes is not None:  # the others wait here for process 0, whatever signal comes
+                status = self.processes.told(1 if self._problems else status)
+                self.processes.leave(failed=False)
         if status and not self._problems:  # which are told otherwise
             raise SystemExit(status)
         if not self.config.viewer.quit_on_train_completion and not self._problems:

@@ -8,7 +8,6 @@ that is left to differ are the order of sums and the operands that these push ov
 A small floor is added for fp32's own rounding.
 """
 
-import importlib.util
 import os
 import re
 import subprocess
@@ -17,7 +16,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from support import needs_interpreter
+from support import needs_triton
 from torch.autograd import gradcheck, gradgradcheck
 
 from loe_field import Level, LoEMLP, PositionalEncoding, position_dependent_linear
@@ -37,7 +36,6 @@ def kernels(test):
 
 
 only_gpu = [pytest.mark.gpu, pytest.mark.skipif(INTERPRETED, reason="takes a GPU")]
-needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed here")
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 PRECISIONS = [
@@ -49,7 +47,7 @@ PRECISIONS = [
 
 
 @pytest.mark.slow
-@needs_interpreter
+@needs_triton
 @pytest.mark.skipif(INTERPRETED or DEVICE == "cuda", reason="the tests run in this process")
 def test_in_the_interpreter():
     done = subprocess.run(

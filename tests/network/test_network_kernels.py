@@ -3,14 +3,13 @@ process of its own turns on. Judged by the error budget of test_kernels.py, leve
 """
 
 import copy
-import importlib.util
 import os
 import subprocess
 import sys
 
 import pytest
 import torch
-from support import needs_interpreter
+from support import needs_triton
 
 from loe_field import LoEMLP
 from loe_field.network import fused_triton
@@ -28,14 +27,13 @@ def kernels(test):
 
 
 only_gpu = [pytest.mark.gpu, pytest.mark.skipif(INTERPRETED, reason="takes a GPU")]
-needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed here")
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 PRECISIONS = ["ieee", "fp16", *(pytest.param(name, marks=only_gpu) for name in ("tf32", "bf16"))]
 
 
 @pytest.mark.slow
-@needs_interpreter
+@needs_triton
 @pytest.mark.skipif(INTERPRETED or DEVICE == "cuda", reason="the tests run in this process")
 def test_in_the_interpreter():
     done = subprocess.run(

@@ -73,3 +73,18 @@ def test_the_parts_of_a_step_off_the_grid_are_the_step(off_grid):
         assert max(map(len, parts)) - min(map(len, parts)) <= 2
         order, expected = (x[x[:, 0].argsort()] for x in (torch.cat(parts), whole))
         torch.testing.assert_close(order, expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("palette", [None, np.array([[0, 0, 0], [9, 9, 9]], np.uint8)])
+def test_a_field_without_numbers_is_seen_in_whole_steps_too(palette):
+    """They cannot hold NaN, which a cast makes black."""
+    values = VALUES if palette is None else palette[np.arange(35).reshape(7, 5) % 2]
+    signal = PictureSignal(Picture(values, "PNG", "RGB", palette), "cpu", samples_per_batch=None, seed=0)
+
+    def field(coords):
+        out = torch.zeros(len(coords), 3)
+        out[len(out) // 2, 1] = torch.nan
+        return out
+
+    assert np.isnan(signal.reconstruct(field).psnr)

@@ -134,6 +134,39 @@ def test_a_killed_process_ends_the_others_soon_and_in_one_line(lost, tmp_path):
         assert "".join(processes.said()) == f"error: process {lost} of 3 was lost. Go on\n"
 
 
+def test_a_process_ends_whose_output_nobody_takes(tmp_path):
+    def work(rank):
+        processes = join()
+        sys.stdout = open("/dev/full", "w")  # noqa: SIM115
+        sys.stdout.write("not flushed")
+        if rank == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        processes.told_numbers(1.0)
+
+    with launched(tmp_path, 2, work) as processes:
+        assert processes.end(20) == [-9, 1]
+        assert processes.said()[1] == "error: process 0 of 2 was lost. No checkpoint was written\n"
+
+
+def test_processes_whose_torchrun_was_killed_are_asked_to_stop(tmp_path):
+    def work(rank):
+        os.environ["TORCHELASTIC_RUN_ID"] = "some"
+        asked = []
+        signal.signal(signal.SIGTERM, lambda *_: asked.append(1))
+        processes = join()
+        time.sleep(0.7)
+        assert not asked
+        os.getppid = lambda: 1
+        deadline = time.monotonic() + 10
+        while not asked and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert asked
+        processes.leave(failed=False)
+
+    with launched(tmp_path, 2, work) as processes:
+        assert processes.end(20) == [0, 0], processes.said()
+
+
 def test_a_process_that_ends_by_its_own_error_leaves_the_last_word_to_it(tmp_path):
     def work(rank):
         processes = join()
