@@ -46,7 +46,7 @@ def cuts(kernel: str) -> Iterator[tuple[int, int, int, int]]:
 def seconds_of(call: Callable[[], object], device: torch.device) -> float:
     """Median time of a call; on a CPU, where it means nothing, of one."""
     if device.type == "cuda":
-        return 1e-3 * do_bench(call, warmup=5, rep=20, return_mode="median")
+        return 1e-3 * do_bench(call, warmup=5, rep=20, return_mode="median")  # type: ignore[operator]
     start = time.perf_counter()
     call()
     return time.perf_counter() - start
