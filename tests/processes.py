@@ -8,7 +8,18 @@ import sys
 import time
 import traceback
 
+import pytest
 import torch
+
+
+def only_where_forks_are_safe():
+    """Skip a file of tests that fork, but in the process of its own that test_forking.py starts for it.
+
+    Once autograd has started threads for a device, which other tests' stand-ins for one make it do, no fork of the
+    process can use it.
+    """
+    if os.environ.get("LOE_FIELD_FORKS") != "1":
+        pytest.skip("tests/test_forking.py runs it", allow_module_level=True)
 
 
 def free_port():

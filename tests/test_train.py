@@ -9,13 +9,14 @@ import time
 
 import pytest
 import torch
-from processes import free_port, launched
+from processes import free_port, launched, only_where_forks_are_safe
 from support import FAST, read_metrics, run_folder
 
 from loe_field import methods, train
 from loe_field.adapter.trainer import SignalTrainer
 from loe_field.training.config import LoETrainerConfig
 
+only_where_forks_are_safe()
 pytestmark = pytest.mark.slow
 FEW = (*FAST, "--num-threads", "1", "--pipeline.datamanager.pixels-per-batch", "700")
 """Options of short runs. Four batches of 600 pixels; 7 batches of 343 or 342 with 350."""

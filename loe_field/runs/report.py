@@ -41,6 +41,7 @@ FIGURES = (
     *("rays_per_second", "lpips", "num_views", "measured_on"),
     *("width", "height", "channels", "radiance_peak", "num_targets", "pixels_per_batch"),
     *("method", "data", "network", "implementation", "precision", "device", "seed", "target_psnr"),
+    *("rays_per_batch", "steps_per_iteration", "num_processes"),
 )
 """What metrics.json may have, and columns of a table may show."""
 

@@ -116,8 +116,7 @@ def test_a_stopped_run_goes_on(suite, small_picture):
 
 def test_stopped_in_the_middle(suite, small_picture, tmp_path):
     """The run under way is saved and nothing goes on in the background; the report stands."""
-    options = ("--data", small_picture, "--output-dir", tmp_path, "--runs", "quad", "--max-num-iterations", 100000,
-               "--steps-per-save", 100)  # fmt: skip
+    options = ("--data", small_picture, "--output-dir", tmp_path, "--runs", "quad", "--max-num-iterations", 100000)
     process = start("loe-bench", suite[0], *options)
     deadline = time.monotonic() + 120
     while not list(tmp_path.rglob("step-*.ckpt")) and time.monotonic() < deadline:

@@ -36,11 +36,11 @@ for name in ("loe-image", "loe-image-smooth", "loe-image-paper"):
 print("so far")
 all_methods["loe-image"].setup(local_rank=0, world_size=1)
 """
-    done = python_without("OpenImageIO", code=code)
+    done = python_without("tifffile", code=code)
     assert done.stdout.endswith("so far\n"), done.stderr
     assert done.returncode == 1
     assert done.stderr.splitlines() == [
-        "error: loe-image cannot start: OpenImageIO is not installed. `pip install loe-field` installs what is missing"
+        "error: loe-image cannot start: tifffile is not installed. `pip install loe-field` installs what is missing"
     ]
 
 
@@ -48,7 +48,7 @@ all_methods["loe-image"].setup(local_rank=0, world_size=1)
 def test_without_a_package_the_command_ends_with_one_line():
     """Options that only the real method has are not what it complains of."""
     code = "from nerfstudio.scripts.train import entrypoint; entrypoint()"
-    done = python_without("OpenImageIO", code=code, arguments=("loe-image", "--pipeline.model.tile-size", "4"))
+    done = python_without("tifffile", code=code, arguments=("loe-image", "--pipeline.model.tile-size", "4"))
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith("error: loe-image cannot start: ")
 

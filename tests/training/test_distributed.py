@@ -9,13 +9,15 @@ import time
 import numpy as np
 import pytest
 import torch
-from processes import launched
+from processes import launched, only_where_forks_are_safe
 
 from loe_field import LoEMLP
 from loe_field.errors import InputError
 from loe_field.network.optim import Muon, orthogonalize
 from loe_field.training.distributed import _equal_cuts, _place, fingerprint, join
 from loe_field.training.step import TrainStep
+
+only_where_forks_are_safe()
 
 
 class Fit:
