@@ -19,8 +19,8 @@ def blended_bias(bias: Tensor, index: Tensor, share: Tensor) -> Tensor:
     """
     share = share.to(bias.dtype)
     total = None
-    for corner in range(index.shape[1]):
-        rows = torch.nn.functional.embedding(index[:, corner], bias) * share[:, corner, None]
+    for vectors, part in zip(index.unbind(1), share.unbind(1)):
+        rows = torch.nn.functional.embedding(vectors, bias) * part.unsqueeze(1)
         total = rows if total is None else total + rows
     assert total is not None
     return total

@@ -12,6 +12,7 @@ import os
 import re
 import subprocess
 import sys
+from importlib.metadata import version
 
 import numpy as np
 import pytest
@@ -69,6 +70,9 @@ def test_in_the_interpreter():
 def test_compiles_for_every_family_without_spills(architecture, experts):
     """What the interpreter does not see: types, layouts, registers, shared memory. No GPU is needed to compile."""
     from benchmarks.compile_table import CARDS, rows_for
+
+    if architecture == 120 and version("triton").startswith("3.3."):
+        pytest.skip("Triton 3.3 compiles no product for sm_120")
 
     def chosen(settings):
         hidden = settings["level"] == "hidden" and settings["precision"] in ("bf16", "tf32")
