@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from benchmarks.summary import aligned
 from loe_field import PositionalEncoding, __version__
 from loe_field.training.machine import device_name, keep_freed_memory
 
@@ -278,10 +279,7 @@ def rows_of(
 
 def show(rows: list[dict[str, Any]], columns: Sequence[str]) -> None:
     """Print some columns, aligned."""
-    table = [list(columns), *[[str(row[c]) for c in columns] for row in rows]]
-    widths = [max(len(line[i]) for line in table) for i in range(len(columns))]
-    for line in table:
-        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip())
+    print(aligned(rows, columns))
 
 
 def write(rows: list[dict[str, Any]], path: Path | None) -> None:

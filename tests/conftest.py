@@ -42,6 +42,14 @@ def _one_thread():
 
 
 @pytest.fixture
+def poisoned():
+    """torch.empty is full of NaN: what a kernel forgets to write shows."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
 def call_main(monkeypatch, capsys):
     """A command within this process: (its exit status, or the host's uncaught InputError), and its output."""
 

@@ -1,6 +1,5 @@
 """Helpers of the tests: small real pictures, and the real commands on them."""
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -8,7 +7,6 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import pytest
 import torch
 
 import loe_field
@@ -26,7 +24,13 @@ sys.modules["loe_field"].__path__ = {list(loe_field.__path__)}
 """First lines of a process that imports modules of the package which need no torch, in no time."""
 
 
-needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed here")
+def run_tests(path, *, timeout=300, **environment):
+    """A file of tests, all of which pass, in a process of its own with more in its environment."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", path]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"} | environment
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert " passed" in done.stdout
 
 
 def run(tool, *arguments, cwd=None, timeout=300, **options):

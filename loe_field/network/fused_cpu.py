@@ -8,7 +8,7 @@ from torch import Tensor
 
 from loe_field.network.grouped import evaluate_encoded
 from loe_field.network.kernels.cpu import Call, padded
-from loe_field.network.modes import needs_operators, transformed
+from loe_field.network.modes import gradients_by_torch, needs_operators, transformed
 from loe_field.network.rows import ExpertRows
 from loe_field.network.shape import NetworkShape, encode
 from loe_field.network.tiling import BiasTile, Level
@@ -60,21 +60,18 @@ def _gradients(
     """First derivatives by the kernel; where a graph or a batch of them is wanted, by torch on the same inputs."""
     coords, x, index, z, *parameters = saved
     need_coords = need_coords and any(tile is not None and tile.blending == "linear" for tile in shape.bias_tiles)
-    graph = torch.is_grad_enabled()  # create_graph: the gradient is to be differentiated itself
-    if not graph and not transformed(grad):
+    if not torch.is_grad_enabled() and not transformed(grad):
         needs = (need_coords, need_x, any(need))
         grad_coords, grad_x, grads = kernel(coords, x, index, z, grad, parameters, shape, bf16, *needs)
         return grad_coords, grad_x, [g if needed else None for g, needed in zip(grads or [None] * len(need), need)]
-    with torch.enable_grad():
-        # A view, so that the gradient counts the ways through the bias tiles only: x depends on coords itself.
-        coords = coords.view_as(coords)
-    inputs = [t for t, needed in zip((coords, x, *parameters), (need_coords, need_x, *need)) if needed]
     experts = index.to(torch.int64) & 0xFFFF  # the kernel's numbers have 16 bits and no sign
     layers = len(parameters) // 2
-    with torch.enable_grad():
-        out = evaluate_encoded(coords, x, experts, parameters[:layers], parameters[layers:], shape)
-    grads = iter(torch.autograd.grad(out, inputs, grad, create_graph=graph))
-    grad_coords, grad_x, *rest = [next(grads) if needed else None for needed in (need_coords, need_x, *need)]
+
+    def network(coords: Tensor, x: Tensor, *parameters: Tensor) -> Tensor:
+        return evaluate_encoded(coords, x, experts, list(parameters[:layers]), list(parameters[layers:]), shape)
+
+    needs = (need_coords, need_x, *need)
+    grad_coords, grad_x, *rest = gradients_by_torch(network, (coords, x, *parameters), needs, grad)
     return grad_coords, grad_x, rest
 
 

@@ -5,13 +5,14 @@ Triton is imported where a kernel is launched, not with this module.
 
 import os
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from loe_field.network.grouped import grouped_linear, permute_rows
-from loe_field.network.modes import needs_operators, transformed
+from loe_field.network.modes import gradients_by_torch, needs_operators, transformed
 from loe_field.network.rows import ExpertRows, RowGroups, expert_rows
 from loe_field.network.shape import Arithmetic, NetworkShape, Precision, activate, encode
 from loe_field.network.tiling import expert_index, num_experts
@@ -69,16 +70,11 @@ def _gradients(
     kernel: Callable[..., Sequence[Tensor | None]],
 ) -> Sequence[Tensor | None]:
     """First derivatives for x, weight and bias by the kernel; by torch where a graph or a batch of them is wanted."""
-    graph, need = torch.is_grad_enabled(), [needed and t is not None for t, needed in zip(inputs, need)]
-    if not graph and not transformed(grad_y):
+    need = [needed and t is not None for t, needed in zip(inputs, need)]
+    if not torch.is_grad_enabled() and not transformed(grad_y):
         return kernel(grad_y, *inputs, order, starts, how, need)
-    with torch.enable_grad():
-        # Views, so that a gradient counts the ways through this level only, should one input depend on another.
-        inputs = [None if t is None else t.view_as(t) for t in inputs]
-        y = _differentiable(*inputs, order, starts, how)  # type: ignore[arg-type]
-    wanted = [t for t, needed in zip(inputs, need) if needed and t is not None]
-    found = iter(torch.autograd.grad(y, wanted, grad_y, create_graph=graph))
-    return [next(found) if needed else None for needed in need]
+    level = partial(_differentiable, order=order, starts=starts, how=how)
+    return gradients_by_torch(level, inputs, need, grad_y)
 
 
 class _ExpertLinear(torch.autograd.Function):
@@ -325,15 +321,12 @@ class _WholeNetwork(torch.autograd.Function):
         shape, dtype, hidden = ctx.how
         layers, need_coords, need = len(parameters) // 2, ctx.needs_input_grad[0], ctx.needs_input_grad[6:]
         rows = None if order is None else ExpertRows(order, starts)
-        graph = torch.is_grad_enabled()
-        if graph or transformed(grad):
-            with torch.enable_grad():
-                inputs = [t.view_as(t) for t in (coords, *parameters)]
-                weights, biases = inputs[1 : layers + 1], inputs[layers + 1 :]
-                y = _by_levels(inputs[0], weights, biases, shape, rows, dtype, hidden)
-            wanted = [t for t, needed in zip(inputs, (need_coords, *need)) if needed]
-            found = iter(torch.autograd.grad(y, wanted, grad, create_graph=graph))
-            grads = [next(found) if needed else None for needed in (need_coords, *need)]
+        if torch.is_grad_enabled() or transformed(grad):
+
+            def network(coords: Tensor, *parameters: Tensor) -> Tensor:
+                return _by_levels(coords, parameters[:layers], parameters[layers:], shape, rows, dtype, hidden)
+
+            grads = gradients_by_torch(network, (coords, *parameters), (need_coords, *need), grad)
         else:
             grads = _backward_by_levels(grad, coords, kept, parameters, rows, shape, dtype, hidden, need_coords, need)
         return grads[0], *[None] * 5, *grads[1:]

@@ -1,5 +1,7 @@
 """What torch may want of a computation beside its numbers: its operations, its shapes, a graph of it."""
 
+from collections.abc import Callable, Sequence
+
 import torch
 from torch import Tensor
 from torch._C._functorch import is_legacy_batchedtensor
@@ -42,6 +44,23 @@ def _exporting() -> bool:
 
 for _function in (_under_way, _exporting):  # torch.compile of torch 2.7 would not ask them, and take them for true
     _function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def gradients_by_torch(
+    function: Callable[..., Tensor], inputs: Sequence[Tensor | None], need: Sequence[bool], grad: Tensor
+) -> list[Tensor | None]:
+    """The gradient of function(*inputs) for each needed input, in torch operations; None for the others.
+
+    It can be differentiated again where torch wants a graph of it. The function gets views, so that a gradient counts
+    the ways through it only, should one input depend on another.
+    """
+    graph = torch.is_grad_enabled()
+    with torch.enable_grad():
+        inputs = [None if t is None else t.view_as(t) for t in inputs]
+        out = function(*inputs)
+    wanted = [t for t, needed in zip(inputs, need) if needed and t is not None]
+    found = iter(torch.autograd.grad(out, wanted, grad, create_graph=graph))
+    return [next(found) if needed else None for needed in need]
 
 
 def needs_operators() -> bool:

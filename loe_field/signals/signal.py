@@ -184,13 +184,15 @@ class GridSignal(Signal):
         """Coordinates in [0, 1), float32 [N, dim], of samples numbered with the last axis running fastest."""
         return grid_coords(index, self.shape) / self._size
 
-    @cached_property
+    @property
     def _every(self) -> Tensor:
+        """The numbers of all samples; not kept, for a large grid has many."""
         return torch.arange(self.num_samples, device=self.device) if self._kept is None else self._kept
 
     @cached_property
     def _whole(self) -> tuple[Tensor, Tensor]:
-        return self.coords(self._every), self.values(self._every)
+        every = self._every
+        return self.coords(every), self.values(every)
 
     def draw(self, step: int) -> tuple[Tensor, ...]:
         """The samples of a step, int64 [N]; sizes differ by one at most. () where every step takes the whole grid."""

@@ -65,11 +65,6 @@ def write_checkpoint(folder: Path, step: int, content: memoryview, *, only_lates
     return path
 
 
-def save_checkpoint(folder: Path, step: int, state: dict[str, Any], *, only_latest: bool) -> Path:
-    """Pack and write a checkpoint; see write_checkpoint."""
-    return write_checkpoint(folder, step, packed(state), only_latest=only_latest)
-
-
 def find_checkpoint(folder: Path, step: int | None = None) -> Path:
     """The checkpoint of a step, or the latest; an InputError if there is no such folder or checkpoint."""
     if not folder.is_dir():

@@ -111,7 +111,7 @@ class LoETrainer(Trainer):
         self._asked = 0
         self._evaluating_took = 0.0
         self._writing: Future[float] | None = None
-        self._saved_at, self._saving_took = time.monotonic(), 0.0
+        self._saving_took = 0.0
         if config.num_threads is not None:
             torch.set_num_threads(config.num_threads)
         self._most_threads = torch.get_num_threads()
@@ -343,7 +343,8 @@ class LoETrainer(Trainer):
                     self._after_step()
                 torch.set_num_threads(self._most_threads)
                 result = self._finish()
-            status = 128 + (stopped[0] if stopped else self._asked) if stopped or self._asked else 0
+            number = stopped[0] if stopped else self._asked
+            status = 128 + number if number else 0
             if self.processes is not None:  # the others wait here for process 0, whatever signal comes
                 status = self.processes.told(1 if self._problems else status)
                 self.processes.leave(failed=False)

@@ -8,16 +8,22 @@ that is left to differ are the order of sums and the operands that these push ov
 A small floor is added for fp32's own rounding.
 """
 
-import os
 import re
-import subprocess
-import sys
-from importlib.metadata import version
 
 import numpy as np
 import pytest
 import torch
-from support import needs_triton
+from on_triton import (
+    DEVICE,
+    DTYPES,
+    INTERPRETED,
+    kernels,
+    needs_triton,
+    once,
+    only_gpu,
+    skip_what_triton_cannot_compile,
+)
+from support import run_tests
 from torch.autograd import gradcheck, gradgradcheck
 
 from loe_field import Level, LoEMLP, PositionalEncoding, position_dependent_linear
@@ -27,18 +33,8 @@ from loe_field.network.rows import expert_rows
 from loe_field.network.shape import Arithmetic
 from loe_field.network.tiling import expert_index
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-DEVICE = "cuda" if torch.cuda.is_available() and not INTERPRETED else "cpu"
+pytestmark = pytest.mark.usefixtures("poisoned")
 
-
-def kernels(test):
-    """A test that launches kernels."""
-    return test if INTERPRETED else pytest.mark.gpu(test)
-
-
-only_gpu = [pytest.mark.gpu, pytest.mark.skipif(INTERPRETED, reason="takes a GPU")]
-
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 PRECISIONS = [
     "ieee",
     "fp16",
@@ -49,16 +45,9 @@ PRECISIONS = [
 
 @pytest.mark.slow
 @needs_triton
-@pytest.mark.skipif(INTERPRETED or DEVICE == "cuda", reason="the tests run in this process")
+@once
 def test_in_the_interpreter():
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", __file__],
-        env=os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    run_tests(__file__, TRITON_INTERPRET="1")
 
 
 @needs_triton
@@ -71,8 +60,7 @@ def test_compiles_for_every_family_without_spills(architecture, experts):
     """What the interpreter does not see: types, layouts, registers, shared memory. No GPU is needed to compile."""
     from benchmarks.compile_table import CARDS, rows_for
 
-    if architecture == 120 and version("triton").startswith("3.3."):
-        pytest.skip("Triton 3.3 compiles no product for sm_120")
+    skip_what_triton_cannot_compile(architecture)
 
     def chosen(settings):
         hidden = settings["level"] == "hidden" and settings["precision"] in ("bf16", "tf32")
@@ -119,14 +107,6 @@ def test_one_compilation_serves_all_batches():
             encoding.encode(torch.zeros(rows + 4, 2)[offset : offset + rows], 2)
     assert len(compiled) == 3 * 4
     assert len(set(compiled)) == 4
-
-
-@pytest.fixture(autouse=True)
-def _poisoned():
-    """torch.empty is full of NaN: what a kernel forgets to write shows."""
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    yield
-    torch.use_deterministic_algorithms(False)
 
 
 def activate(z, activation, omega_0):

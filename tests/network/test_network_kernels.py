@@ -3,13 +3,20 @@ process of its own turns on. Judged by the error budget of test_kernels.py, leve
 """
 
 import copy
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
-from support import needs_triton
+from on_triton import (
+    DEVICE,
+    DTYPES,
+    INTERPRETED,
+    kernels,
+    needs_triton,
+    once,
+    only_gpu,
+    skip_what_triton_cannot_compile,
+)
+from support import run_tests
 
 from loe_field import LoEMLP
 from loe_field.network import fused_triton
@@ -17,33 +24,16 @@ from loe_field.network.rows import expert_rows
 from loe_field.network.shape import activate, encode
 from loe_field.network.tiling import expert_index
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-DEVICE = "cuda" if torch.cuda.is_available() and not INTERPRETED else "cpu"
+pytestmark = pytest.mark.usefixtures("poisoned")
 
-
-def kernels(test):
-    """A test that launches kernels."""
-    return test if INTERPRETED else pytest.mark.gpu(test)
-
-
-only_gpu = [pytest.mark.gpu, pytest.mark.skipif(INTERPRETED, reason="takes a GPU")]
-
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 PRECISIONS = ["ieee", "fp16", *(pytest.param(name, marks=only_gpu) for name in ("tf32", "bf16"))]
 
 
 @pytest.mark.slow
 @needs_triton
-@pytest.mark.skipif(INTERPRETED or DEVICE == "cuda", reason="the tests run in this process")
+@once
 def test_in_the_interpreter():
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", __file__],
-        env=os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    run_tests(__file__, TRITON_INTERPRET="1")
 
 
 @pytest.mark.slow
@@ -52,12 +42,9 @@ def test_in_the_interpreter():
 @pytest.mark.parametrize("architecture", [80, 89, 90, 120])
 def test_compiles_without_spills(architecture):
     """The default network with seven octaves, for evaluation in bf16 and TF32. No GPU is needed."""
-    import triton
-
     from benchmarks.compile_table import CARDS, rows_for
 
-    if architecture == 120 and triton.__version__.startswith("3.3."):
-        pytest.skip("Triton 3.3 compiles no product for sm_120")
+    skip_what_triton_cannot_compile(architecture)
     rows = list(rows_for([architecture], lambda settings: settings["level"] == "whole"))
     assert [row["precision"] for row in rows] == ["bf16", "tf32"]
     for row in rows:
@@ -65,14 +52,6 @@ def test_compiles_without_spills(architecture):
         assert row["shared_bytes"] <= CARDS[architecture].largest_kib * 1024, row
         assert row["warps_per_sm"] >= 8, row
         assert row["tensor_cores"], row
-
-
-@pytest.fixture(autouse=True)
-def _poisoned():
-    """torch.empty is full of NaN: what a kernel forgets to write shows."""
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    yield
-    torch.use_deterministic_algorithms(False)
 
 
 def make_field(**options):

@@ -7,9 +7,10 @@ from loe_field.training.checkpoints import (
     checkpoint_path,
     checkpoint_steps,
     find_checkpoint,
+    packed,
     read_checkpoint,
     require_same_shapes,
-    save_checkpoint,
+    write_checkpoint,
 )
 
 
@@ -21,7 +22,7 @@ def state(step):
 def folder(tmp_path):
     folder = tmp_path / "models"
     for step in (9, 19):
-        save_checkpoint(folder, step, state(step), only_latest=False)
+        write_checkpoint(folder, step, packed(state(step)), only_latest=False)
     return folder
 
 
@@ -32,7 +33,7 @@ def test_latest_is_found_and_read(folder):
 
 
 def test_only_the_latest_is_kept_if_so_wanted(folder):
-    save_checkpoint(folder, 29, state(29), only_latest=True)
+    write_checkpoint(folder, 29, packed(state(29)), only_latest=True)
     assert checkpoint_steps(folder) == [29]
     assert [p.name for p in folder.parent.iterdir()] == ["models"], "no temporary file is left"
 

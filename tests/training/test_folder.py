@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from loe_field.errors import InputError
-from loe_field.training.checkpoints import save_checkpoint
+from loe_field.training.checkpoints import packed, write_checkpoint
 from loe_field.training.config import LoETrainerConfig
 from loe_field.training.folder import RunFolder
 
@@ -26,7 +26,7 @@ def config_of(folder, timestamp, **options):
 def holding(folder, timestamp):
     """A folder with a run's checkpoint in it."""
     models = config_of(folder, timestamp).get_base_dir() / "nerfstudio_models"
-    save_checkpoint(models, 9, {"step": 9, "pipeline": {}, "optimizers": {}}, only_latest=True)
+    write_checkpoint(models, 9, packed({"step": 9, "pipeline": {}, "optimizers": {}}), only_latest=True)
     return models
 
 
