@@ -194,7 +194,7 @@ def expert_index(coords: Tensor, levels: Sequence[Level], tile_size: int | Seque
         int64 [levels, ...], values 0 .. tile_size ** dim - 1.
     """
     cells = _scaled(coords.detach(), levels).floor().to(torch.int64)
-    if isinstance(tile_size, tuple | list):
+    if not isinstance(tile_size, int):
         return torch.stack([_flat_index(cell, size) for cell, size in zip(cells, tile_size)])
     return _flat_index(cells, tile_size)  # type: ignore[arg-type]
 
