@@ -443,13 +443,7 @@ class LoEMLP(nn.Module):
         """All that the choice of the implementation depends on."""
         like, experts = self._a_parameter, num_experts(max(self.tile_sizes), self.dim)
         where = {"device": like.device, "dtype": like.dtype, "blending": self.blending, "experts": experts}
-        tiles = None if isinstance(self.tile_size, int) else "levels have tiles of different sizes"
-        tiles = "levels have bias tiles" if any(self.bias_tiles) else tiles
-        return {
-            **where,
-            "altered": self._altered,
-            "tiles": tiles,
-        }  # not |, which torch.compile of torch 2.7 does not know
+        return {**where, "altered": self._altered}  # not |, which torch.compile of torch 2.7 does not know
 
     @property
     def _a_parameter(self) -> Tensor:

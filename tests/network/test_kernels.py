@@ -101,8 +101,8 @@ def test_one_compilation_serves_all_batches():
         for rows, offset in ((1, 0), (16, 1), (37, 2)):
             x, order = torch.zeros(rows, 16, dtype=torch.bfloat16), torch.zeros(rows + 4, dtype=torch.int32)
             lists = order[offset : offset + rows], torch.zeros(12, dtype=torch.int32)[offset : offset + 5]
-            level.level_backward(x, x, weight, bias, *lists, how)
-            level.level_forward(x, weight, bias, *lists, how)
+            level.level_backward(x, x, weight, bias, None, *lists, how)
+            level.level_forward(x, weight, bias, None, *lists, how)
             encoding.encode(torch.zeros(rows + 4, 2)[offset : offset + rows], 2)
     assert len(compiled) == 3 * 4
     assert len(set(compiled)) == 4

@@ -103,15 +103,6 @@ def test_tiled_networks_tell_their_sizes():
     assert "bias_tile_size" not in make().options
 
 
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [({"bias_tile_size": 2}, "bias tiles"), ({"tile_size": [1, 2, 2]}, "tiles of different sizes")],
-)
-def test_what_triton_has_not_yet_is_told(options, words):
-    with pytest.raises(RuntimeError, match=f"levels have {words}, which the Triton kernels do not have yet"):
-        make(torch.float32, implementation="triton", **options)(torch.rand(3, 2))
-
-
 def test_every_point_is_served_by_its_own_cell():
     """Moving one expert moves exactly the points in its cells."""
     field = make()

@@ -1,0 +1,349 @@
+"""Vectors of tiles: blended at points, as the feature grid has them, and the gradients of vectors and coords.
+
+The gradient of a vector is the sum over the points that blend it, in one of two ways, both the same every time:
+
+- In 64-bit fixed point by integer atomics, whose order does not matter. The largest gradient and the number of points
+  set the unit, so that no sum overflows: of 2^18 points each counts to 2^-44 of the largest. What it costs is an atomic
+  addition a corner and number: 256 a point for 16 levels of 2 features in 3D, and as many for one level's bias of 64 in
+  2D, where they go to a few addresses.
+- As a product S^T g, for tiles of few vectors: the shares S [points, vectors] of a block of points are made in
+  registers and multiply the block's gradients on the tensor cores, like a weight gradient. On paper, for 262,144 points
+  and 64 columns on an H100 (3 TB/s, 80 slices of the cache that each add 32 bytes a clock): 15 us in bf16 for every 64
+  vectors, 18 in TF32, 35 in split TF32 and 110 in fp32, where atomics take 150 us for any number of them.
+"""
+
+# Inside and at its launch a kernel takes other types than its signature says.
+# pyright: reportCallIssue=false, reportArgumentType=false, reportPossiblyUnboundVariable=false
+
+import functools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from loe_field.network.kernels.level import _OPERANDS, _load, _pad, processors, sum_partials
+from loe_field.network.kernels.tiles import constants_of, corner_of, slope_of
+from loe_field.network.shape import Precision
+from loe_field.network.tiling import BiasTile, num_bias_vectors
+
+_MOST_BY_PRODUCTS: dict[Precision, int] = {"bf16": 512, "fp16": 512, "tf32": 256, "tf32x3": 256, "ieee": 64}
+"""Vectors of a tile up to which their gradient is a product, by the estimates above."""
+
+_jit = functools.partial(
+    triton.jit,
+    do_not_specialize=["num_rows", "row", "levels", "bits", "chunk_rows"],
+    do_not_specialize_on_alignment=["coords", "grad", "out"],
+)
+
+
+@triton.jit
+def _block(num_rows, BLOCK_ROWS: tl.constexpr):
+    """The row numbers of a program's block, and which of them are there."""
+    rows = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    return rows, rows < num_rows
+
+
+@triton.jit
+def _inside(live, features, FEATURES: tl.constexpr, BLOCK_FEATURES: tl.constexpr):
+    """Which numbers of a block of rows are there."""
+    inside = live[:, None]
+    if FEATURES % BLOCK_FEATURES > 0:
+        inside = inside & (features < FEATURES)[None, :]
+    return inside
+
+
+@triton.jit
+def _tile(scales, numbers, level):
+    """Of one level: scale, shift, vectors per axis, those that share by the hash, and the first vector's number."""
+    size = tl.load(numbers + 3 * level).to(tl.int32)
+    table = tl.load(numbers + 3 * level + 1).to(tl.int32)
+    return tl.load(scales + 2 * level), tl.load(scales + 2 * level + 1), size, table, tl.load(numbers + 3 * level + 2)
+
+
+@triton.jit
+def _unit(largest, bits):
+    """The power of two that turns gradients into whole numbers below 2^bits; that of NaN or infinity means nothing.
+
+    Gradients below 2^-126 are lost.
+    """
+    exponent = (largest.to(tl.int32, bitcast=True) >> 23) & 255
+    return (tl.minimum(bits + 126 - exponent, 126) + 127 << 23).to(tl.float32, bitcast=True)
+
+
+@_jit()
+def _features(
+    coords,
+    table,
+    out,
+    scales,
+    numbers,
+    num_rows,
+    row,
+    DIM: tl.constexpr,
+    FEATURES: tl.constexpr,
+    LINEAR: tl.constexpr,
+    HASHED: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_FEATURES: tl.constexpr,
+):
+    """The features of a block of points at one level, written into rows of `row` numbers."""
+    rows, live = _block(num_rows, BLOCK_ROWS)
+    level = tl.program_id(1)
+    alpha, beta, size, table_size, first = _tile(scales, numbers, level)
+    features = tl.program_id(2) * BLOCK_FEATURES + tl.arange(0, BLOCK_FEATURES)
+    inside = _inside(live, features, FEATURES, BLOCK_FEATURES)
+    total = tl.zeros([BLOCK_ROWS, BLOCK_FEATURES], tl.float32)
+    for corner in tl.static_range(1 << DIM if LINEAR else 1):
+        index, share = corner_of(coords, rows, live, alpha, beta, size, table_size, DIM, corner, LINEAR, HASHED)
+        vector = tl.load(table + (first + index)[:, None] * FEATURES + features[None, :], mask=inside, other=0.0)
+        total = tl.fma(vector, tl.broadcast_to(share[:, None], total.shape), total)
+    tl.store(out + rows[:, None] * row + level * FEATURES + features[None, :], total, mask=inside)
+
+
+@_jit()
+def _add_up(
+    coords,
+    grad,
+    largest,
+    sums,
+    scales,
+    numbers,
+    num_rows,
+    row,
+    bits,
+    DIM: tl.constexpr,
+    FEATURES: tl.constexpr,
+    LINEAR: tl.constexpr,
+    HASHED: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_FEATURES: tl.constexpr,
+):
+    """Add a block's gradients to those of the vectors [vectors, FEATURES] at one level, int64 in fixed point."""
+    rows, live = _block(num_rows, BLOCK_ROWS)
+    level = tl.program_id(1)
+    alpha, beta, size, table_size, first = _tile(scales, numbers, level)
+    features = tl.program_id(2) * BLOCK_FEATURES + tl.arange(0, BLOCK_FEATURES)
+    inside = _inside(live, features, FEATURES, BLOCK_FEATURES)
+    grads = tl.load(grad + rows[:, None] * row + level * FEATURES + features[None, :], mask=inside, other=0.0)
+    grads = grads.to(tl.float32) * _unit(tl.load(largest).to(tl.float32), bits)
+    for corner in tl.static_range(1 << DIM if LINEAR else 1):
+        index, share = corner_of(coords, rows, live, alpha, beta, size, table_size, DIM, corner, LINEAR, HASHED)
+        value = grads * share[:, None]
+        value = tl.where(value == value, value, 0.0)  # of coords that are no numbers
+        place = sums + (first + index)[:, None] * FEATURES + features[None, :]
+        tl.atomic_add(place, value.to(tl.int64), mask=inside, sem="relaxed")
+
+
+@_jit()
+def _as_floats(sums, largest, out, size, bits, BLOCK: tl.constexpr):
+    """Sums in fixed point as fp32; NaN where a gradient was not finite."""
+    place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    most = tl.load(largest).to(tl.float32)
+    total = tl.load(sums + place, mask=place < size, other=0).to(tl.float32) * (1.0 / _unit(most, bits))
+    tl.store(out + place, tl.where(most < float("inf"), total, float("nan")), mask=place < size)
+
+
+@_jit()
+def _slopes(
+    coords,
+    table,
+    grad,
+    out,
+    scales,
+    numbers,
+    num_rows,
+    row,
+    levels,
+    DIM: tl.constexpr,
+    FEATURES: tl.constexpr,
+    AXES: tl.constexpr,
+    HASHED: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_FEATURES: tl.constexpr,
+):
+    """The gradient of a block's coords [N, DIM] through all levels, which are blended linearly."""
+    rows, live = _block(num_rows, BLOCK_ROWS)
+    total = tl.zeros([BLOCK_ROWS, AXES], tl.float32)
+    for level in range(levels):
+        alpha, beta, size, table_size, first = _tile(scales, numbers, level)
+        for begin in range(0, FEATURES, BLOCK_FEATURES):
+            features = begin + tl.arange(0, BLOCK_FEATURES)
+            inside = _inside(live, features, FEATURES, BLOCK_FEATURES)
+            place = rows[:, None] * row + level * FEATURES + features[None, :]
+            grads = tl.load(grad + place, mask=inside, other=0.0).to(tl.float32)
+            for corner in tl.static_range(1 << DIM):
+                index, _ = corner_of(coords, rows, live, alpha, beta, size, table_size, DIM, corner, True, HASHED)
+                place = (first + index)[:, None] * FEATURES + features[None, :]
+                dot = tl.sum(grads * tl.load(table + place, mask=inside, other=0.0).to(tl.float32), 1)
+                total += dot[:, None] * slope_of(coords, rows, live, alpha, beta, DIM, corner, AXES)
+    axes = tl.arange(0, AXES)
+    tl.store(out + rows[:, None] * DIM + axes[None, :], total, mask=live[:, None] & (axes < DIM)[None, :])
+
+
+@_jit()
+def _products(
+    coords,
+    grad,
+    partials,
+    num_rows,
+    chunk_rows,
+    alpha,
+    beta,
+    VECTORS: tl.constexpr,
+    OUT: tl.constexpr,
+    DIM: tl.constexpr,
+    TILE_SIZE: tl.constexpr,
+    TABLE: tl.constexpr,
+    LINEAR: tl.constexpr,
+    DTYPE: tl.constexpr,
+    INPUT_PRECISION: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_OUT: tl.constexpr,
+    BLOCK_VECTORS: tl.constexpr,
+):
+    """One block of S^T g [VECTORS, OUT] over one chunk of rows."""
+    chunk = tl.program_id(0)
+    vectors = tl.program_id(1) * BLOCK_VECTORS + tl.arange(0, BLOCK_VECTORS)
+    columns = tl.program_id(2) * BLOCK_OUT + tl.arange(0, BLOCK_OUT)
+    first = chunk * chunk_rows
+    stop = tl.minimum(first + chunk_rows, num_rows)
+    total = tl.zeros([BLOCK_VECTORS, BLOCK_OUT], tl.float32)
+    for start in range(first, stop, BLOCK_ROWS):
+        entries = start + tl.arange(0, BLOCK_ROWS)
+        rows, live = entries.to(tl.int64), entries < stop
+        grads = _load(grad, rows, live, columns, OUT).to(DTYPE)
+        shares = tl.zeros([BLOCK_VECTORS, BLOCK_ROWS], tl.float32)
+        for corner in tl.static_range(1 << DIM if LINEAR else 1):
+            index, share = corner_of(coords, rows, live, alpha, beta, TILE_SIZE, TABLE, DIM, corner, LINEAR, TABLE > 0)
+            shares += tl.where(vectors[:, None] == index[None, :], share[None, :], 0.0)
+        total = tl.dot(shares.to(DTYPE), grads, total, input_precision=INPUT_PRECISION)
+    place = vectors[:, None] * OUT + columns[None, :]
+    inside = (vectors < VECTORS)[:, None] & (columns < OUT)[None, :]
+    tl.store(partials + chunk.to(tl.int64) * (VECTORS * OUT) + place, total, mask=inside)
+
+
+@functools.cache
+def _numbers(tiles: tuple[BiasTile, ...], dim: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """What a kernel knows of tiles whose vectors follow each other: alpha and beta; size, table and first vector.
+
+    Kept for good: a copy to a GPU makes the host wait, and a CUDA graph may read them whenever it is replayed.
+    """
+    scales, numbers, first = [], [], 0
+    for tile in tiles:
+        place, constants = constants_of(tile, dim)
+        scales.append(place)
+        numbers.append((constants["TILE_SIZE"], constants["TABLE"], first))
+        first += num_bias_vectors(tile, dim)
+    with torch.inference_mode(False), torch.no_grad():
+        return torch.tensor(scales, dtype=torch.float32, device=device), torch.tensor(numbers, device=device)
+
+
+def _constants(tiles: Sequence[BiasTile], dim: int, features: int) -> dict[str, Any]:
+    """What the launches for tiles with the same blending have in common; 128 threads have a row each, or a few."""
+    block_features = min(triton.next_power_of_2(features), 64)
+    return {
+        "DIM": dim,
+        "FEATURES": features,
+        "HASHED": any(constants_of(tile, dim)[1]["TABLE"] for tile in tiles),
+        "BLOCK_ROWS": max(16, 128 // block_features),
+        "BLOCK_FEATURES": block_features,
+        "num_warps": 4,
+        "enable_fp_fusion": False,  # a point's cell is to be the same everywhere
+    }
+
+
+def features(coords: Tensor, table: Tensor, tiles: Sequence[BiasTile], out: Tensor) -> None:
+    """Blend the vectors of every tile at coords: `grid.grid_features`, unchecked.
+
+    Args:
+        coords: points [N, dim], fp32.
+        table: vectors of all tiles, one tile after the other [vectors, features], fp32.
+        tiles: the tiles, all with the same blending.
+        out: [N, len(tiles) * features], fp32, which is written; its rows may lie apart.
+    """
+    (rows, dim), count = coords.shape, table.shape[1]
+    if rows == 0:
+        return
+    constants = _constants(tiles, dim, count) | {"LINEAR": tiles[0].blending == "linear"}
+    grid = (triton.cdiv(rows, constants["BLOCK_ROWS"]), len(tiles), triton.cdiv(count, constants["BLOCK_FEATURES"]))
+    _features[grid](
+        coords.contiguous(), table.contiguous(), out, *_numbers(tuple(tiles), dim, coords.device), rows, out.stride(0),
+        **constants,
+    )  # fmt: skip
+
+
+def table_gradient(grad: Tensor, coords: Tensor, tiles: Sequence[BiasTile], vectors: int) -> Tensor:
+    """The gradient of `features` for its table [vectors, features], fp32, in fixed point.
+
+    Args:
+        grad: the cotangent [N, len(tiles) * features], fp32 or 16 bits; its rows may lie apart.
+        coords: points [N, dim], fp32. One that is no number adds nothing.
+        tiles: the tiles.
+        vectors: of all tiles.
+
+    Returns:
+        The gradient; all of it is NaN if a number of grad is not finite.
+    """
+    (rows, dim), count = coords.shape, grad.shape[1] // len(tiles)
+    out = torch.empty(vectors, count, dtype=torch.float32, device=coords.device)
+    if rows == 0:
+        return out.zero_()
+    largest = torch.linalg.vector_norm(grad, math.inf)
+    sums = torch.zeros(vectors, count, dtype=torch.int64, device=coords.device)
+    bits = 62 - (rows - 1).bit_length()  # the shares of a point are 1 in all
+    constants = _constants(tiles, dim, count) | {"LINEAR": tiles[0].blending == "linear"}
+    grid = (triton.cdiv(rows, constants["BLOCK_ROWS"]), len(tiles), triton.cdiv(count, constants["BLOCK_FEATURES"]))
+    _add_up[grid](
+        coords.contiguous(), grad, largest, sums, *_numbers(tuple(tiles), dim, coords.device), rows, grad.stride(0),
+        bits, **constants,
+    )  # fmt: skip
+    _as_floats[(triton.cdiv(out.numel(), 1024),)](sums, largest, out, out.numel(), bits, BLOCK=1024, num_warps=4)
+    return out
+
+
+def coords_gradient(grad: Tensor, coords: Tensor, table: Tensor, tiles: Sequence[BiasTile]) -> Tensor:
+    """The gradient of `features` for coords [N, dim], fp32; arguments are those of `features`, linearly blended."""
+    rows, dim = coords.shape
+    out = torch.empty(rows, dim, dtype=torch.float32, device=coords.device)
+    if rows == 0:
+        return out
+    constants = _constants(tiles, dim, table.shape[1]) | {"AXES": triton.next_power_of_2(dim)}
+    _slopes[(triton.cdiv(rows, constants["BLOCK_ROWS"]),)](
+        coords.contiguous(), table.contiguous(), grad, out, *_numbers(tuple(tiles), dim, coords.device), rows,
+        grad.stride(0), len(tiles), **constants,
+    )  # fmt: skip
+    return out
+
+
+def tile_gradient(grad: Tensor, coords: Tensor, tile: BiasTile, vectors: int, precision: Precision) -> Tensor:
+    """The gradient of a level's bias tile [vectors, out_features], fp32; products take operands in `precision`.
+
+    Args:
+        grad: that of the level's pre-activation [N, out_features], contiguous.
+        coords: points [N, dim], fp32.
+        tile: the tile, of one vector or more.
+        vectors: how many it keeps.
+        precision: of the level's products.
+    """
+    if vectors > _MOST_BY_PRODUCTS[precision]:
+        return table_gradient(grad, coords, [tile], vectors)
+    rows, out_features = grad.shape
+    short = precision in ("bf16", "fp16")
+    block_rows, block_out, block_vectors = 64 if short else 32, min(_pad(out_features), 64), min(_pad(vectors), 64)
+    grid = (triton.cdiv(vectors, block_vectors), triton.cdiv(out_features, block_out))
+    programs = max(1, 3 * processors(grad.device) // math.prod(grid))
+    chunk_rows = block_rows * triton.cdiv(triton.cdiv(rows, block_rows), programs)
+    chunks = triton.cdiv(rows, chunk_rows)
+    partials = torch.empty(chunks, vectors, out_features, dtype=torch.float32, device=grad.device)
+    place, constants = constants_of(tile, coords.shape[1])
+    operand, input_precision = _OPERANDS[precision]
+    _products[(chunks, *grid)](
+        coords.contiguous(), grad, partials, rows, chunk_rows, *place, VECTORS=vectors, OUT=out_features, **constants,
+        DTYPE=operand, INPUT_PRECISION=input_precision, BLOCK_ROWS=block_rows, BLOCK_OUT=block_out,
+        BLOCK_VECTORS=block_vectors, num_warps=4, num_stages=2, enable_fp_fusion=False,
+    )  # fmt: skip
+    return sum_partials(partials, rows, chunk_rows)
