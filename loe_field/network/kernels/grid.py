@@ -26,7 +26,7 @@ import triton.language as tl
 from torch import Tensor
 
 from loe_field.network.kernels.level import _OPERANDS, _load, _pad, processors, sum_partials
-from loe_field.network.kernels.tiles import constants_of, corner_of, slope_of
+from loe_field.network.kernels.tiles import cells_of, constants_of, corner_of, slope_of
 from loe_field.network.shape import Precision
 from loe_field.network.tiling import BiasTile, num_bias_vectors
 
@@ -35,8 +35,8 @@ _MOST_BY_PRODUCTS: dict[Precision, int] = {"bf16": 512, "fp16": 512, "tf32": 256
 
 _jit = functools.partial(
     triton.jit,
-    do_not_specialize=["num_rows", "row", "levels", "bits", "chunk_rows"],
-    do_not_specialize_on_alignment=["coords", "grad", "out"],
+    do_not_specialize=["num_rows", "size", "levels", "bits", "chunk_rows"],
+    do_not_specialize_on_alignment=["coords"],
 )
 
 
@@ -65,13 +65,15 @@ def _tile(scales, numbers, level):
 
 
 @triton.jit
-def _unit(largest, bits):
-    """The power of two that turns gradients into whole numbers below 2^bits; that of NaN or infinity means nothing.
+def _unit(largest, bits, INVERSE: tl.constexpr):
+    """The power of two that turns gradients into whole numbers below 2^bits, or its inverse.
 
-    Gradients below 2^-126 are lost.
+    That of NaN or infinity means nothing; gradients below 2^-126 are lost.
     """
-    exponent = (largest.to(tl.int32, bitcast=True) >> 23) & 255
-    return (tl.minimum(bits + 126 - exponent, 126) + 127 << 23).to(tl.float32, bitcast=True)
+    exponent = tl.minimum(bits + 126 - ((largest.to(tl.int32, bitcast=True) >> 23) & 255), 126)
+    if INVERSE:
+        exponent = -exponent
+    return ((exponent + 127) << 23).to(tl.float32, bitcast=True)
 
 
 @_jit()
@@ -82,26 +84,27 @@ def _features(
     scales,
     numbers,
     num_rows,
-    row,
     DIM: tl.constexpr,
+    ROW: tl.constexpr,
     FEATURES: tl.constexpr,
     LINEAR: tl.constexpr,
     HASHED: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_FEATURES: tl.constexpr,
 ):
-    """The features of a block of points at one level, written into rows of `row` numbers."""
+    """The features of a block of points at one level, written into rows of ROW numbers."""
     rows, live = _block(num_rows, BLOCK_ROWS)
     level = tl.program_id(1)
     alpha, beta, size, table_size, first = _tile(scales, numbers, level)
     features = tl.program_id(2) * BLOCK_FEATURES + tl.arange(0, BLOCK_FEATURES)
     inside = _inside(live, features, FEATURES, BLOCK_FEATURES)
     total = tl.zeros([BLOCK_ROWS, BLOCK_FEATURES], tl.float32)
+    c0, p0, c1, p1, c2, p2, c3, p3 = cells_of(coords, rows, live, alpha, beta, size, DIM)
     for corner in tl.static_range(1 << DIM if LINEAR else 1):
-        index, share = corner_of(coords, rows, live, alpha, beta, size, table_size, DIM, corner, LINEAR, HASHED)
+        index, share = corner_of(c0, p0, c1, p1, c2, p2, c3, p3, size, table_size, DIM, corner, LINEAR, HASHED)
         vector = tl.load(table + (first + index)[:, None] * FEATURES + features[None, :], mask=inside, other=0.0)
         total = tl.fma(vector, tl.broadcast_to(share[:, None], total.shape), total)
-    tl.store(out + rows[:, None] * row + level * FEATURES + features[None, :], total, mask=inside)
+    tl.store(out + rows[:, None] * ROW + level * FEATURES + features[None, :], total, mask=inside)
 
 
 @_jit()
@@ -113,9 +116,9 @@ def _add_up(
     scales,
     numbers,
     num_rows,
-    row,
     bits,
     DIM: tl.constexpr,
+    ROW: tl.constexpr,
     FEATURES: tl.constexpr,
     LINEAR: tl.constexpr,
     HASHED: tl.constexpr,
@@ -128,10 +131,11 @@ def _add_up(
     alpha, beta, size, table_size, first = _tile(scales, numbers, level)
     features = tl.program_id(2) * BLOCK_FEATURES + tl.arange(0, BLOCK_FEATURES)
     inside = _inside(live, features, FEATURES, BLOCK_FEATURES)
-    grads = tl.load(grad + rows[:, None] * row + level * FEATURES + features[None, :], mask=inside, other=0.0)
-    grads = grads.to(tl.float32) * _unit(tl.load(largest).to(tl.float32), bits)
+    grads = tl.load(grad + rows[:, None] * ROW + level * FEATURES + features[None, :], mask=inside, other=0.0)
+    grads = grads.to(tl.float32) * _unit(tl.load(largest).to(tl.float32), bits, False)
+    c0, p0, c1, p1, c2, p2, c3, p3 = cells_of(coords, rows, live, alpha, beta, size, DIM)
     for corner in tl.static_range(1 << DIM if LINEAR else 1):
-        index, share = corner_of(coords, rows, live, alpha, beta, size, table_size, DIM, corner, LINEAR, HASHED)
+        index, share = corner_of(c0, p0, c1, p1, c2, p2, c3, p3, size, table_size, DIM, corner, LINEAR, HASHED)
         value = grads * share[:, None]
         value = tl.where(value == value, value, 0.0)  # of coords that are no numbers
         place = sums + (first + index)[:, None] * FEATURES + features[None, :]
@@ -143,7 +147,7 @@ def _as_floats(sums, largest, out, size, bits, BLOCK: tl.constexpr):
     """Sums in fixed point as fp32; NaN where a gradient was not finite."""
     place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     most = tl.load(largest).to(tl.float32)
-    total = tl.load(sums + place, mask=place < size, other=0).to(tl.float32) * (1.0 / _unit(most, bits))
+    total = tl.load(sums + place, mask=place < size, other=0).to(tl.float32) * _unit(most, bits, True)
     tl.store(out + place, tl.where(most < float("inf"), total, float("nan")), mask=place < size)
 
 
@@ -156,9 +160,9 @@ def _slopes(
     scales,
     numbers,
     num_rows,
-    row,
     levels,
     DIM: tl.constexpr,
+    ROW: tl.constexpr,
     FEATURES: tl.constexpr,
     AXES: tl.constexpr,
     HASHED: tl.constexpr,
@@ -170,16 +174,17 @@ def _slopes(
     total = tl.zeros([BLOCK_ROWS, AXES], tl.float32)
     for level in range(levels):
         alpha, beta, size, table_size, first = _tile(scales, numbers, level)
+        c0, p0, c1, p1, c2, p2, c3, p3 = cells_of(coords, rows, live, alpha, beta, size, DIM)
         for begin in range(0, FEATURES, BLOCK_FEATURES):
             features = begin + tl.arange(0, BLOCK_FEATURES)
             inside = _inside(live, features, FEATURES, BLOCK_FEATURES)
-            place = rows[:, None] * row + level * FEATURES + features[None, :]
+            place = rows[:, None] * ROW + level * FEATURES + features[None, :]
             grads = tl.load(grad + place, mask=inside, other=0.0).to(tl.float32)
             for corner in tl.static_range(1 << DIM):
-                index, _ = corner_of(coords, rows, live, alpha, beta, size, table_size, DIM, corner, True, HASHED)
+                index, _ = corner_of(c0, p0, c1, p1, c2, p2, c3, p3, size, table_size, DIM, corner, True, HASHED)
                 place = (first + index)[:, None] * FEATURES + features[None, :]
                 dot = tl.sum(grads * tl.load(table + place, mask=inside, other=0.0).to(tl.float32), 1)
-                total += dot[:, None] * slope_of(coords, rows, live, alpha, beta, DIM, corner, AXES)
+                total += dot[:, None] * slope_of(p0, p1, p2, p3, alpha, DIM, corner, AXES)
     axes = tl.arange(0, AXES)
     tl.store(out + rows[:, None] * DIM + axes[None, :], total, mask=live[:, None] & (axes < DIM)[None, :])
 
@@ -217,8 +222,9 @@ def _products(
         rows, live = entries.to(tl.int64), entries < stop
         grads = _load(grad, rows, live, columns, OUT).to(DTYPE)
         shares = tl.zeros([BLOCK_VECTORS, BLOCK_ROWS], tl.float32)
+        c0, p0, c1, p1, c2, p2, c3, p3 = cells_of(coords, rows, live, alpha, beta, TILE_SIZE, DIM)
         for corner in tl.static_range(1 << DIM if LINEAR else 1):
-            index, share = corner_of(coords, rows, live, alpha, beta, TILE_SIZE, TABLE, DIM, corner, LINEAR, TABLE > 0)
+            index, share = corner_of(c0, p0, c1, p1, c2, p2, c3, p3, TILE_SIZE, TABLE, DIM, corner, LINEAR, TABLE > 0)
             shares += tl.where(vectors[:, None] == index[None, :], share[None, :], 0.0)
         total = tl.dot(shares.to(DTYPE), grads, total, input_precision=INPUT_PRECISION)
     place = vectors[:, None] * OUT + columns[None, :]
@@ -242,14 +248,15 @@ def _numbers(tiles: tuple[BiasTile, ...], dim: int, device: torch.device) -> tup
         return torch.tensor(scales, dtype=torch.float32, device=device), torch.tensor(numbers, device=device)
 
 
-def _constants(tiles: Sequence[BiasTile], dim: int, features: int) -> dict[str, Any]:
-    """What the launches for tiles with the same blending have in common; 128 threads have a row each, or a few."""
+def _constants(tiles: Sequence[BiasTile], dim: int, features: int, row: int, most: int = 1024) -> dict[str, Any]:
+    """What the launches for tiles with the same blending have in common; blocks of 128 rows or `most` numbers."""
     block_features = min(triton.next_power_of_2(features), 64)
     return {
         "DIM": dim,
+        "ROW": row,
         "FEATURES": features,
         "HASHED": any(constants_of(tile, dim)[1]["TABLE"] for tile in tiles),
-        "BLOCK_ROWS": max(16, 128 // block_features),
+        "BLOCK_ROWS": min(128, most // block_features),
         "BLOCK_FEATURES": block_features,
         "num_warps": 4,
         "enable_fp_fusion": False,  # a point's cell is to be the same everywhere
@@ -268,12 +275,10 @@ def features(coords: Tensor, table: Tensor, tiles: Sequence[BiasTile], out: Tens
     (rows, dim), count = coords.shape, table.shape[1]
     if rows == 0:
         return
-    constants = _constants(tiles, dim, count) | {"LINEAR": tiles[0].blending == "linear"}
+    constants = _constants(tiles, dim, count, out.stride(0)) | {"LINEAR": tiles[0].blending == "linear"}
     grid = (triton.cdiv(rows, constants["BLOCK_ROWS"]), len(tiles), triton.cdiv(count, constants["BLOCK_FEATURES"]))
-    _features[grid](
-        coords.contiguous(), table.contiguous(), out, *_numbers(tuple(tiles), dim, coords.device), rows, out.stride(0),
-        **constants,
-    )  # fmt: skip
+    numbers = _numbers(tuple(tiles), dim, coords.device)
+    _features[grid](coords.contiguous(), table.contiguous(), out, *numbers, rows, **constants)
 
 
 def table_gradient(grad: Tensor, coords: Tensor, tiles: Sequence[BiasTile], vectors: int) -> Tensor:
@@ -295,12 +300,11 @@ def table_gradient(grad: Tensor, coords: Tensor, tiles: Sequence[BiasTile], vect
     largest = torch.linalg.vector_norm(grad, math.inf)
     sums = torch.zeros(vectors, count, dtype=torch.int64, device=coords.device)
     bits = 62 - (rows - 1).bit_length()  # the shares of a point are 1 in all
-    constants = _constants(tiles, dim, count) | {"LINEAR": tiles[0].blending == "linear"}
+    # One number a thread: several would go through shared memory for every corner.
+    constants = _constants(tiles, dim, count, grad.stride(0), 128) | {"LINEAR": tiles[0].blending == "linear"}
     grid = (triton.cdiv(rows, constants["BLOCK_ROWS"]), len(tiles), triton.cdiv(count, constants["BLOCK_FEATURES"]))
-    _add_up[grid](
-        coords.contiguous(), grad, largest, sums, *_numbers(tuple(tiles), dim, coords.device), rows, grad.stride(0),
-        bits, **constants,
-    )  # fmt: skip
+    numbers = _numbers(tuple(tiles), dim, coords.device)
+    _add_up[grid](coords.contiguous(), grad, largest, sums, *numbers, rows, bits, **constants)
     _as_floats[(triton.cdiv(out.numel(), 1024),)](sums, largest, out, out.numel(), bits, BLOCK=1024, num_warps=4)
     return out
 
@@ -311,11 +315,9 @@ def coords_gradient(grad: Tensor, coords: Tensor, table: Tensor, tiles: Sequence
     out = torch.empty(rows, dim, dtype=torch.float32, device=coords.device)
     if rows == 0:
         return out
-    constants = _constants(tiles, dim, table.shape[1]) | {"AXES": triton.next_power_of_2(dim)}
-    _slopes[(triton.cdiv(rows, constants["BLOCK_ROWS"]),)](
-        coords.contiguous(), table.contiguous(), grad, out, *_numbers(tuple(tiles), dim, coords.device), rows,
-        grad.stride(0), len(tiles), **constants,
-    )  # fmt: skip
+    constants = _constants(tiles, dim, table.shape[1], grad.stride(0)) | {"AXES": triton.next_power_of_2(dim)}
+    grid, numbers = (triton.cdiv(rows, constants["BLOCK_ROWS"]),), _numbers(tuple(tiles), dim, coords.device)
+    _slopes[grid](coords.contiguous(), table.contiguous(), grad, out, *numbers, rows, len(tiles), **constants)
     return out
 
 
@@ -344,6 +346,7 @@ def tile_gradient(grad: Tensor, coords: Tensor, tile: BiasTile, vectors: int, pr
     _products[(chunks, *grid)](
         coords.contiguous(), grad, partials, rows, chunk_rows, *place, VECTORS=vectors, OUT=out_features, **constants,
         DTYPE=operand, INPUT_PRECISION=input_precision, BLOCK_ROWS=block_rows, BLOCK_OUT=block_out,
-        BLOCK_VECTORS=block_vectors, num_warps=4, num_stages=2, enable_fp_fusion=False,
+        BLOCK_VECTORS=block_vectors, num_warps=8 if precision in ("tf32x3", "ieee") else 4, num_stages=2,
+        enable_fp_fusion=False,
     )  # fmt: skip
     return sum_partials(partials, rows, chunk_rows)

@@ -29,7 +29,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from loe_field.network.kernels.tiles import constants_of, corner_of
+from loe_field.network.kernels.tiles import cells_of, constants_of, corner_of
 from loe_field.network.shape import Arithmetic, Precision
 
 # In tf32 the tensor cores drop the 13 low bits of fp32 operands; rounded ones would have half that error. To round is
@@ -179,8 +179,9 @@ def _tile_bias(
 ):
     """A block's blend of the vectors of a bias tile [vectors, OUT], fp32: `bias.tile_bias`."""
     total = tl.zeros([rows.shape[0], columns.shape[0]], tl.float32)
+    c0, p0, c1, p1, c2, p2, c3, p3 = cells_of(coords, rows, live, alpha, beta, TILE_SIZE, DIM)
     for corner in tl.static_range(1 << DIM if LINEAR else 1):
-        index, share = corner_of(coords, rows, live, alpha, beta, TILE_SIZE, TABLE, DIM, corner, LINEAR, TABLE > 0)
+        index, share = corner_of(c0, p0, c1, p1, c2, p2, c3, p3, TILE_SIZE, TABLE, DIM, corner, LINEAR, TABLE > 0)
         vector = _load(bias, index.to(tl.int64), live, columns, OUT).to(tl.float32)
         total = tl.fma(vector, tl.broadcast_to(share[:, None], total.shape), total)
     return total
@@ -575,6 +576,8 @@ def _launch_level(
     rows, out_row = x.shape[0], out_row or out_features
     out = torch.empty(rows, out_row, dtype=how.dtype, device=x.device)
     blocks = level_blocks(in_features, out_features, how.precision, capability(x.device))
+    if how.tile is not None and how.precision == "ieee":  # with 4 warps it spills
+        blocks = blocks._replace(warps=8, programs=2)
     constants = _constants(x, weight, how.precision) | blocks.constants
     constants |= {"ACTIVATION": how.activation, "OUT_ROW": out_row}
     chunk_rows, chunks = _chunks(rows, experts, blocks.rows, blocks.programs * processors(x.device))

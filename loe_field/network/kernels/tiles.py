@@ -12,23 +12,18 @@ from loe_field.network.tiling import BiasTile, num_bias_vectors
 
 
 @triton.jit
-def corner_of(
-    coords,
-    rows,
-    live,
-    alpha,
-    beta,
-    size,
-    table,
-    DIM: tl.constexpr,
-    CORNER: tl.constexpr,
-    LINEAR: tl.constexpr,
-    HASHED: tl.constexpr,
-):
-    """One corner of each row's cell: the number of its vector, int32, and its share.
+def _along(coords, rows, live, alpha, beta, size, DIM: tl.constexpr, AXIS: tl.constexpr):
+    scaled = tl.load(coords + rows * DIM + AXIS, mask=live, other=0.0) * alpha + beta
+    below = tl.floor(scaled)
+    cell = below.to(tl.int64) % size  # with the sign of the cell
+    return tl.where(cell < 0, cell + size, cell).to(tl.int32), scaled - below
 
-    To the bit as `tiling.bias_shares` has them, where the launch forbids the compiler to fuse alpha p with + beta. What
-    corners have in common it computes once.
+
+@triton.jit
+def cells_of(coords, rows, live, alpha, beta, size, DIM: tl.constexpr):
+    """The cells of alpha p + beta, modulo the tile's size, and how far p lies in them: of four axes, as many as count.
+
+    To the bit as `tiling.bias_shares` has them, where the launch forbids the compiler to fuse alpha p with + beta.
 
     Args:
         coords: [N, DIM], fp32.
@@ -37,53 +32,88 @@ def corner_of(
         alpha: scale of the tile.
         beta: its shift.
         size: vectors per axis.
-        table: vectors that share by the hash, a power of two; 0: there is none.
         DIM: coordinates.
-        CORNER: its bits say at which axes it is the upper one, the first axis the highest bit.
-        LINEAR: False has the cell's own vector with a share of 1, CORNER being 0.
-        HASHED: whether table may be more than 0.
+
+    Returns:
+        For each axis an int32 and an fp32 of every row.
     """
-    index = tl.zeros_like(live.to(tl.int32))
-    share = index.to(tl.float32) + 1.0
+    cell_0, part_0 = _along(coords, rows, live, alpha, beta, size, DIM, 0)
+    cell_1, part_1 = cell_0, part_0
+    cell_2, part_2 = cell_0, part_0
+    cell_3, part_3 = cell_0, part_0
+    if DIM > 1:
+        cell_1, part_1 = _along(coords, rows, live, alpha, beta, size, DIM, 1)
+    if DIM > 2:
+        cell_2, part_2 = _along(coords, rows, live, alpha, beta, size, DIM, 2)
+    if DIM > 3:
+        cell_3, part_3 = _along(coords, rows, live, alpha, beta, size, DIM, 3)
+    return cell_0, part_0, cell_1, part_1, cell_2, part_2, cell_3, part_3
+
+
+@triton.jit
+def corner_of(
+    cell_0,
+    part_0,
+    cell_1,
+    part_1,
+    cell_2,
+    part_2,
+    cell_3,
+    part_3,
+    size,
+    table,
+    DIM: tl.constexpr,
+    CORNER: tl.constexpr,
+    LINEAR: tl.constexpr,
+    HASHED: tl.constexpr,
+):
+    """One corner of `cells_of` in a tile of `size` vectors per axis: the number of its vector, int32, and its share.
+
+    The bits of CORNER say at which axes it is the upper one, the first axis the highest bit. Without LINEAR it is the
+    cell's own vector with a share of 1. Of HASHED tiles those with a `table` > 0, a power of two, keep as many vectors.
+    """
+    index = tl.zeros_like(cell_0)
+    share = tl.zeros_like(part_0) + 1.0
     hashed = index.to(tl.uint32)
     for axis in tl.static_range(DIM):
-        scaled = tl.load(coords + rows * DIM + axis, mask=live, other=0.0) * alpha + beta
-        below = tl.floor(scaled)
-        cell = below.to(tl.int64) % size  # with the sign of the cell
-        cell = tl.where(cell < 0, cell + size, cell).to(tl.int32)
+        cell, part, prime = cell_0, part_0, 1
+        if axis == 1:
+            cell, part, prime = cell_1, part_1, 2654435761
+        elif axis == 2:
+            cell, part, prime = cell_2, part_2, 805459861
+        elif axis == 3:
+            cell, part, prime = cell_3, part_3, 3674653429
         if LINEAR:
             if CORNER >> (DIM - 1 - axis) & 1:
                 cell = tl.where(cell + 1 == size, 0, cell + 1)
-                share *= scaled - below
+                share *= part
             else:
-                share *= 1.0 - (scaled - below)
+                share *= 1.0 - part
         index = index * size + cell
         if HASHED:
-            if axis == 0:
-                hashed = cell.to(tl.uint32)
-            elif axis == 1:
-                hashed = hashed ^ (cell.to(tl.uint32) * 2654435761)
-            elif axis == 2:
-                hashed = hashed ^ (cell.to(tl.uint32) * 805459861)
-            else:
-                hashed = hashed ^ (cell.to(tl.uint32) * 3674653429)
+            hashed = hashed ^ (cell.to(tl.uint32) * prime)
     if HASHED:
         index = tl.where(table > 0, hashed.to(tl.int32, bitcast=True) & (table - 1), index)
     return index, share
 
 
 @triton.jit
-def slope_of(coords, rows, live, alpha, beta, DIM: tl.constexpr, CORNER: tl.constexpr, AXES: tl.constexpr):
+def slope_of(part_0, part_1, part_2, part_3, alpha, DIM: tl.constexpr, CORNER: tl.constexpr, AXES: tl.constexpr):
     """The derivative of a corner's share for each coordinate, [rows, AXES]; AXES is DIM, padded."""
     axes = tl.arange(0, AXES)[None, :]
-    slope = tl.where(live, alpha, 0.0)[:, None] + tl.zeros([1, AXES], tl.float32)
+    slope = tl.zeros_like(part_0)[:, None] + tl.zeros([1, AXES], tl.float32) + alpha
     for axis in tl.static_range(DIM):
-        scaled = tl.load(coords + rows * DIM + axis, mask=live, other=0.0) * alpha + beta
-        share = (scaled - tl.floor(scaled))[:, None]
+        part = part_0
+        if axis == 1:
+            part = part_1
+        elif axis == 2:
+            part = part_2
+        elif axis == 3:
+            part = part_3
         if CORNER >> (DIM - 1 - axis) & 1:
-            slope *= tl.where(axes == axis, 1.0, share)
+            slope *= tl.where(axes == axis, 1.0, part[:, None])
         else:
-            slope *= tl.where(axes == axis, -1.0, 1.0 - share)
+            slope *= tl.where(axes == axis, -1.0, 1.0 - part[:, None])
     return slope
 
 
