@@ -192,8 +192,8 @@ def launches() -> Iterator[tuple[dict[str, Any], Callable[[], Any]]]:
 
     def tiled(precision: Precision, dim: int, size: int, width: int = 64) -> tuple[dict[str, Any], Callable[[], Any]]:
         settings = {"level": f"bias tile of {size}^{dim}", "precision": precision, "width": width, "experts": 4}
-        dtypes, tile = (DTYPES.get(precision, torch.float32),) * 2, (BiasTile(Level(16.0), size), dim)
-        return settings, lambda: launch_level(width, (width, width), 4, precision, dtypes, tile=tile)
+        dtype, tile = DTYPES.get(precision, torch.float32), (BiasTile(Level(16.0), size), dim)
+        return settings, lambda: launch_level(width, (width, width), 4, precision, (dtype, dtype), tile=tile)
 
     def vectors(dim: int, features: int) -> tuple[dict[str, Any], Callable[[], Any]]:
         settings = {"level": f"grid in {dim}D", "precision": "", "width": features, "experts": ""}

@@ -14,6 +14,7 @@ The gradient of a vector is the sum over the points that blend it, in one of two
 
 # Inside and at its launch a kernel takes other types than its signature says.
 # pyright: reportCallIssue=false, reportArgumentType=false, reportPossiblyUnboundVariable=false
+# pyright: reportGeneralTypeIssues=false, reportOperatorIssue=false
 
 import functools
 import math

@@ -19,6 +19,7 @@ pre-activation.
 
 # Inside and at its launch a kernel takes other types than its signature says.
 # pyright: reportCallIssue=false, reportArgumentType=false, reportPossiblyUnboundVariable=false
+# pyright: reportGeneralTypeIssues=false, reportOperatorIssue=false
 
 import functools
 from collections.abc import Sequence

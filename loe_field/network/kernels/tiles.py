@@ -2,6 +2,7 @@
 
 # Inside and at its launch a kernel takes other types than its signature says.
 # pyright: reportCallIssue=false, reportArgumentType=false, reportPossiblyUnboundVariable=false
+# pyright: reportGeneralTypeIssues=false, reportOperatorIssue=false
 
 from typing import Any
 
