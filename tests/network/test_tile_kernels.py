@@ -237,6 +237,7 @@ def gradient_of(grad, coords, tiles=TWO):
 
 
 @kernels
+@pytest.mark.filterwarnings("ignore:(invalid value|overflow) encountered in:RuntimeWarning")
 def test_sums_in_fixed_point_do_not_depend_on_the_order_and_do_not_overflow():
     generator = torch.Generator().manual_seed(0)
     coords = torch.rand(130, 2, generator=generator).to(DEVICE)
