@@ -330,3 +330,48 @@ def test_wrong_arguments():
     for vectors, where in ((bias[:8], coords), (None, coords), (bias, None)):
         with pytest.raises(ValueError, match="bias_tile comes without coords and all its vectors"):
             expert_linear(x, weight, vectors, None, None, coords=where, bias_tile=tile, precision="ieee")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(INTERPRETED, reason="takes a GPU")
+@pytest.mark.parametrize("implementation", ["triton", "torch"])
+@pytest.mark.parametrize("options", [{"bias_tile_size": 8}, {"bias_tile_size": 40, "tile_size": [1, 2]}], ids=str)
+def test_gradients_are_the_same_every_time(options, implementation):
+    field = make_field(layer_width=64, num_frequencies=4, **options, implementation=implementation)
+    coords = torch.rand(50_000, 2, device="cuda", requires_grad=True)
+    inputs, cotangent = [coords, *field.parameters()], torch.randn(50_000, 1, device="cuda")
+
+    def gradients():
+        with torch.autocast("cuda", dtype=torch.bfloat16):
+            y = field(coords)
+        return torch.autograd.grad(y, inputs, cotangent)
+
+    for _ in range(3):
+        assert all(torch.equal(a, b) for a, b in zip(gradients(), gradients()))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(INTERPRETED, reason="takes a GPU")
+@pytest.mark.parametrize("options", [{"bias_tile_size": 8}, {"bias_tile_size": 40, "tile_size": [1, 2]}], ids=str)
+def test_a_training_step_is_captured_in_a_graph(options):
+    """No launch waits for the device; a replay with other points is what would be computed."""
+    field = make_field(layer_width=64, num_frequencies=4, **options)
+    coords = torch.rand(1000, 2, device="cuda")
+
+    def step():
+        with torch.autocast("cuda", dtype=torch.bfloat16):
+            y = field(coords)
+        return [y.detach(), *torch.autograd.grad(y.square().sum(), field.parameters())]
+
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        step()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step()
+    coords.copy_(torch.rand(1000, 2, device="cuda"))
+    graph.replay()
+    for a, b in zip(captured, step()):
+        assert torch.equal(a, b)

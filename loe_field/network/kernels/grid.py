@@ -322,6 +322,33 @@ def coords_gradient(grad: Tensor, coords: Tensor, table: Tensor, tiles: Sequence
     return out
 
 
+def grid_forward(coords: Tensor, beside: Tensor, table: Tensor, tiles: Sequence[BiasTile]) -> Tensor:
+    """`grid.grid_features` in rows that end in zeros, up to a multiple of 4 numbers, as a level reads them."""
+    columns, width = beside.shape[1], beside.shape[1] + len(tiles) * table.shape[1]
+    out = coords.new_empty(len(coords), padded(width))
+    out[:, :columns] = beside
+    out[:, width:] = 0
+    with torch.cuda.device_of(coords):
+        features(coords, table, tiles, out[:, columns:width])
+    return out
+
+
+def padded(width: int) -> int:
+    """Numbers of a row that holds `width` of them."""
+    return 4 * triton.cdiv(width, 4)
+
+
+def grid_backward(
+    coords: Tensor, table: Tensor, tiles: Sequence[BiasTile], grad: Tensor, *, need_coords: bool, need_table: bool
+) -> tuple[Tensor | None, Tensor | None]:
+    """The gradients of the features for coords and table, fp32, None where not needed; grad [N, levels * F]."""
+    grad = grad if grad.stride(1) == 1 else grad.contiguous()
+    with torch.cuda.device_of(coords):
+        grad_coords = coords_gradient(grad, coords, table, tiles) if need_coords else None
+        grad_table = table_gradient(grad, coords, tiles, len(table)) if need_table else None
+    return grad_coords, grad_table
+
+
 def tile_gradient(grad: Tensor, coords: Tensor, tile: BiasTile, vectors: int, precision: Precision) -> Tensor:
     """The gradient of a level's bias tile [vectors, out_features], fp32; products take operands in `precision`.
 
