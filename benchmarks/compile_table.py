@@ -25,6 +25,7 @@ from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
 from benchmarks import common
+from loe_field.network.kernels import bias as bias_kernels
 from loe_field.network.kernels import encoding, grid, level, network, newton_schulz
 from loe_field.network.shape import Arithmetic, NetworkShape, Precision
 from loe_field.network.tiling import BiasTile, Level, fine_to_coarse, num_bias_vectors
@@ -146,7 +147,7 @@ def launch_level(
         bias = empty(vectors, out_features)
     arguments = (empty(points, row, dtype=dtypes[0]), weight, bias, coords, order, starts, how)
     level.level_forward(*arguments)
-    level.level_backward(empty(points, out_features, dtype=dtypes[1]), *arguments, (need_x, True, True, True))
+    bias_kernels.level_gradients(empty(points, out_features, dtype=dtypes[1]), *arguments, (need_x, True, True, True))
 
 
 def launch_grid(dim: int, features: int) -> None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from loe_field.network.bias import tile_bias
+from loe_field.network.grid import features_by_kernels
 from loe_field.network.grouped import grouped_linear, permute_rows
 from loe_field.network.modes import gradients_by_torch, needs_operators, transformed
 from loe_field.network.rows import ExpertRows, RowGroups, expert_rows
@@ -110,9 +111,9 @@ class _ExpertLinear(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         *inputs, order, starts = ctx.saved_tensors
-        from loe_field.network.kernels.level import level_backward
+        from loe_field.network.kernels.bias import level_gradients
 
-        grads = _gradients(grad_y, inputs, order, starts, ctx.how, _needed(ctx), level_backward)
+        grads = _gradients(grad_y, inputs, order, starts, ctx.how, _needed(ctx), level_gradients)
         return (*grads, None, None, None)
 
 
@@ -186,11 +187,11 @@ def _backward_operator(
     tile: Sequence[float],
     need: Sequence[bool],
 ) -> list[Tensor]:
-    from loe_field.network.kernels.level import level_backward
+    from loe_field.network.kernels.bias import level_gradients
 
     how = _arithmetic(activation, omega_0, precision, dtype, tile)
     with torch.cuda.device_of(x):
-        grads = level_backward(grad_y, x, weight, bias, coords, order, starts, how, need)
+        grads = level_gradients(grad_y, x, weight, bias, coords, order, starts, how, need)
     return [x.new_empty(0) if g is None else g for g in grads]
 
 
@@ -324,8 +325,8 @@ def _whole_obstacle(shape: NetworkShape, width: int, device: torch.device) -> st
 
     if not _has_tf32(device):
         return "the kernel takes a GPU with TF32, of compute capability 8.0 or more"
-    if shape.bias_tiles or not isinstance(shape.tile_size, int):
-        return "its levels have bias tiles or tiles of different sizes, and the kernel has one bias and one size"
+    if shape.bias_tiles or shape.grid or not isinstance(shape.tile_size, int):
+        return "it has bias tiles, a grid or tiles of different sizes, and the kernel has none of them"
     if shape.experts > MAX_EXPERTS:
         return f"a level has {shape.experts} experts and the kernel numbers at most {MAX_EXPERTS}"
     if width > MAX_WIDTH:
@@ -431,6 +432,7 @@ def evaluate(
     shape: NetworkShape,
     *,
     rows: ExpertRows | None = None,
+    table: Tensor | None = None,
     whole: bool | None = None,
 ) -> Tensor:
     """`grouped.evaluate` in fp32 on a GPU.
@@ -438,7 +440,8 @@ def evaluate(
     Under autocast the hidden levels multiply in autocast's dtype and hand it on; the first level, whose input tells
     neighbouring points apart, and the head multiply in split TF32, which is fp32 to its last bits. Without autocast
     hidden levels follow torch.backends.cuda.matmul.allow_tf32. `rows` is `rows.expert_rows` of coords, where it is
-    known already. `whole` has one kernel compute all levels; None: where it is known to be faster.
+    known already, `table` the vectors of the shape's grid. `whole` has one kernel compute all levels; None: where it is
+    known to be faster.
 
     Raises:
         ValueError: `whole` is true, and the kernel cannot compute this network.
@@ -458,7 +461,7 @@ def evaluate(
             if not gradients:
                 return network_forward(coords, weights, biases, shape, hidden)[0]
             return _WholeNetwork.apply(coords, shape, dtype, hidden, *(rows or (None, None)), *weights, *biases)  # type: ignore[return-value]
-    return _by_levels(coords, weights, biases, shape, rows, dtype, hidden)
+    return _by_levels(coords, weights, biases, shape, rows, dtype, hidden, table)
 
 
 def _by_levels(
@@ -469,6 +472,7 @@ def _by_levels(
     rows: ExpertRows | None,
     dtype: torch.dtype,
     hidden: Precision,
+    table: Tensor | None = None,
 ) -> Tensor:
     if needs_operators():
         x = encode(coords, shape.num_frequencies)
@@ -476,6 +480,9 @@ def _by_levels(
         from loe_field.network.kernels import encoding
 
         x = encoding.encode(coords, shape.num_frequencies)
+    if table is not None:
+        encoded = x[:, : shape.dim * (1 + 2 * shape.num_frequencies)]
+        x = features_by_kernels(coords, table, shape.grid, encoded, "triton")
     experts = max(len(weight) for weight in weights[:-1])  # not shape's, which Dynamo of torch 2.7 cannot read
     if rows is None and experts > 1:
         rows = expert_rows(expert_index(coords, shape.levels, shape.tile_size), experts)

@@ -363,7 +363,7 @@ class LoEMLP(nn.Module):
         if resolved == "cpu":
             return fused_cpu.evaluate(coords, weights, biases, self.shape, table=table)
         if resolved == "triton":
-            return fused_triton.evaluate(coords, weights, biases, self.shape, rows=rows)
+            return fused_triton.evaluate(coords, weights, biases, self.shape, rows=rows, table=table)
         by_layers = resolved == "reference" or self.blending == "linear" or self.tile_size == 1 or needs_operators()
         if altered is None and not by_layers:
             return grouped.evaluate(coords, weights, biases, self.shape, table=table)

@@ -9,9 +9,10 @@ import torch
 from on_triton import DEVICE, DTYPES, INTERPRETED, TRITON, kernels, needs_triton, once, only_gpu
 from support import run_tests
 
-from loe_field import BiasTile, Level, LoEMLP
+from loe_field import BiasTile, FeatureGrid, Level, LoEMLP
 from loe_field.network.bias import blended_bias
 from loe_field.network.fused_triton import expert_linear
+from loe_field.network.grid import features_by_kernels, features_by_torch
 from loe_field.network.rows import expert_rows
 from loe_field.network.shape import activate
 from loe_field.network.tiling import bias_shares, num_bias_vectors
@@ -240,17 +241,17 @@ def gradient_of(grad, coords, tiles=TWO):
 @pytest.mark.filterwarnings("ignore:(invalid value|overflow) encountered in:RuntimeWarning")
 def test_sums_in_fixed_point_do_not_depend_on_the_order_and_do_not_overflow():
     generator = torch.Generator().manual_seed(0)
-    coords = torch.rand(130, 2, generator=generator).to(DEVICE)
-    grad = torch.randn(130, 6, generator=generator).to(DEVICE)
+    coords = torch.rand(40, 2, generator=generator).to(DEVICE)
+    grad = torch.randn(40, 6, generator=generator).to(DEVICE)
     got = gradient_of(grad, coords)
-    mixed = torch.randperm(130, generator=generator).to(DEVICE)
+    mixed = torch.randperm(40, generator=generator).to(DEVICE)
     assert torch.equal(gradient_of(grad[mixed], coords[mixed]), got)
     for scale in (2.0**120, 2.0**-60):
         assert torch.equal(gradient_of(grad * scale, coords), got * scale)
     one = [BiasTile(Level(1.0), 1)]
     for value in (3e36, -1.0, 0.0, 1e-36):
-        got = gradient_of(torch.full((97, 1), value, device=DEVICE), coords[:97], one).item()
-        assert got == pytest.approx(97 * value, rel=1e-6, abs=4 * 97 * 2.0**-126)
+        got = gradient_of(torch.full((40, 1), value, device=DEVICE), coords, one).item()
+        assert got == pytest.approx(40 * value, rel=1e-6, abs=4 * 40 * 2.0**-126)
     for odd in (torch.nan, torch.inf):
         spoilt = grad.clone()
         spoilt[3, 2] = odd
@@ -260,7 +261,92 @@ def test_sums_in_fixed_point_do_not_depend_on_the_order_and_do_not_overflow():
     assert gradient_of(grad, coords).isfinite().all()
 
 
+GRIDS = {
+    "dense": (2, {"table_size": None}),
+    "hashed": (3, {"table_size": 64}),
+    "cyclic and hashed": (4, {"table_size": 32, "tile_size": 9, "num_levels": 1, "features_per_level": 3}),
+    "one number a vector": (1, {"features_per_level": 1, "tile_size": 5}),
+}
+
+
+def make_grid(**options):
+    return FeatureGrid(**{"num_levels": 2, "min_resolution": 3, "max_resolution": 11} | options)
+
+
+def grid_case(name, rows):
+    dim, options = GRIDS[name]
+    generator = torch.Generator().manual_seed(0)
+    grid = make_grid(**options)
+    tiles = grid.tiles(dim)
+    vectors = sum(num_bias_vectors(tile, dim) for tile in tiles)
+    coords = 3 * torch.rand(rows, dim, generator=generator) - 1
+    table = torch.randn(vectors, grid.features_per_level, generator=generator)
+    beside = torch.randn(rows, 3, generator=generator)
+    return [t.to(DEVICE) for t in (coords, table, beside)], tiles, torch.randn(rows, 3 + grid.out_features).to(DEVICE)
+
+
+def grid_by_kernels(tiles, width):
+    def features(coords, table, beside):
+        out = features_by_kernels(coords, table, tiles, beside, "triton")
+        assert out.shape[1] % 4 == 0
+        assert not out[:, width:].any()
+        return out[:, :width]
+
+    return features
+
+
+def grid_by_torch(tiles):
+    return lambda coords, table, beside: features_by_torch(coords, table, tiles, beside)
+
+
+@kernels
+@pytest.mark.parametrize("rows", [0, 37, pytest.param(100_003, marks=only_gpu)])
+@pytest.mark.parametrize("name", GRIDS)
+def test_grid(name, rows):
+    """Features and their gradients; nothing is written into what is given."""
+    leaves, tiles, cotangent = grid_case(name, rows)
+    before = [t.clone() for t in (*leaves, cotangent)]
+    function = grid_by_kernels(tiles, cotangent.shape[1])
+    got = with_gradients(function, leaves, cotangent)
+    assert all(torch.equal(t, old) for t, old in zip((*leaves, cotangent), before))
+    plain = grid_by_torch(tiles)
+    exact = with_gradients(plain, [t.double() for t in leaves], cotangent)
+    judge(got, with_gradients(plain, leaves, cotangent), exact, 2e-6)
+
+
+@kernels
+def test_strides_and_only_what_is_needed_of_a_grid():
+    """Of more rows than a block has."""
+    leaves, tiles, cotangent = grid_case("one number a vector", 131)
+    function = grid_by_kernels(tiles, cotangent.shape[1])
+    got = with_gradients(function, leaves, cotangent)
+    torch.testing.assert_close(got[0], grid_by_torch(tiles)(*leaves), atol=1e-6, rtol=1e-6)
+    strided = [t.t().contiguous().t() for t in leaves]
+    for a, b in zip(with_gradients(function, strided, cotangent.t().contiguous().t()), got):
+        assert torch.equal(a, b)
+    for needed in range(2):
+        alone = [t.detach().requires_grad_(i == needed) for i, t in enumerate(leaves)]
+        (grad,) = torch.autograd.grad(function(*alone), alone[needed], cotangent)
+        assert torch.equal(grad, got[1 + needed])
+
+
+@kernels
+def test_second_derivatives_of_a_grid():
+    leaves, tiles, cotangent = grid_case("hashed", 20)
+
+    def penalty(features, leaves, cotangent):
+        leaves = [t.detach().requires_grad_() for t in leaves]
+        slopes = torch.autograd.grad(features(*leaves).sin(), leaves[:2], cotangent, create_graph=True)
+        return torch.autograd.grad(slopes[0].square().sum() + slopes[1].square().sum(), leaves)
+
+    got = penalty(grid_by_kernels(tiles, cotangent.shape[1]), leaves, cotangent)
+    exact = penalty(grid_by_torch(tiles), [t.double() for t in leaves], cotangent.double())
+    for a, b in zip(got, exact):
+        torch.testing.assert_close(a.double(), b, rtol=2e-5, atol=2e-5 * b.abs().max().item())
+
+
 NETWORKS = [
+    {"grid": make_grid(), "num_frequencies": 1, "dim": 3, "tile_size": [1, 2]},
     {"bias_tile_size": [4, 1], "tile_size": [1, 2], "num_frequencies": 2, "out_features": 3},
     {"tile_size": [3, 1, 2], "dim": 1, "omega_0": 2.0, "num_layers": 4},
     {"tile_size": [2, 1], "bias_tile_size": 5, "bias_table_size": 16, "bias_pattern": [(9, 0.25), (1.5, 0)]},
@@ -272,14 +358,14 @@ def make_field(**options):
     torch.manual_seed(0)
     field = LoEMLP(**{"num_layers": 3, "layer_width": 16, "implementation": "triton"} | options).to(DEVICE)
     with torch.no_grad():
-        for layer in field.layers:
-            layer.bias.copy_(torch.randn(layer.bias.shape))
+        for vectors in (*(layer.bias for layer in field.layers), *(() if field.grid is None else (field.grid_table,))):
+            vectors.copy_(torch.randn(vectors.shape))
     return field
 
 
 def compare(field, coords, atol=3e-5):
     """A field in Triton and its derivatives against the definition in fp64."""
-    plain = LoEMLP(**field.options, implementation="reference").to(DEVICE).double()
+    plain = LoEMLP(**field.options | {"grid": field.grid}, implementation="reference").to(DEVICE).double()
     plain.load_state_dict(field.state_dict())
     exact_coords = coords.double().requires_grad_()
     coords = coords.clone().requires_grad_()
@@ -310,7 +396,7 @@ def test_networks(options):
 
 @kernels
 def test_torch_compile_and_batches_of_gradients():
-    field = make_field(num_layers=2, tile_size=[2], bias_tile_size=3)
+    field = make_field(num_layers=2, tile_size=[2], bias_tile_size=3, grid=make_grid())
     coords = torch.rand(20, 2, device=DEVICE, requires_grad=True)
     inputs = [coords, *field.parameters()]
     cotangents = torch.randn(2, 20, 1, device=DEVICE)
@@ -335,7 +421,9 @@ def test_wrong_arguments():
 @pytest.mark.gpu
 @pytest.mark.skipif(INTERPRETED, reason="takes a GPU")
 @pytest.mark.parametrize("implementation", ["triton", "torch"])
-@pytest.mark.parametrize("options", [{"bias_tile_size": 8}, {"bias_tile_size": 40, "tile_size": [1, 2]}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{"bias_tile_size": 8}, {"bias_tile_size": 40, "tile_size": [1, 2]}, {"grid": FeatureGrid()}], ids=str
+)
 def test_gradients_are_the_same_every_time(options, implementation):
     field = make_field(layer_width=64, num_frequencies=4, **options, implementation=implementation)
     coords = torch.rand(50_000, 2, device="cuda", requires_grad=True)
@@ -352,7 +440,9 @@ def test_gradients_are_the_same_every_time(options, implementation):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(INTERPRETED, reason="takes a GPU")
-@pytest.mark.parametrize("options", [{"bias_tile_size": 8}, {"bias_tile_size": 40, "tile_size": [1, 2]}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{"bias_tile_size": 8}, {"bias_tile_size": 40, "tile_size": [1, 2]}, {"grid": FeatureGrid()}], ids=str
+)
 def test_a_training_step_is_captured_in_a_graph(options):
     """No launch waits for the device; a replay with other points is what would be computed."""
     field = make_field(layer_width=64, num_frequencies=4, **options)

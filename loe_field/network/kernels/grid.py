@@ -1,15 +1,10 @@
 """Vectors of tiles: blended at points, as the feature grid has them, and the gradients of vectors and coords.
 
-The gradient of a vector is the sum over the points that blend it, in one of two ways, both the same every time:
-
-- In 64-bit fixed point by integer atomics, whose order does not matter. The largest gradient and the number of points
-  set the unit, so that no sum overflows: of 2^18 points each counts to 2^-44 of the largest. What it costs is an atomic
-  addition a corner and number: 256 a point for 16 levels of 2 features in 3D, and as many for one level's bias of 64 in
-  2D, where they go to a few addresses.
-- As a product S^T g, for tiles of few vectors: the shares S [points, vectors] of a block of points are made in
-  registers and multiply the block's gradients on the tensor cores, like a weight gradient. On paper, for 262,144 points
-  and 64 columns on an H100 (3 TB/s, 80 slices of the cache that each add 32 bytes a clock): 15 us in bf16 for every 64
-  vectors, 18 in TF32, 35 in split TF32 and 110 in fp32, where atomics take 150 us for any number of them.
+The gradient of a vector is the sum over the points that blend it, in 64-bit fixed point by integer atomics, whose order
+does not matter: it is the same every time. The largest gradient and the number of points set the unit, so that no sum
+overflows: of 2^18 points each counts to 2^-44 of the largest. What it costs is an atomic addition a corner and number:
+256 a point for 16 levels of 2 features in 3D, 0.2 ms on paper for 262,144 points on an H100, whose cache has 80 slices
+that each add 32 bytes a clock.
 """
 
 # Inside and at its launch a kernel takes other types than its signature says.
@@ -26,17 +21,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from loe_field.network.kernels.level import _OPERANDS, _load, _pad, processors, sum_partials
 from loe_field.network.kernels.tiles import cells_of, constants_of, corner_of, slope_of
-from loe_field.network.shape import Precision
 from loe_field.network.tiling import BiasTile, num_bias_vectors
-
-_MOST_BY_PRODUCTS: dict[Precision, int] = {"bf16": 512, "fp16": 512, "tf32": 256, "tf32x3": 256, "ieee": 64}
-"""Vectors of a tile up to which their gradient is a product, by the estimates above."""
 
 _jit = functools.partial(
     triton.jit,
-    do_not_specialize=["num_rows", "size", "levels", "bits", "chunk_rows"],
+    do_not_specialize=["num_rows", "size", "levels", "bits"],
     do_not_specialize_on_alignment=["coords"],
 )
 
@@ -190,49 +180,6 @@ def _slopes(
     tl.store(out + rows[:, None] * DIM + axes[None, :], total, mask=live[:, None] & (axes < DIM)[None, :])
 
 
-@_jit()
-def _products(
-    coords,
-    grad,
-    partials,
-    num_rows,
-    chunk_rows,
-    alpha,
-    beta,
-    VECTORS: tl.constexpr,
-    OUT: tl.constexpr,
-    DIM: tl.constexpr,
-    TILE_SIZE: tl.constexpr,
-    TABLE: tl.constexpr,
-    LINEAR: tl.constexpr,
-    DTYPE: tl.constexpr,
-    INPUT_PRECISION: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr,
-    BLOCK_OUT: tl.constexpr,
-    BLOCK_VECTORS: tl.constexpr,
-):
-    """One block of S^T g [VECTORS, OUT] over one chunk of rows."""
-    chunk = tl.program_id(0)
-    vectors = tl.program_id(1) * BLOCK_VECTORS + tl.arange(0, BLOCK_VECTORS)
-    columns = tl.program_id(2) * BLOCK_OUT + tl.arange(0, BLOCK_OUT)
-    first = chunk * chunk_rows
-    stop = tl.minimum(first + chunk_rows, num_rows)
-    total = tl.zeros([BLOCK_VECTORS, BLOCK_OUT], tl.float32)
-    for start in range(first, stop, BLOCK_ROWS):
-        entries = start + tl.arange(0, BLOCK_ROWS)
-        rows, live = entries.to(tl.int64), entries < stop
-        grads = _load(grad, rows, live, columns, OUT).to(DTYPE)
-        shares = tl.zeros([BLOCK_VECTORS, BLOCK_ROWS], tl.float32)
-        c0, p0, c1, p1, c2, p2, c3, p3 = cells_of(coords, rows, live, alpha, beta, TILE_SIZE, DIM)
-        for corner in tl.static_range(1 << DIM if LINEAR else 1):
-            index, share = corner_of(c0, p0, c1, p1, c2, p2, c3, p3, TILE_SIZE, TABLE, DIM, corner, LINEAR, TABLE > 0)
-            shares += tl.where(vectors[:, None] == index[None, :], share[None, :], 0.0)
-        total = tl.dot(shares.to(DTYPE), grads, total, input_precision=INPUT_PRECISION)
-    place = vectors[:, None] * OUT + columns[None, :]
-    inside = (vectors < VECTORS)[:, None] & (columns < OUT)[None, :]
-    tl.store(partials + chunk.to(tl.int64) * (VECTORS * OUT) + place, total, mask=inside)
-
-
 @functools.cache
 def _numbers(tiles: tuple[BiasTile, ...], dim: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """What a kernel knows of tiles whose vectors follow each other: alpha and beta; size, table and first vector.
@@ -347,34 +294,3 @@ def grid_backward(
         grad_coords = coords_gradient(grad, coords, table, tiles) if need_coords else None
         grad_table = table_gradient(grad, coords, tiles, len(table)) if need_table else None
     return grad_coords, grad_table
-
-
-def tile_gradient(grad: Tensor, coords: Tensor, tile: BiasTile, vectors: int, precision: Precision) -> Tensor:
-    """The gradient of a level's bias tile [vectors, out_features], fp32; products take operands in `precision`.
-
-    Args:
-        grad: that of the level's pre-activation [N, out_features], contiguous.
-        coords: points [N, dim], fp32.
-        tile: the tile, of one vector or more.
-        vectors: how many it keeps.
-        precision: of the level's products.
-    """
-    if vectors > _MOST_BY_PRODUCTS[precision]:
-        return table_gradient(grad, coords, [tile], vectors)
-    rows, out_features = grad.shape
-    short = precision in ("bf16", "fp16")
-    block_rows, block_out, block_vectors = 64 if short else 32, min(_pad(out_features), 64), min(_pad(vectors), 64)
-    grid = (triton.cdiv(vectors, block_vectors), triton.cdiv(out_features, block_out))
-    programs = max(1, 3 * processors(grad.device) // math.prod(grid))
-    chunk_rows = block_rows * triton.cdiv(triton.cdiv(rows, block_rows), programs)
-    chunks = triton.cdiv(rows, chunk_rows)
-    partials = torch.empty(chunks, vectors, out_features, dtype=torch.float32, device=grad.device)
-    place, constants = constants_of(tile, coords.shape[1])
-    operand, input_precision = _OPERANDS[precision]
-    _products[(chunks, *grid)](
-        coords.contiguous(), grad, partials, rows, chunk_rows, *place, VECTORS=vectors, OUT=out_features, **constants,
-        DTYPE=operand, INPUT_PRECISION=input_precision, BLOCK_ROWS=block_rows, BLOCK_OUT=block_out,
-        BLOCK_VECTORS=block_vectors, num_warps=8 if precision in ("tf32x3", "ieee") else 4, num_stages=2,
-        enable_fp_fusion=False,
-    )  # fmt: skip
-    return sum_partials(partials, rows, chunk_rows)

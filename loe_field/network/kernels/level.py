@@ -13,7 +13,7 @@ it holds there meets zeros.
 Bytes that must move per row of width W, operands of s bytes: forward 2 W s (x, y), backward 3 W s (x, grad_y, grad_x).
 
 A bias tile is read where a shared bias is added: 2^dim vectors a row, from a table that the caches hold (8 x 8 vectors
-of 64 are 16 KiB). Its gradient is another kernel's (`grid`), for which the backward pass writes that of the
+of 64 are 16 KiB). Its gradient is another kernel's (`bias`), for which the backward pass writes that of the
 pre-activation.
 """
 
@@ -626,33 +626,32 @@ def level_backward(
     order: Tensor | None,
     starts: Tensor | None,
     how: Arithmetic,
-    need: Sequence[bool] = (True, True, True, True),
+    need: Sequence[bool] = (True, True, True, False),
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
     """The gradients of `level_forward` for the cotangent grad_y [N, out_features]; the other arguments are its own.
 
     The pre-activation is computed again from x, which the weight gradient reads anyway. Matrices up to 128 x 128 (fp32:
     64 x 64) take one pass over x and grad_y; wider ones write the gradient of the pre-activation once and read it
-    twice, and so do levels with a bias tile. Sums over rows are made in a fixed order, so results are the same every
-    time.
+    twice. Sums over rows are made in a fixed order, so results are the same every time.
 
     Returns:
-        The gradients of x, like it, and of weight, bias and coords in fp32; None where not needed. That of coords is
-        there under linear blending of a bias tile.
+        The gradients of x, like it, of weight and of a bias that all rows share in fp32, and of the pre-activation [N,
+        out_features], in 16 bits where operands are; None where not needed.
     """
     experts, out_features, in_features = weight.shape
     rows, precision = x.shape[0], how.precision
-    need_x, need_weight, need_bias, need_coords = need
-    need_bias = need_bias and bias is not None
-    need_coords = need_coords and how.tile is not None and how.tile.blending == "linear"
+    need_x, need_weight, need_bias, need_z = need
+    need_bias = need_bias and bias is not None and how.tile is None
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)
     if rows == 0:
         return (
             torch.zeros_like(x) if need_x else None,
             torch.zeros_like(weight, dtype=torch.float32) if need_weight else None,
-            torch.zeros_like(bias, dtype=torch.float32) if need_bias and bias is not None else None,
-            torch.zeros_like(coords, dtype=torch.float32) if need_coords and coords is not None else None,
+            x.new_zeros(out_features, dtype=torch.float32) if need_bias else None,
+            torch.zeros_like(grad_y, dtype=dtype) if need_z else None,
         )
     x, grad_y, bias, coords = x.contiguous(), grad_y.contiguous(), _contiguous(bias), _contiguous(coords)
-    grad_x = grad_weight = grad_bias = grad_coords = None
+    grad_x = grad_weight = grad_bias = None
     card = capability(x.device)
 
     fused = backward_blocks(in_features, out_features, precision, card)
@@ -665,16 +664,12 @@ def level_backward(
     def workspace(needed: bool, *shape: int) -> Tensor | None:
         return torch.empty(shape, dtype=torch.float32, device=x.device) if needed else None
 
-    # With a tile the bias' gradient is not one sum over all rows.
-    need_sum = need_bias and how.tile is None
     weight_partials = workspace(need_weight, chunks, out_features, in_features)
-    bias_partials = workspace(need_sum, chunks, out_features)
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)
+    bias_partials = workspace(need_bias, chunks, out_features)
     grad_z = grad_y
     if fused:
         grad_x = torch.empty_like(x) if need_x else None
-        written = need_coords or (need_bias and not need_sum)
-        grad_z = torch.empty_like(grad_y, dtype=dtype) if written else None
+        grad_z = torch.empty_like(grad_y, dtype=dtype) if need_z else None
         tensors = (x, weight.contiguous(), bias, coords, grad_y, order, starts, grad_x, grad_z)
         place, tile = _tile_constants(coords, how)
         constants |= blocks.constants | tile | {"ACTIVATION": how.activation}
@@ -688,25 +683,20 @@ def level_backward(
         if need_x:
             linear = Arithmetic("none", 1.0, precision, x.dtype)
             grad_x = _launch_level(grad_z, weight.mT, None, None, None, order, starts, linear, x.shape[1])
-        if need_weight or need_sum:
+        if need_weight or need_bias:
             grid = (chunks, triton.cdiv(out_features, blocks.out), triton.cdiv(in_features, blocks.inner))
             tensors = (x, grad_z, order, starts, weight_partials, bias_partials)
             _weight_gradient[grid](*tensors, rows, chunk_rows, **constants, **blocks.constants)
-    if need_weight or need_sum:
+    if need_weight or need_bias:
         grad_weight = workspace(need_weight, experts, out_features, in_features)
-        grad_bias = workspace(need_sum, out_features)
+        grad_bias = workspace(need_bias, out_features)
         size = out_features * in_features
         tensors = (weight_partials, bias_partials, starts, grad_weight, grad_bias)
         shared = {name: constants[name] for name in ("OUT", "EXPERTS", "EXPERTS_PADDED")}
-        _sum_partials[((experts + int(need_sum)) * triton.cdiv(size, 128),)](
+        _sum_partials[((experts + int(need_bias)) * triton.cdiv(size, 128),)](
             *tensors, rows, chunk_rows, SIZE=size, **shared, BLOCK_CHUNKS=32, BLOCK=128, num_warps=4
         )
-    if how.tile is not None and bias is not None and coords is not None:
-        from loe_field.network.kernels.grid import coords_gradient, tile_gradient  # they launch kernels of this file
-
-        grad_bias = tile_gradient(grad_z, coords, how.tile, len(bias), precision) if need_bias else None
-        grad_coords = coords_gradient(grad_z, coords, bias, [how.tile]) if need_coords else None
-    return grad_x, grad_weight, grad_bias, grad_coords
+    return grad_x, grad_weight, grad_bias, grad_z if need_z else None
 
 
 def sum_partials(partials: Tensor, num_rows: int, chunk_rows: int) -> Tensor:
