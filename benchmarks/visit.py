@@ -179,7 +179,7 @@ def visit_d(out: Path, sizes: Sizes, data: Path, scratch: Path) -> Iterator[Part
     """What interpolated biases cost: the tests of their kernels, a step with and without, a grid alone, a scene."""
     yield Part("tests of tiles", 60, ("-m", "pytest", "-v", "--tb=short", "-p", "no:cacheprovider", *sizes.tests,
                                       "tests/network/test_tile_kernels.py"))  # fmt: skip
-    kinds = ("--implementations", "loe", "loe bias tiles", "loe grid", "loe torch")
+    kinds = ("--implementations", "loe", "loe bias tiles", "loe grid")
     points = ("--what", "step", "--points", str(sizes.camera))
     yield step(out, "step with vectors 2D", sizes, "bf16", *points, *kinds)
     yield step(out, "step with vectors 3D", sizes, "bf16", *points, "--dim", "3", "--tile-size", "4", *kinds)
@@ -189,8 +189,7 @@ def visit_d(out: Path, sizes: Sizes, data: Path, scratch: Path) -> Iterator[Part
     scene = data / "fox-270x480"
     common = f"--data {scene} --max-train-seconds {sizes.scene_seconds / 4} --steps-per-eval-all-images 1000000"
     common += f" --pipeline.datamanager.train-num-rays-per-batch {sizes.rays} {sizes.scene}"
-    grid = "--pipeline.model.grid-levels 16 --pipeline.model.num-layers 3"
-    runs = [f"loe-nerf {common}", f"loe-nerf {common} {grid}"]
+    runs = [f"loe-nerf {common}", f"loe-nerf {common} --pipeline.model.grid-levels 16"]
     yield fits(out, "scene with a grid", sizes.scene_seconds / 2 + 90, runs, needs=scene)
 
 
