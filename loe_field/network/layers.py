@@ -574,7 +574,8 @@ class LoEMLP(nn.Module):
         copies = 6 if self.blending == "linear" else 1.5 if self.resolved_implementation == "cpu" else 4
         features = 0 if self.grid is None else self.grid.out_features
         # Features and their gradient; in torch operations also those of every corner, and the corners themselves.
-        corners = 0 if self.grid is None or self.resolved_implementation == "cpu" else 2**self.dim
+        kernels = self.resolved_implementation in ("cpu", "triton")
+        corners = 0 if self.grid is None or kernels else 2**self.dim
         blended = 2 * features + corners * (features + 4 * len(self.grid_tiles))
         return copies * len(self.layers) * self.head.in_features + blended
 
