@@ -399,9 +399,9 @@ class LoEMLP(nn.Module):
 
     @property
     def _grid_shape(self) -> tuple[int, int]:
-        """Of the table."""
-        assert self.grid is not None
-        return sum(num_bias_vectors(tile, self.dim) for tile in self.grid_tiles), self.grid.features_per_level
+        """Of the table; torch.jit.trace asks for it without a grid too."""
+        features = 0 if self.grid is None else self.grid.features_per_level
+        return sum(num_bias_vectors(tile, self.dim) for tile in self.grid_tiles), features
 
     @property
     def _altered(self) -> str | None:
