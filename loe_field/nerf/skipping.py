@@ -58,7 +58,8 @@ def sparse_outputs(
 
 def _edges(samples: RaySamples) -> Tensor:
     """Where the S intervals of samples begin and end, [N, S + 1], in the sampler's own measure."""
-    assert samples.spacing_starts is not None and samples.spacing_ends is not None
+    assert samples.spacing_starts is not None
+    assert samples.spacing_ends is not None
     return torch.cat([samples.spacing_starts[..., 0], samples.spacing_ends[..., -1:, 0]], -1)
 
 
