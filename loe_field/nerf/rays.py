@@ -19,8 +19,8 @@ _SMALL_TABLE = 2**22
 """Entries of a table of directions that are not looked at: 64 MiB."""
 _TABLE_ENTRY = 16  # bytes: a direction and an area
 _AT_ONCE = 2**13
-"""Rays that are made at once. The host undoes distortion in hundreds of operations on three points for each: so few stay
-in the cache, and are below the 32,768 numbers from which on torch's threads wait for each other at every operation."""
+"""Rays that are made at once. The host undoes distortion in hundreds of operations on three points for each. So few
+stay in the cache, and are below the 32,768 numbers from which on torch's threads wait for each other at every operation."""
 _STEPS_AT_ONCE = 64  # steps whose pixels are drawn at once: a GPU draws them all in one launch
 _PIXELS_AT_ONCE = 2**20  # and so many pixels at most, 8 MiB, however large a step is
 _WORTH_SAYING = 2**28  # bytes
