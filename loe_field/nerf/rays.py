@@ -20,7 +20,7 @@ _SMALL_TABLE = 2**22
 _TABLE_ENTRY = 16  # bytes: a direction and an area
 _AT_ONCE = 2**13
 """Rays that are made at once. The host undoes distortion in hundreds of operations on three points for each. So few
-stay in the cache, and are below the 32,768 numbers from which on torch's threads wait for each other at every operation."""
+stay in the cache, and are below the 32,768 numbers from which on torch has its threads wait for each other."""
 _STEPS_AT_ONCE = 64  # steps whose pixels are drawn at once: a GPU draws them all in one launch
 _PIXELS_AT_ONCE = 2**20  # and so many pixels at most, 8 MiB, however large a step is
 _WORTH_SAYING = 2**28  # bytes
