@@ -28,6 +28,7 @@ from loe_field.baselines import build
 from loe_field.baselines.choice import SCENE_GRID, HashGridChoice
 from loe_field.errors import InputError
 from loe_field.nerf.fields import Contraction, LoEDensityField, LoEEncoding, LoEField
+from loe_field.nerf.skipping import proposed_weights, sparse_outputs
 from loe_field.network.protocol import Network
 from loe_field.pictures.metrics import psnr, ssim
 from loe_field.training.config import require_at_least
@@ -74,6 +75,9 @@ class LoENerfModelConfig(ModelConfig):
     """Samples along a ray for each proposal network."""
     num_samples: int = 32
     """Samples along a ray for the field."""
+    skip_below: float = 0.0001
+    """In evaluations, renderings and the viewer, samples that the proposal network gives less weight than this are left
+    out, and colours of samples that have less; 0: none is left out."""
     proposal_layers: int = 5
     """Linear layers of the proposal networks."""
     proposal_width: int = 16
@@ -248,9 +252,16 @@ class LoENerfModel(Model):
         density_fns = [network.density_fn for network in self.proposal_networks]
         samples: RaySamples
         samples, weights_list, samples_list = self.proposal_sampler(ray_bundle, density_fns=density_fns)
-        outputs = self.field(samples)
-        weights = samples.get_weights(outputs[FieldHeadNames.DENSITY])
-        rgb = self.renderer_rgb(rgb=outputs[FieldHeadNames.RGB], weights=weights)
+        if self.training or not self.config.skip_below:
+            outputs = self.field(samples)
+            weights, colours = samples.get_weights(outputs[FieldHeadNames.DENSITY]), outputs[FieldHeadNames.RGB]
+        else:
+            expected = proposed_weights(samples, samples_list[-1], weights_list[-1])
+            behind = self.renderer_rgb.background_color == "last_sample"
+            weights, colours = sparse_outputs(
+                self.field, samples, expected, threshold=self.config.skip_below, last_colour=behind
+            )
+        rgb = self.renderer_rgb(rgb=colours, weights=weights)
         rendered: dict[str, Any] = {"rgb": rgb, "accumulation": self.renderer_accumulation(weights=weights)}
         if self.training:
             return rendered | {"weights_list": [*weights_list, weights], "ray_samples_list": [*samples_list, samples]}
@@ -339,6 +350,8 @@ def _check_options(config: LoENerfModelConfig) -> None:
     require_at_least(0, config, "appearance_dim", prefix="pipeline.model.")
     if (fewest := min(config.num_proposal_samples, default=0)) < 1:
         raise InputError(f"--pipeline.model.num-proposal-samples is {fewest}: it must be at least 1")
+    if not 0 <= config.skip_below < 1:
+        raise InputError(f"--pipeline.model.skip-below is {config.skip_below:g}: it must be at least 0, and below 1")
     if not 0 <= config.near_plane < config.far_plane:
         raise InputError(
             f"--pipeline.model.near-plane is {config.near_plane:g} and far-plane {config.far_plane:g}: rays begin at 0 "
