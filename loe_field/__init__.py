@@ -8,6 +8,7 @@ from loe_field.network.ops import position_dependent_linear
 from loe_field.network.reference import position_dependent_linear_ref
 from loe_field.network.tiling import (
     BiasTile,
+    FeatureGrid,
     Level,
     blending_weights,
     expert_index,
@@ -20,6 +21,7 @@ from loe_field.version import __version__
 
 __all__ = [
     "BiasTile",
+    "FeatureGrid",
     "ImageFit",
     "InputError",
     "Level",

@@ -9,7 +9,7 @@ from loe_field.adapter.network import LoEConfig
 from loe_field.image.config import ImageDataManagerConfig, ImagePipelineConfig
 from loe_field.nerf.trainer import NerfTrainerConfig
 from loe_field.runs.series import PicturesTrainerConfig
-from loe_field.training.optimizers import AdamConfig, DecayConfig, MuonConfig
+from loe_field.training.optimizers import AdamConfig, DecayConfig, MuonConfig, grid_config
 
 loe_image = MethodSpecification(
     config=PicturesTrainerConfig(
@@ -17,6 +17,7 @@ loe_image = MethodSpecification(
         optimizers={
             "experts": {"optimizer": MuonConfig(), "scheduler": DecayConfig()},
             "fields": {"optimizer": AdamConfig(), "scheduler": DecayConfig()},
+            "grid": {"optimizer": grid_config(), "scheduler": DecayConfig()},
         },
     ),
     description="Fit a picture with a Levels-of-Experts field and sine activation: the recipe that measured best.",
@@ -43,8 +44,11 @@ loe_image_paper = MethodSpecification(
             model=SignalModelConfig(loe=LoEConfig(num_layers=10, tile_size=2, num_frequencies=0)),
         ),
         optimizers={
-            group: {"optimizer": AdamConfig(lr=1e-2, beta2=0.95), "scheduler": DecayConfig()}
-            for group in ("experts", "fields")
+            **{
+                group: {"optimizer": AdamConfig(lr=1e-2, beta2=0.95), "scheduler": DecayConfig()}
+                for group in ("experts", "fields")
+            },
+            "grid": {"optimizer": grid_config(), "scheduler": DecayConfig()},
         },
     ),
     description="Fit a picture as in 'A Dive into Levels-of-Experts and Sine Activation': raw coordinates, Adam.",
@@ -56,6 +60,7 @@ loe_nerf = MethodSpecification(
         optimizers={
             "experts": {"optimizer": MuonConfig(), "scheduler": DecayConfig(warmup_steps=50)},
             "fields": {"optimizer": AdamConfig(), "scheduler": DecayConfig(warmup_steps=50)},
+            "grid": {"optimizer": grid_config(), "scheduler": DecayConfig(warmup_steps=50)},
             "camera_opt": {"optimizer": AdamConfig(lr=1e-3), "scheduler": DecayConfig()},
         },
     ),

@@ -12,7 +12,7 @@ from loe_field.network.checks import check_between
 from loe_field.network.implementation import Implementation
 from loe_field.network.layers import Activation, Initialization, LoEMLP
 from loe_field.network.protocol import Network
-from loe_field.network.tiling import Blending, Pattern, make_levels
+from loe_field.network.tiling import Blending, FeatureGrid, Pattern, make_levels
 from loe_field.pictures.memory import available_memory
 from loe_field.signals.sizes import levels_for, tile_size_for
 
@@ -57,6 +57,18 @@ class LoEConfig:
     """torch's linear layer, or SIREN's scheme for this omega_0."""
     num_frequencies: int = 7
     """Octaves of positional encoding of the coordinates; 0 gives the network raw coordinates."""
+    grid_levels: int = 0
+    """Levels of a grid of features, blended linearly, which go into the first layer beside the encoding; 0: no grid."""
+    grid_features: int = 2
+    """Numbers per vector of the grid."""
+    grid_min_resolution: int = 16
+    """Cells per axis of its coarsest level."""
+    grid_max_resolution: int | None = None
+    """Cells per axis of its finest level. None: half the picture's longer side; 512 where there is no picture."""
+    grid_table_size: int | None = None
+    """A power of two: levels of more vectors keep as many, shared by a hash. None: 2^15."""
+    grid_tile_size: int | None = None
+    """Vectors per axis, after which they repeat. None: nothing repeats."""
     implementation: Implementation = "auto"
     """Kernels, plain PyTorch, or the readable reference."""
 
@@ -70,7 +82,30 @@ class LoEConfig:
         tile_size = tile_size_for(resolution, channels) if self.tile_size is None else self.tile_size
         layers = levels_for(resolution, _largest(tile_size)) + 1 if self.num_layers is None else self.num_layers
         width = 64 if self.layer_width is None else self.layer_width
-        return replace(self, tile_size=tile_size, num_layers=layers, layer_width=width)
+        finest = self.grid_max_resolution
+        if self.grid_levels and finest is None:
+            finest = max(self.grid_min_resolution, max(resolution) // 2)
+        return replace(self, tile_size=tile_size, num_layers=layers, layer_width=width, grid_max_resolution=finest)
+
+    @property
+    def grid(self) -> FeatureGrid | None:
+        """The options of the grid; None: there is none.
+
+        Raises:
+            ValueError: one is out of range.
+        """
+        check_between(0, 64, grid_levels=self.grid_levels)
+        if self.grid_levels == 0:
+            return None
+        finest = max(512, self.grid_min_resolution) if self.grid_max_resolution is None else self.grid_max_resolution
+        return FeatureGrid(
+            num_levels=self.grid_levels,
+            features_per_level=self.grid_features,
+            min_resolution=self.grid_min_resolution,
+            max_resolution=finest,
+            table_size=2**15 if self.grid_table_size is None else self.grid_table_size,
+            tile_size=self.grid_tile_size,
+        )
 
     def build(self, dim: int, out_features: int, *, refinement: float = 1.0) -> LoEMLP:
         """The network.
@@ -104,6 +139,7 @@ class LoEConfig:
             omega_0=self.omega_0,
             initialization=self.initialization,
             num_frequencies=self.num_frequencies,
+            grid=self.grid,
             implementation=self.implementation,
         )
 

@@ -16,8 +16,9 @@ from loe_field.network.implementation import Implementation
 from loe_field.network.layers import LoEMLP
 from loe_field.typed import Between, typed
 
-FORMAT_VERSION = 2
-"""Of networks with bias tiles, or with tiles of different sizes; 1 of the others, which older programs read too."""
+FORMAT_VERSION = 3
+"""Of networks with a feature grid; 2 of those with bias tiles or tiles of different sizes; 1 of the others: programs of
+before read all that they know."""
 KEY = "loe_field"
 """The metadata's key for the JSON text."""
 _DTYPES = (torch.float32, torch.float16, torch.int8)
@@ -127,7 +128,7 @@ def encode_field(
 
     options = field.options
     details: dict[str, Any] = {
-        "format_version": FORMAT_VERSION if "bias_pattern" in options or isinstance(options["tile_size"], list) else 1,
+        "format_version": _version(options),
         "network": options,
         "quantization": quantization,
         "coordinates": "((column + 0.5) / width, (row + 0.5) / height)",
@@ -145,6 +146,13 @@ def encode_field(
     longest = text(10**12)
     size = len(save(tensors, {KEY: longest}))
     return save(tensors, {KEY: text(size).ljust(len(longest))})
+
+
+def _version(options: dict[str, Any]) -> int:
+    """The lowest that has all of a network's options."""
+    if "grid" in options:
+        return 3
+    return 2 if "bias_pattern" in options or isinstance(options["tile_size"], list) else 1
 
 
 def _size_metrics(size: int, picture_size: tuple[int, int, int] | None) -> dict[str, float]:

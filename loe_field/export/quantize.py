@@ -87,7 +87,7 @@ def _int8_levels(field: LoEMLP, stored: dict[str, Tensor]) -> dict[int, tuple[Te
     exact = [layer.weight.clone() for layer in rounded.layers]  # type: ignore[operator, union-attr]
     rounded.load_state_dict({name: value.to(torch.float32) for name, value in stored.items()})
     coords = torch.rand(_POINTS, field.dim, generator=torch.Generator().manual_seed(0))
-    x = rounded.encoding(coords)
+    x = rounded.encode(coords)
     levels = {}
     for i, layer in enumerate(rounded.layers):
         if i > 0:

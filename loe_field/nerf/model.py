@@ -54,7 +54,7 @@ class LoENerfModelConfig(ModelConfig):
             num_layers=6, layer_width=64, tile_size=4, pattern="quad_tree", num_frequencies=6
         )
     )
-    """Levels of experts; the proposal networks have all but num_layers, layer_width and levels from them."""
+    """Levels of experts; the proposal networks have what has no option proposal_... from them, and no levels."""
     baseline: HashGridChoice = None
     """The hash grid, for its options."""
     host_implementation: Literal["torch", "tcnn"] = "torch"
@@ -78,6 +78,18 @@ class LoENerfModelConfig(ModelConfig):
     """Linear layers of the proposal networks."""
     proposal_width: int = 16
     """Channels of the proposal networks."""
+    proposal_tile_size: int | None = None
+    """Their experts per axis; None: the field's."""
+    proposal_frequencies: int | None = None
+    """Their octaves of positional encoding; None: the field's."""
+    proposal_grid_levels: int = 0
+    """Levels of their own grid of features; 0: no grid, whatever the field has."""
+    proposal_grid_features: int = 2
+    """Numbers per vector of that grid."""
+    proposal_grid_max_resolution: int = 128
+    """Cells per axis of its finest level; the coarsest is the field's."""
+    proposal_grid_table_size: int | None = None
+    """Most vectors of its levels, a power of two. None: the field's."""
     interlevel_loss_mult: float = 1.0
     """Weight of the loss that teaches the proposal networks."""
     distortion_loss_mult: float = 0.002
@@ -95,6 +107,23 @@ class LoENerfModelConfig(ModelConfig):
             self.recipe = replace(self.loe)
         if self.baseline is not None:
             self.network = "hash-grid"
+
+    @property
+    def proposal(self) -> LoEConfig:
+        """The proposal networks."""
+        loe, table = self.loe, self.proposal_grid_table_size
+        return replace(
+            loe,
+            num_layers=self.proposal_layers,
+            layer_width=self.proposal_width,
+            levels=None,
+            tile_size=loe.tile_size if self.proposal_tile_size is None else self.proposal_tile_size,
+            num_frequencies=loe.num_frequencies if self.proposal_frequencies is None else self.proposal_frequencies,
+            grid_levels=self.proposal_grid_levels,
+            grid_features=self.proposal_grid_features,
+            grid_max_resolution=self.proposal_grid_max_resolution,
+            grid_table_size=loe.grid_table_size if table is None else table,
+        )
 
 
 class LoENerfModel(Model):
@@ -118,9 +147,7 @@ class LoENerfModel(Model):
             else:
                 grid = config.baseline or SCENE_GRID
                 network = built(lambda: build("hash-grid", dim=3, out_features=1 + config.num_features, options=grid))
-            proposal = replace(
-                config.loe, num_layers=config.proposal_layers, layer_width=config.proposal_width, levels=None
-            )
+            proposal = config.proposal
             proposals = [built(lambda: proposal.build(3, 1)) for _ in config.num_proposal_samples]
         except ValueError as error:
             raise InputError(f"{error} (an option of --pipeline.model)") from None
@@ -181,11 +208,12 @@ class LoENerfModel(Model):
         return self.config.host_implementation == "torch" and all(network.capturable for network in self.networks)
 
     def get_param_groups(self) -> dict[str, list[Parameter]]:
-        """The hidden stacks of matrices as "experts", all else of the fields as "fields", poses as "camera_opt"."""
-        experts = [p for network in self.networks for p in network.param_groups().get("experts", [])]
-        chosen = {id(p) for p in experts}
+        """The hidden stacks of matrices as "experts", tables as "grid", poses as "camera_opt"; all else is "fields"."""
+        of_networks = [network.param_groups() for network in self.networks]
+        experts, tables = ([p for groups in of_networks for p in groups.get(name, [])] for name in ("experts", "grid"))
+        chosen = {id(p) for p in experts + tables}
         rest = [p for part in (self.field, self.proposal_networks) for p in part.parameters() if id(p) not in chosen]
-        groups = {"experts": experts, "fields": rest}
+        groups = {"experts": experts, "fields": rest} | ({"grid": tables} if tables else {})
         self.camera_optimizer.get_param_groups(param_groups=groups)
         return groups
 

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from loe_field.network.grid import features_by_kernels
 from loe_field.network.grouped import evaluate_encoded
 from loe_field.network.kernels.cpu import Call, padded
 from loe_field.network.modes import gradients_by_torch, needs_operators, transformed
@@ -218,17 +219,25 @@ def workspace_numbers(weights: Sequence[Tensor], biases: Sequence[Tensor]) -> in
 
 
 def evaluate(
-    coords: Tensor, weights: list[Tensor], biases: list[Tensor], shape: NetworkShape, *, rows: ExpertRows | None = None
+    coords: Tensor,
+    weights: list[Tensor],
+    biases: list[Tensor],
+    shape: NetworkShape,
+    *,
+    rows: ExpertRows | None = None,
+    table: Tensor | None = None,
 ) -> Tensor:
     """`grouped.evaluate` in fp32 on a CPU; under autocast the levels between the first and the head multiply bf16.
 
     Raises:
         ValueError: a tensor is not fp32 on the CPU.
     """
-    for tensor in (coords, *weights, *biases):
+    for tensor in (coords, *weights, *biases, *(() if table is None else (table,))):
         if tensor.dtype != torch.float32 or tensor.device.type != "cpu":
             raise ValueError(f"the CPU kernels got {tensor.dtype} on {tensor.device}: all must be float32 on the CPU")
     x = encode(coords, shape.num_frequencies)
+    if table is not None:
+        x = features_by_kernels(coords, table, shape.grid, x)
     bf16 = torch.is_autocast_enabled("cpu")
     keep = torch.is_grad_enabled() and any(t.requires_grad for t in (x, *weights, *biases))
     if needs_operators():

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from loe_field.network.bias import blended_bias, tile_bias
 from loe_field.network.dense import dense_linear, one_hot
+from loe_field.network.grid import features_by_torch
 from loe_field.network.modes import transformed
 from loe_field.network.rows import ExpertRows, RowGroups, group_rows
 from loe_field.network.shape import NetworkShape, activate, encode
@@ -195,9 +196,15 @@ expert_outer_products.register_autograd(_outer_backward, setup_context=_keep_ten
 
 
 def evaluate(
-    coords: Tensor, weights: list[Tensor], biases: list[Tensor], shape: NetworkShape, *, rows: ExpertRows | None = None
+    coords: Tensor,
+    weights: list[Tensor],
+    biases: list[Tensor],
+    shape: NetworkShape,
+    *,
+    rows: ExpertRows | None = None,
+    table: Tensor | None = None,
 ) -> Tensor:
-    """A whole network under nearest blending: encoding, levels with an activation after each, head.
+    """A whole network under nearest blending: encoding and grid, levels with an activation after each, head.
 
     Under autocast the levels between the first and the head run in autocast's dtype.
 
@@ -207,12 +214,15 @@ def evaluate(
         biases: per layer [out], or the vectors of its bias tile, [num_bias_vectors, out].
         shape: levels, activation and the like.
         rows: not used here.
+        table: the vectors of shape.grid; None where there is none.
 
     Returns:
         [N, out_features].
     """
     index = expert_index(coords, shape.levels, shape.tile_size)
-    return evaluate_encoded(coords, encode(coords, shape.num_frequencies), index, weights, biases, shape)
+    x = encode(coords, shape.num_frequencies)
+    x = x if table is None else features_by_torch(coords, table, shape.grid, x)
+    return evaluate_encoded(coords, x, index, weights, biases, shape)
 
 
 def evaluate_encoded(

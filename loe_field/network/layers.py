@@ -5,6 +5,7 @@ import operator
 import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import asdict
 from typing import Any, Literal
 
 import torch
@@ -13,6 +14,7 @@ from torch.nn.modules import module as torch_module
 
 from loe_field.network import fused_cpu, fused_triton, grouped
 from loe_field.network.checks import check_at_least, check_choice
+from loe_field.network.grid import features_by_torch, grid_features
 from loe_field.network.implementation import (
     Implementation,
     Resolved,
@@ -28,6 +30,7 @@ from loe_field.network.tiling import (
     MAX_DIM,
     BiasTile,
     Blending,
+    FeatureGrid,
     Level,
     Pattern,
     check_bias_tile,
@@ -40,6 +43,8 @@ from loe_field.network.tiling import (
 Initialization = Literal["default", "siren"]
 
 
+_GRID_INIT = 1e-4
+"""Bound of a grid's vectors at the start: Mueller et al. (SIGGRAPH 2022), section 4."""
 _GLOBAL_HOOKS = (
     torch_module._global_forward_pre_hooks,
     torch_module._global_forward_hooks,
@@ -240,7 +245,12 @@ class LoEMLP(nn.Module):
         omega_0: frequency of the sine, > 0. The other activations have none and take only 1.
         initialization: "default" (torch's linear layer) or "siren" (Sitzmann et al., 2020, for this omega_0).
         num_frequencies: octaves of positional encoding of the input, >= 0.
+        grid: features that go into the first layer beside the encoding; None: none.
         implementation: "auto", "torch", "triton", "cpu" or "reference" (see implementation.py).
+
+    Attributes:
+        grid_table: the grid's vectors, all levels' one after the other, coarsest first, [vectors, features_per_level],
+            at the start uniform within +-1e-4; None without a grid.
 
     Raises:
         ValueError: a size is out of range, a choice is unknown, or two of them contradict each other.
@@ -270,6 +280,7 @@ class LoEMLP(nn.Module):
         omega_0: float = 1.0,
         initialization: Initialization = "default",
         num_frequencies: int = 0,
+        grid: FeatureGrid | None = None,
         implementation: Implementation = "auto",
     ) -> None:
         super().__init__()
@@ -292,9 +303,10 @@ class LoEMLP(nn.Module):
         self.omega_0 = omega_0
         self.implementation: Implementation = implementation
         self.encoding = PositionalEncoding(dim, num_frequencies)
+        self.grid, self.grid_tiles = grid, () if grid is None else grid.tiles(dim)
         self.layers = nn.ModuleList(
             PositionDependentLinear(
-                self.encoding.out_features if i == 0 else layer_width,
+                self._in_features if i == 0 else layer_width,
                 layer_width,
                 level=level,
                 dim=dim,
@@ -308,6 +320,8 @@ class LoEMLP(nn.Module):
         self.head = nn.Linear(layer_width, out_features)
         for i, layer in enumerate([*self.layers, self.head]):
             _init_linear_(layer.weight, layer.bias, initialization, omega_0, first=i == 0)  # type: ignore[arg-type]
+        table = None if grid is None else torch.empty(self._grid_shape).uniform_(-_GRID_INIT, _GRID_INIT)
+        self.grid_table = None if table is None else nn.Parameter(table)
 
     def forward(self, coords: Tensor, rows: ExpertRows | None = None) -> Tensor:
         """Evaluate the field.
@@ -341,16 +355,18 @@ class LoEMLP(nn.Module):
         circumstances = self._circumstances
         altered = circumstances["altered"]
         weights, biases = self._weights_and_biases if altered is None else ([], [])
-        if needs_plain(coords, *(self.parameters() if altered else (*weights, *biases))):
+        table = self._parameters["grid_table"] if altered is None and self.grid is not None else None
+        tables = [] if table is None else [table]
+        if needs_plain(coords, *(self.parameters() if altered else (*weights, *biases, *tables))):
             return self._layer_by_layer(coords)
         resolved = resolve_implementation(self.implementation, **circumstances)
         if resolved == "cpu":
-            return fused_cpu.evaluate(coords, weights, biases, self.shape)
+            return fused_cpu.evaluate(coords, weights, biases, self.shape, table=table)
         if resolved == "triton":
             return fused_triton.evaluate(coords, weights, biases, self.shape, rows=rows)
         by_layers = resolved == "reference" or self.blending == "linear" or self.tile_size == 1 or needs_operators()
         if altered is None and not by_layers:
-            return grouped.evaluate(coords, weights, biases, self.shape)
+            return grouped.evaluate(coords, weights, biases, self.shape, table=table)
         if altered is not None and self.implementation == "auto" and not torch.compiler.is_compiling():
             warnings.warn(f"the network is computed layer by layer, without kernels: {altered}", stacklevel=5)
         return self._layer_by_layer(coords)
@@ -358,13 +374,34 @@ class LoEMLP(nn.Module):
     def _layer_by_layer(self, coords: Tensor) -> Tensor:
         dtype, device = coords.dtype, coords.device.type
         mixed = not coords.is_meta and torch.is_autocast_enabled(device)
-        x = self.encoding(coords)
+        x = self.encode(coords)
         for i, layer in enumerate(self.layers):
             with torch.autocast(device, enabled=i > 0) if mixed else nullcontext():
                 y = layer(x) if isinstance(layer, nn.Linear) else layer(x, coords)
             x = activate(y, self.activation, self.omega_0, phase_dtype=dtype)
         with torch.autocast(device, enabled=False) if mixed else nullcontext():
             return self.head(x.to(dtype))
+
+    def encode(self, coords: Tensor) -> Tensor:
+        """What goes into the first layer at coords [N, dim]: the encoding and, behind it, the grid's features."""
+        encoded = self.encoding(coords)
+        if self.grid is None:
+            return encoded
+        table: Tensor = self.grid_table  # type: ignore[assignment]
+        if self.implementation == "auto":
+            return grid_features(coords, table, self.grid_tiles, beside=encoded)
+        return features_by_torch(coords, table, self.grid_tiles, encoded)
+
+    @property
+    def _in_features(self) -> int:
+        """Of the first layer."""
+        return self.encoding.out_features + (0 if self.grid is None else self.grid.out_features)
+
+    @property
+    def _grid_shape(self) -> tuple[int, int]:
+        """Of the table."""
+        assert self.grid is not None
+        return sum(num_bias_vectors(tile, self.dim) for tile in self.grid_tiles), self.grid.features_per_level
 
     @property
     def _altered(self) -> str | None:
@@ -377,7 +414,10 @@ class LoEMLP(nn.Module):
             return f"encoding {reason}"
         if reason := _changed(self.head, nn.Linear):
             return f"head {reason}"
-        width, in_features = self.head.in_features, self.encoding.out_features
+        table = self._parameters.get("grid_table")
+        if self.grid is not None and (table is None or table.shape != self._grid_shape):
+            return "grid_table was replaced"
+        width, in_features = self.head.in_features, self._in_features
         for i, (layer, level, size, tile) in enumerate(zip(self.layers, self.levels, self.tile_sizes, self.bias_tiles)):
             if reason := _changed(layer, PositionDependentLinear):
                 return f"layers.{i} {reason}"
@@ -405,15 +445,18 @@ class LoEMLP(nn.Module):
         return expert_rows(index, self.shape.experts)
 
     def param_groups(self) -> dict[str, list[nn.Parameter]]:
-        """The experts of all levels but the first, which Muon is for, as "experts"; all else as "fields".
+        """The experts of all levels but the first, which Muon is for, as "experts"; "grid" has the grid's table.
 
-        Bias tiles are no matrices: few points of a step touch a vector, and its entries stand for themselves.
+        All else is "fields". Bias tiles are no matrices: few points of a step touch a vector, and its entries stand for
+        themselves.
         """
         experts = [
             p for layer in list(self.layers)[1:] for p in layer.parameters() if p.dim() > 1 and p is not layer.bias
         ]
-        chosen = {id(p) for p in experts}
-        groups = {"experts": experts, "fields": [p for p in self.parameters() if id(p) not in chosen]}
+        tables = [p for name, p in self.named_parameters() if name == "grid_table"]
+        chosen = {id(p) for p in experts + tables}
+        rest = [p for p in self.parameters() if id(p) not in chosen]
+        groups = {"experts": experts, "fields": rest, "grid": tables}
         return {name: parameters for name, parameters in groups.items() if parameters}
 
     def with_exact_derivatives(self) -> None:
@@ -424,7 +467,9 @@ class LoEMLP(nn.Module):
         """All that the implementations know besides the parameters."""
         frequencies = self.encoding.num_frequencies
         tiles = self.bias_tiles if any(self.bias_tiles) else ()
-        return NetworkShape(self.levels, self.dim, self.tile_size, self.activation, self.omega_0, frequencies, tiles)
+        return NetworkShape(
+            self.levels, self.dim, self.tile_size, self.activation, self.omega_0, frequencies, tiles, self.grid_tiles
+        )
 
     @property
     def resolved_implementation(self) -> Resolved:
@@ -445,6 +490,7 @@ class LoEMLP(nn.Module):
         where = {"device": like.device, "dtype": like.dtype, "blending": self.blending, "experts": experts}
         tiles = None if isinstance(self.tile_size, int) else "levels have tiles of different sizes"
         tiles = "levels have bias tiles" if any(self.bias_tiles) else tiles
+        tiles = tiles if self.grid is None else "there is a feature grid"
         return {
             **where,
             "altered": self._altered,
@@ -473,7 +519,7 @@ class LoEMLP(nn.Module):
     def options(self) -> dict[str, Any]:
         """LoEMLP's arguments for this network in plain numbers, text and lists; the levels in full.
 
-        Those of bias tiles are there where there are any.
+        Those of bias tiles and a grid are there where there are any.
         """
         return {
             "dim": self.dim,
@@ -487,6 +533,7 @@ class LoEMLP(nn.Module):
             "activation": self.activation,
             "omega_0": self.omega_0,
             "num_frequencies": self.encoding.num_frequencies,
+            **({} if self.grid is None else {"grid": asdict(self.grid)}),
         }
 
     @property
@@ -515,11 +562,11 @@ class LoEMLP(nn.Module):
 
     @property
     def macs_per_point(self) -> int:
-        """Multiply-adds for one point: of the matrix products and of what bias tiles blend.
+        """Multiply-adds for one point: of the matrix products and of what bias tiles and the grid blend.
 
         Linear blending multiplies by the 2^dim experts.
         """
-        macs: int = self.head.weight.numel()
+        macs: int = self.head.weight.numel() + (0 if self.grid is None else 2**self.dim * self.grid.out_features)
         for layer in self.layers:
             corners = 2**self.dim if self.blending == "linear" and layer.tile_size > 1 else 1  # type: ignore[operator]
             tile = layer.bias_tile
@@ -532,7 +579,11 @@ class LoEMLP(nn.Module):
         """Numbers that a training step keeps for a point, about, where the parameters are now."""
         # In copies of a level's activations; measured on the CPU: 3.9 (nearest), 4.8 (linear) and 1.1 with its kernels.
         copies = 6 if self.blending == "linear" else 1.5 if self.resolved_implementation == "cpu" else 4
-        return copies * len(self.layers) * self.head.in_features
+        features = 0 if self.grid is None else self.grid.out_features
+        # Features and their gradient; in torch operations also those of every corner, and the corners themselves.
+        corners = 0 if self.grid is None or self.resolved_implementation == "cpu" else 2**self.dim
+        blended = 2 * features + corners * (features + 4 * len(self.grid_tiles))
+        return copies * len(self.layers) * self.head.in_features + blended
 
     @property
     def workspace_numbers(self) -> int:

@@ -117,7 +117,10 @@ class Network(Protocol):
         """Points [..., dim] grouped for a call, to be kept for points that come again; None where nothing is won."""
 
     def param_groups(self) -> dict[str, list[Parameter]]:
-        """The parameters by their optimizer, none twice and no group empty: "experts", "fields", "decayed"."""
+        """The parameters by their optimizer, none twice and no group empty.
+
+        They are "experts", "fields", "grid", "decayed".
+        """
 
     def with_exact_derivatives(self) -> None:
         """Make derivatives for coords those of the function itself where training takes others."""

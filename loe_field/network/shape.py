@@ -38,6 +38,8 @@ class NetworkShape(NamedTuple):
     num_frequencies: int = 0
     bias_tiles: tuple[BiasTile | None, ...] = ()
     """Of each level, None being the bias that all points share; empty: that of all levels."""
+    grid: tuple[BiasTile, ...] = ()
+    """The tiles of the features that stand beside the encoding (`grid.grid_features`), coarsest first; empty: none."""
 
     @property
     def tile_sizes(self) -> tuple[int, ...]:

@@ -10,7 +10,9 @@ Sources: Hao et al., "Implicit Neural Representations with Levels-of-Experts" (N
 """
 
 import functools
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
 
 import torch
@@ -85,6 +87,82 @@ def num_bias_vectors(tile: BiasTile, dim: int) -> int:
     """Vectors that a tile keeps: tile_size ** dim, and no more than table_size."""
     vectors = tile.tile_size**dim
     return vectors if tile.table_size is None else min(vectors, tile.table_size)
+
+
+@dataclass(frozen=True)
+class FeatureGrid:
+    """Features that stand on grids of several scales, beside the encoding of a point at the entry of a network.
+
+    Of the levels l = 0 .. num_levels - 1, coarsest first, each has a bias tile, `tiles(dim)[l]`: vectors of
+    features_per_level numbers, `1 / N_l` apart, blended linearly. `N_l = floor(min_resolution b^l)` with `b` such that
+    the last is max_resolution. Through the first layer's matrix they are an interpolated bias of that layer, of lower
+    rank than its width. As the tiles are, by default, it is Instant-NGP's grid (Mueller et al., SIGGRAPH 2022); with a
+    tile_size the vectors repeat over space as experts do, and none is shared by a hash.
+
+    Raises:
+        ValueError: a size is out of range.
+    """
+
+    num_levels: int = 16
+    """Grids, 1 to 64."""
+    features_per_level: int = 2
+    """Numbers per vector, 1 to 64."""
+    min_resolution: int = 16
+    """Cells per unit of length of the coarsest level, >= 1."""
+    max_resolution: int = 512
+    """Cells per unit of length of the finest level, below 2^24; of one level alone min_resolution is it."""
+    table_size: int | None = 2**15
+    """A power of two, at most 2^30: levels of more vectors keep as many, shared by a hash. None: all."""
+    tile_size: int | None = None
+    """Vectors per axis, after which they repeat; None: N_l + 1, so that nothing repeats in [0, 1]."""
+
+    def __post_init__(self) -> None:
+        wanted = {name: value for name, value in vars(self).items() if value is not None}
+        for name in vars(self):
+            if type(wanted.get(name, 1)) is not int or (name not in wanted and name not in ("table_size", "tile_size")):
+                raise ValueError(f"{name} is {getattr(self, name)!r}: a whole number is wanted")
+        check_between(1, 64, num_levels=self.num_levels, features_per_level=self.features_per_level)
+        most = _LARGEST_BIAS_TILE
+        check_between(1, most - 1, min_resolution=self.min_resolution, max_resolution=self.max_resolution)
+        check_between(1, most, tile_size=wanted.get("tile_size", 1))
+        if self.max_resolution < self.min_resolution:
+            raise ValueError(
+                f"max_resolution is {self.max_resolution}: it must be at least min_resolution, {self.min_resolution}"
+            )
+        size = wanted.get("table_size", 1)
+        if not (1 <= size <= _MOST_VECTORS and size & (size - 1) == 0):
+            raise ValueError(f"table_size is {size}: a power of two, 1 to 2^30, is wanted")
+
+    @property
+    def resolutions(self) -> tuple[int, ...]:
+        """N_l, coarsest first."""
+        if self.num_levels == 1:
+            return (self.min_resolution,)
+        growth = (self.max_resolution / self.min_resolution) ** (1 / (self.num_levels - 1))
+        # The slack keeps the finest level at max_resolution whichever way the power rounds.
+        return tuple(math.floor(self.min_resolution * growth**level + 1e-9) for level in range(self.num_levels))
+
+    @property
+    def out_features(self) -> int:
+        """Features of a point."""
+        return self.num_levels * self.features_per_level
+
+    def tiles(self, dim: int) -> tuple[BiasTile, ...]:
+        """The tile of each level over `dim` coordinates, coarsest first.
+
+        Raises:
+            ValueError: a level has more vectors than the kernels number.
+        """
+        tiles = tuple(
+            BiasTile(Level(float(n)), self.tile_size or n + 1, "linear", self.table_size) for n in self.resolutions
+        )
+        for tile in tiles:
+            if (vectors := num_bias_vectors(tile, dim)) > _MOST_VECTORS:
+                raise ValueError(
+                    f"a level of the grid has {vectors:,} vectors and keeps at most 2^30: give a table_size, or make "
+                    "max_resolution or tile_size smaller"
+                )
+        return tiles
 
 
 def fine_to_coarse(num_levels: int) -> tuple[Level, ...]:

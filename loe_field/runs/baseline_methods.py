@@ -10,15 +10,16 @@ from nerfstudio.plugins.types import MethodSpecification
 from loe_field.baselines.scenes import BaselineNerfactoConfig, BaselineVanillaNerfConfig
 from loe_field.nerf.pipeline import NerfPipelineConfig
 from loe_field.nerf.trainer import NerfTrainerConfig
-from loe_field.training.optimizers import AdamConfig, DecayConfig
+from loe_field.training.optimizers import AdamConfig, DecayConfig, grid_config
 
 _FIELD = {"optimizer": AdamConfig(), "scheduler": DecayConfig(warmup_steps=50)}
+_GRID = {"optimizer": grid_config(), "scheduler": DecayConfig(warmup_steps=50)}
 _CAMERAS = {"optimizer": AdamConfig(lr=1e-3), "scheduler": DecayConfig()}
 
 loe_nerf_adam = MethodSpecification(
     config=NerfTrainerConfig(
         method_name="loe-nerf-adam",
-        optimizers={"experts": _FIELD, "fields": _FIELD, "camera_opt": _CAMERAS},
+        optimizers={"experts": _FIELD, "fields": _FIELD, "grid": _GRID, "camera_opt": _CAMERAS},
     ),
     description="loe-nerf without Muon.",
 )

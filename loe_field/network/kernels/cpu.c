@@ -273,27 +273,50 @@ static Corners corners_in(const Network *net, float *room) {
     return (Corners){(int32_t *)room, share, fraction, scaled, (uint32_t *)(scaled + net->dim * size), size};
 }
 
-static inline __attribute__((always_inline)) void find_corners_of(const Tile *tile, int64_t dim, const float *coords,
-                                                                  int64_t rows, Corners to) {
-    static const uint32_t primes[4] = {1, 2654435761u, 805459861u, 3674653429u};
+/* The cells of one axis, from its scaled coordinates, every `stride`-th of them: the number of each row's lower and upper
+ * corner in the tile, times `factor`, and where the row lies between them. */
+static inline __attribute__((always_inline)) void find_cells(const Tile *tile, const float *scaled, int64_t stride,
+                                                             int64_t rows, uint32_t factor, float *fraction,
+                                                             uint32_t *low, uint32_t *high) {
+    const uint32_t last = (uint32_t)tile->tile_size - 1;
+    const float most = (float)last;
+    int outside = 0;
+    for (int64_t r = 0; r < rows; r++) {
+        const float shifted = scaled[r * stride] + tile->beta, cell = floorf(shifted);
+        const int inside = cell >= 0 && cell <= most;
+        const uint32_t at = inside ? (uint32_t)(int32_t)cell : 0;
+        outside |= !inside;
+        fraction[r] = shifted - cell;
+        low[r] = at * factor;
+        high[r] = (at == last ? 0 : at + 1) * factor;
+    }
+    if (!outside) return;
     const double size = (double)tile->tile_size, inverse = 1 / size;
+    for (int64_t r = 0; r < rows; r++) {
+        const float cell = floorf(scaled[r * stride] + tile->beta);
+        /* The remainder, exact: the quotient may be one off, and cells are whole numbers. */
+        double rest = cell - size * floor(cell * inverse);
+        rest += rest < 0 ? size : 0;
+        rest -= rest >= size ? size : 0;
+        const uint32_t at = rest >= 0 && rest < size ? (uint32_t)(int32_t)rest : 0; /* NaN and infinity: any will do */
+        low[r] = at * factor;
+        high[r] = (at == last ? 0 : at + 1) * factor;
+    }
+}
+
+static const uint32_t PRIMES[4] = {1, 2654435761u, 805459861u, 3674653429u}; /* of the spatial hash */
+
+/* `axis` and `row` are the strides of coords and of to.scaled, whose `count` numbers are scaled. */
+static inline __attribute__((always_inline)) void find_corners_of(const Tile *tile, int64_t dim, const float *coords,
+                                                                  int64_t count, int64_t axis, int64_t row,
+                                                                  int64_t rows, Corners to) {
     const int64_t stride = to.stride;
-    scale(coords, rows * dim, tile->alpha, to.scaled);
+    scale(coords, count, tile->alpha, to.scaled);
     uint32_t step = 1;
     for (int64_t d = dim - 1; d >= 0; d--) {
-        const uint32_t factor = tile->hashed ? primes[d] : step, last = (uint32_t)tile->tile_size - 1;
-        uint32_t *low = to.part + 2 * d * stride, *high = low + stride;
-        for (int64_t r = 0; r < rows; r++) {
-            const float shifted = to.scaled[r * dim + d] + tile->beta, cell = floorf(shifted);
-            /* The remainder, exact: the quotient may be one off, and cells are whole numbers. */
-            double rest = cell - size * floor(cell * inverse);
-            rest += rest < 0 ? size : 0;
-            rest -= rest >= size ? size : 0;
-            const uint32_t at = rest >= 0 && rest < size ? (uint32_t)(int32_t)rest : 0; /* NaN and infinity: any will do */
-            to.fraction[d * stride + r] = shifted - cell;
-            low[r] = at * factor;
-            high[r] = (at == last ? 0 : at + 1) * factor;
-        }
+        uint32_t *low = to.part + 2 * d * stride;
+        find_cells(tile, to.scaled + d * axis, row, rows, tile->hashed ? PRIMES[d] : step, to.fraction + d * stride, low,
+                   low + stride);
         step *= (uint32_t)tile->tile_size;
     }
     const uint32_t mask = tile->hashed ? (uint32_t)tile->vectors - 1 : UINT32_MAX;
@@ -319,10 +342,10 @@ static inline __attribute__((always_inline)) void find_corners_of(const Tile *ti
 /* `Corners` of the rows at coords [rows, dim]. */
 static void find_corners(const Tile *tile, int64_t dim, const float *coords, int64_t rows, Corners to) {
     switch (dim) {
-    case 1: find_corners_of(tile, 1, coords, rows, to); return;
-    case 2: find_corners_of(tile, 2, coords, rows, to); return;
-    case 3: find_corners_of(tile, 3, coords, rows, to); return;
-    default: find_corners_of(tile, 4, coords, rows, to);
+    case 1: find_corners_of(tile, 1, coords, rows, 1, 1, rows, to); return;
+    case 2: find_corners_of(tile, 2, coords, rows * 2, 1, 2, rows, to); return;
+    case 3: find_corners_of(tile, 3, coords, rows * 3, 1, 3, rows, to); return;
+    default: find_corners_of(tile, 4, coords, rows * 4, 1, 4, rows, to);
     }
 }
 
@@ -1189,3 +1212,5 @@ void loe_muon(const Muon *muon, float *workspace) {
         muon_add(muon, update, muon->row_scale[stack] + matrix * rows, muon->weight[stack] + at);
     }
 }
+
+#include "grid.c"

@@ -1,4 +1,4 @@
-"""Calls cpu.c with tensors; compiles it for this processor at first use.
+"""Calls cpu.c and its part grid.c with tensors; compiles them for this processor at first use.
 
 OpenMP's functions are left open when it is linked: those of torch's own OpenMP, already loaded, fill them in, so that
 both share one pool of threads instead of fighting over the cores.
@@ -23,10 +23,14 @@ from loe_field.network.shape import NetworkShape
 from loe_field.network.tiling import BiasTile, num_bias_vectors, num_experts
 
 _SOURCE = Path(__file__).with_name("cpu.c")
+_PARTS = (_SOURCE, _SOURCE.with_name("grid.c"))
 _FLAGS = ("-O3", "-std=gnu11", "-fPIC", "-fno-math-errno", "-fno-trapping-math")
 # How OpenMP is had: from torch, from the compiler, not at all.
 _OPENMP = ((("-fopenmp",), ()), (("-fopenmp",), ("-fopenmp",)), ((), ()))
-_FUNCTIONS = ("loe_forward", "loe_backward", "loe_orthogonalize", "loe_muon", "loe_has_half")
+_FUNCTIONS = (
+    *("loe_forward", "loe_backward", "loe_grid_forward", "loe_grid_backward"),
+    *("loe_orthogonalize", "loe_muon", "loe_has_half"),
+)
 _SIZES = ("loe_forward_workspace", "loe_backward_workspace", "loe_muon_workspace")
 _WIDTH_PAD = 16
 """Widths are padded to this many floats: PAD in cpu.c."""
@@ -60,6 +64,15 @@ class _Network(ctypes.Structure):
     )
 
 
+class _Grid(ctypes.Structure):
+    """`Grid` of grid.c."""
+
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("points", "dim", "levels", "features", "threads", "beside")),
+        *((name, ctypes.c_void_p) for name in ("tile", "start")),
+    )
+
+
 class _Muon(ctypes.Structure):
     """`Muon` of cpu.c."""
 
@@ -86,7 +99,7 @@ def _find() -> tuple[ctypes.CDLL, str | None]:
     compiler, problem = compiling.compiler(), ""
     flags = (*_FLAGS, "-mcpu=native" if platform.machine() in ("arm64", "aarch64") else "-march=native")
     version = compiling.run([*compiler, "--version"], deadline)
-    key = "\0".join([_SOURCE.read_text(), *compiler, version, *flags, _processor()])
+    key = "\0".join([*(part.read_text() for part in _PARTS), *compiler, version, *flags, _processor()])
     with compiling.Cache() as cache:
         for number, (compile_flags, link_flags) in enumerate(_OPENMP):
             name = f"cpu-{hashlib.sha256(key.encode()).hexdigest()[:16]}-{number}"
@@ -246,6 +259,38 @@ class Call:
         before = map(_address, (coords, self._x, index, z, grad_out, grad_coords, grad_x))
         c.loe_backward(ctypes.byref(self._network), *before, *pointers, _address(workspace))
         return grad_coords, grad_x, weights, biases
+
+
+def _grid(coords: Tensor, table: Tensor, tiles: Sequence[BiasTile], beside: int) -> tuple[_Grid, Any]:
+    """The structure, and what it points to and must live as long."""
+    points, dim = coords.shape
+    starts = itertools.accumulate((num_bias_vectors(tile, dim) for tile in tiles[:-1]), initial=0)
+    kept = (_Tile * len(tiles))(*[_tile(tile, dim) for tile in tiles]), (ctypes.c_int64 * len(tiles))(*starts)
+    sizes = (points, dim, len(tiles), table.shape[1], torch.get_num_threads(), beside)
+    return _Grid(*sizes, *(ctypes.cast(k, ctypes.c_void_p) for k in kept)), kept
+
+
+def grid_forward(coords: Tensor, beside: Tensor, table: Tensor, tiles: Sequence[BiasTile]) -> Tensor:
+    """`grid.grid_features` of contiguous fp32 tensors."""
+    grid, _kept = _grid(coords, table, tiles, beside.shape[1])
+    out = coords.new_empty(len(coords), beside.shape[1] + len(tiles) * table.shape[1])
+    library().loe_grid_forward(ctypes.byref(grid), *map(_address, (coords, beside, table, out)))
+    return out
+
+
+def grid_backward(
+    coords: Tensor, table: Tensor, tiles: Sequence[BiasTile], grad: Tensor, *, need_coords: bool, need_table: bool
+) -> tuple[Tensor | None, Tensor | None]:
+    """Gradients of coords, by the features alone, and table from that of `grid_forward`'s result, contiguous.
+
+    None where they are not needed.
+    """
+    grid, _kept = _grid(coords, table, tiles, grad.shape[1] - len(tiles) * table.shape[1])
+    grad_coords = torch.empty_like(coords) if need_coords else None
+    grad_table = torch.empty_like(table) if need_table else None
+    tensors = (coords, table, grad, grad_coords, grad_table)
+    library().loe_grid_backward(ctypes.byref(grid), *map(_address, tensors))
+    return grad_coords, grad_table
 
 
 def orthogonalize(matrices: Tensor, num_iterations: int, *, bf16: bool = False) -> Tensor:

@@ -1,0 +1,266 @@
+/* A feature grid on a CPU, forward and backward: a part of cpu.c, which includes it.
+ *
+ * Every level has a tile of vectors of a few features; a point blends those at the 2^dim corners of its cell. Forward,
+ * threads share the points, in chunks that go through one level after the other, so that a level's table stays in a
+ * core's cache. Backward, a level's table belongs to one thread, or to a few that have a part of its vectors each, so
+ * that no sum is written by two. The gradients of points that follow each other in one cell, as on a ray, are added up
+ * before they go to its corners. Every sum has one order, whatever the number of threads.
+ */
+
+#define BLOCK 256       /* points whose corners are found at once, a multiple of LANES */
+#define GRID_CHUNK 8192 /* points of a chunk */
+
+typedef float two __attribute__((vector_size(8), aligned(4), may_alias));
+typedef float four __attribute__((vector_size(16), aligned(4), may_alias));
+typedef float eight __attribute__((vector_size(32), aligned(4), may_alias));
+typedef int64_t lvec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+
+typedef struct {
+    int64_t points, dim, levels, features, threads;
+    int64_t beside;       /* numbers of a point before its features */
+    const Tile *tile;     /* [levels] */
+    const int64_t *start; /* [levels]: the level's first vector in the table */
+} Grid;
+
+/* Of a block, [dim][BLOCK], and what find_corners_of makes of it. */
+typedef struct {
+    float coords[4 * BLOCK], scaled[4 * BLOCK], fraction[4 * BLOCK], share[16 * BLOCK];
+    uint32_t part[8 * BLOCK];
+    int32_t entry[16 * BLOCK];
+} Block;
+
+/* Axis by axis; up to a whole number of vectors the last row comes again. */
+static int64_t set_points(Block *block, const float *coords, int64_t dim, int64_t rows) {
+    const int64_t filled = (rows + LANES - 1) / LANES * LANES;
+    for (int64_t d = 0; d < dim; d++) {
+        float *to = block->coords + d * BLOCK;
+        for (int64_t r = 0; r < rows; r++) to[r] = coords[r * dim + d];
+        for (int64_t r = rows; r < filled; r++) to[r] = to[rows - 1];
+        for (int64_t r = filled; r < BLOCK; r++) to[r] = 0; /* scaled, and not used */
+    }
+    return filled;
+}
+
+static Corners find_block(Block *block, const Tile *tile, int64_t dim, int64_t rows) {
+    const Corners to = {block->entry, block->share, block->fraction, block->scaled, block->part, BLOCK};
+    switch (dim) {
+    case 1: find_corners_of(tile, 1, block->coords, BLOCK, BLOCK, 1, rows, to); break;
+    case 2: find_corners_of(tile, 2, block->coords, 2 * BLOCK, BLOCK, 1, rows, to); break;
+    case 3: find_corners_of(tile, 3, block->coords, 3 * BLOCK, BLOCK, 1, rows, to); break;
+    default: find_corners_of(tile, 4, block->coords, 4 * BLOCK, BLOCK, 1, rows, to);
+    }
+    return to;
+}
+
+/* NAME##_as with the number of features as a constant. */
+#define BY_FEATURES(NAME, features, ...)                                                                               \
+    switch (features) {                                                                                                \
+    case 1: NAME##_as(1, __VA_ARGS__); break;                                                                          \
+    case 2: NAME##_as(2, __VA_ARGS__); break;                                                                          \
+    case 4: NAME##_as(4, __VA_ARGS__); break;                                                                          \
+    case 8: NAME##_as(8, __VA_ARGS__); break;                                                                          \
+    default: NAME##_as(features, __VA_ARGS__);                                                                         \
+    }
+/* BODY with `row` as the type of `features` numbers, or REST where there is no such type. */
+#define WITH_ROWS(BODY, REST)                                                                                          \
+    if (features == 2) {                                                                                               \
+        typedef two row;                                                                                               \
+        BODY                                                                                                           \
+    } else if (features == 4) {                                                                                        \
+        typedef four row;                                                                                              \
+        BODY                                                                                                           \
+    } else if (features == 8) {                                                                                        \
+        typedef eight row;                                                                                             \
+        BODY                                                                                                           \
+    } else {                                                                                                           \
+        REST                                                                                                           \
+    }
+
+/* out [rows, features], its rows `stride` apart: the blends of a level's table. */
+static inline __attribute__((always_inline)) void blend_as(int64_t features, Corners at, int64_t corners, int64_t rows,
+                                                           const float *table, float *out, int64_t stride) {
+#if defined(__AVX512F__)
+    if (features == 2) {
+        const __m512i first = _mm512_set_epi32(7, 7, 6, 6, 5, 5, 4, 4, 3, 3, 2, 2, 1, 1, 0, 0);
+        const __m512i second = _mm512_add_epi32(first, _mm512_set1_epi32(8));
+        for (int64_t r = 0; r < rows; r += LANES) {
+            vec sum[2] = {{0}, {0}};
+            for (int64_t c = 0; c < corners; c++) {
+                const __m512i entry = _mm512_loadu_si512(at.entry + c * BLOCK + r);
+                const __m512 share = _mm512_loadu_ps(at.share + c * BLOCK + r);
+                const __m512d low = _mm512_i32gather_pd(_mm512_castsi512_si256(entry), table, 8);
+                const __m512d high = _mm512_i32gather_pd(_mm512_extracti64x4_epi64(entry, 1), table, 8);
+                sum[0] += (vec)low * (vec)_mm512_permutexvar_ps(first, share);
+                sum[1] += (vec)high * (vec)_mm512_permutexvar_ps(second, share);
+            }
+            const int64_t count = min(LANES, rows - r);
+            for (int64_t lane = 0; lane < count; lane++)
+                *(two *)(out + (r + lane) * stride) = ((const two *)sum)[lane];
+        }
+        return;
+    }
+#endif
+    for (int64_t r = 0; r < rows; r++, out += stride) {
+        WITH_ROWS(
+            {
+                row sum = {0};
+                for (int64_t c = 0; c < corners; c++)
+                    sum += at.share[c * BLOCK + r] * ((const row *)table)[at.entry[c * BLOCK + r]];
+                *(row *)out = sum;
+            },
+            {
+                for (int64_t f = 0; f < features; f++) {
+                    float sum = 0;
+                    for (int64_t c = 0; c < corners; c++)
+                        sum += at.share[c * BLOCK + r] * table[at.entry[c * BLOCK + r] * features + f];
+                    out[f] = sum;
+                }
+            })
+    }
+}
+static void blend(int64_t features, Corners at, int64_t corners, int64_t rows, const float *table, float *out,
+                  int64_t stride) {
+    BY_FEATURES(blend, features, at, corners, rows, table, out, stride)
+}
+
+static int64_t grid_chunk(const Grid *grid) {
+    const int64_t share = (grid->points + 4 * grid->threads - 1) / (4 * grid->threads);
+    return min(GRID_CHUNK, (share + BLOCK - 1) / BLOCK * BLOCK);
+}
+
+/* out [points, beside + levels * features]: beside [points, beside], then the features at coords [points, dim], coarsest
+ * level first, of table [vectors of all levels, features]. */
+void loe_grid_forward(const Grid *grid, const float *coords, const float *beside, const float *table, float *out) {
+    const int64_t size = grid_chunk(grid), features = grid->features, dim = grid->dim;
+    const int64_t stride = grid->beside + grid->levels * features;
+#pragma omp parallel for schedule(dynamic) num_threads(grid->threads)
+    for (int64_t first = 0; first < grid->points; first += size) {
+        const int64_t end = min(first + size, grid->points);
+        Block block;
+        for (int64_t r = first; r < end; r++)
+            memcpy(out + r * stride, beside + r * grid->beside, grid->beside * sizeof(float));
+        for (int64_t level = 0; level < grid->levels; level++)
+            for (int64_t from = first; from < end; from += BLOCK) {
+                const int64_t rows = min(BLOCK, end - from);
+                const int64_t filled = set_points(&block, coords + from * dim, dim, rows);
+                const Corners at = find_block(&block, grid->tile + level, dim, filled);
+                blend(features, at, grid->tile[level].corners, rows, table + grid->start[level] * features,
+                      out + from * stride + grid->beside + level * features, stride);
+            }
+    }
+}
+
+/* Whether each row is in the cell of the row before it; the first is not. */
+static void find_runs(Corners at, int64_t dim, int64_t rows, int32_t *same) {
+    for (int64_t r = 1; r < rows; r++) same[r] = 1;
+    for (int64_t d = 0; d < dim; d++) {
+        const uint32_t *low = at.part + 2 * d * BLOCK;
+        for (int64_t r = 1; r < rows; r++) same[r] &= low[r] == low[r - 1];
+    }
+    same[0] = same[rows] = 0;
+}
+
+/* sums [vectors, features] += the shares of rows g, `stride` apart; of vectors from..from + count - 1 alone. */
+static inline __attribute__((always_inline)) void scatter_as(int64_t features, Corners at, int64_t corners, int64_t rows,
+                                                             const int32_t *same, const float *g, int64_t stride,
+                                                             uint32_t from, uint32_t count, float *sums) {
+    for (int64_t r = 0, end; r < rows; r = end) {
+        for (end = r + 1; same[end]; end++) {}
+        for (int64_t c = 0; c < corners; c++) {
+            const uint32_t entry = (uint32_t)at.entry[c * BLOCK + r];
+            if (entry - from >= count) continue;
+            const float *share = at.share + c * BLOCK, *part = g + r * stride;
+            float *to = sums + (int64_t)entry * features;
+            WITH_ROWS(
+                {
+                    row sum = share[r] * *(const row *)part;
+                    for (int64_t k = r + 1; k < end; k++) sum += share[k] * *(const row *)(part += stride);
+                    *(row *)to += sum;
+                },
+                {
+                    for (int64_t f = 0; f < features; f++) {
+                        float sum = 0;
+                        for (int64_t k = r; k < end; k++) sum += share[k] * g[k * stride + f];
+                        to[f] += sum;
+                    }
+                })
+        }
+    }
+}
+static void scatter(int64_t features, Corners at, int64_t corners, int64_t rows, const int32_t *same, const float *g,
+                    int64_t stride, uint32_t from, uint32_t count, float *sums) {
+    BY_FEATURES(scatter, features, at, corners, rows, same, g, stride, from, count, sums)
+}
+
+/* grad [rows, dim] += those of the shares of a level's table, from rows g, `stride` apart. */
+static void add_grid_slopes(int64_t features, Corners at, const Tile *tile, int64_t dim, int64_t rows,
+                            const float *table, const float *g, int64_t stride, float *grad) {
+    for (int64_t r = 0; r < rows; r++)
+        for (int64_t c = 0; c < tile->corners; c++) {
+            const float *vector = table + at.entry[c * BLOCK + r] * features;
+            float product = 0;
+            for (int64_t f = 0; f < features; f++) product += g[r * stride + f] * vector[f];
+            for (int64_t d = 0; d < dim; d++) {
+                float slope = c >> (dim - 1 - d) & 1 ? tile->alpha : -tile->alpha;
+                for (int64_t other = 0; other < dim; other++) {
+                    const float fraction = at.fraction[other * BLOCK + r];
+                    if (other != d) slope *= c >> (dim - 1 - other) & 1 ? fraction : 1 - fraction;
+                }
+                grad[r * dim + d] += slope * product;
+            }
+        }
+}
+
+/* Parts of a level's table, so that the threads have work to the end. */
+static int64_t table_parts(const Grid *grid) {
+    int64_t parts = 1;
+    while (parts < 16) {
+        const int64_t tasks = grid->levels * parts, rounds = (tasks + grid->threads - 1) / grid->threads;
+        if (rounds * grid->threads * 3 <= tasks * 4) break; /* three quarters of the threads' time */
+        parts *= 2;
+    }
+    return parts;
+}
+
+/* Gradients from grad [points, beside + levels * features], of whose rows the features' part counts: grad_coords
+ * [points, dim] and grad_table, which are null where they are not wanted. */
+void loe_grid_backward(const Grid *grid, const float *coords, const float *table, const float *grad, float *grad_coords,
+                       float *grad_table) {
+    const int64_t size = grid_chunk(grid), features = grid->features, dim = grid->dim;
+    const int64_t stride = grid->beside + grid->levels * features, parts = table_parts(grid);
+    grad += grid->beside;
+    if (grad_table)
+#pragma omp parallel for schedule(dynamic) num_threads(grid->threads)
+        for (int64_t task = grid->levels * parts - 1; task >= 0; task--) { /* the largest tables first */
+            const int64_t level = task / parts, vectors = grid->tile[level].vectors, part = (vectors + parts - 1) / parts;
+            const int64_t from = min(vectors, task % parts * part), count = min(part, vectors - from);
+            float *sums = grad_table + grid->start[level] * features;
+            Block block;
+            int32_t same[BLOCK + 1];
+            memset(sums + from * features, 0, count * features * sizeof(float));
+            if (count == 0) continue;
+            for (int64_t first = 0; first < grid->points; first += BLOCK) {
+                const int64_t rows = min(BLOCK, grid->points - first);
+                const int64_t filled = set_points(&block, coords + first * dim, dim, rows);
+                const Corners at = find_block(&block, grid->tile + level, dim, filled);
+                find_runs(at, dim, rows, same);
+                scatter(features, at, grid->tile[level].corners, rows, same, grad + first * stride + level * features,
+                        stride, (uint32_t)from, (uint32_t)count, sums);
+            }
+        }
+    if (grad_coords)
+#pragma omp parallel for schedule(dynamic) num_threads(grid->threads)
+        for (int64_t first = 0; first < grid->points; first += size) {
+            const int64_t end = min(first + size, grid->points);
+            Block block;
+            memset(grad_coords + first * dim, 0, (end - first) * dim * sizeof(float));
+            for (int64_t level = 0; level < grid->levels; level++)
+                for (int64_t from = first; from < end; from += BLOCK) {
+                    const int64_t rows = min(BLOCK, end - from);
+                    const int64_t filled = set_points(&block, coords + from * dim, dim, rows);
+                    const Corners at = find_block(&block, grid->tile + level, dim, filled);
+                    add_grid_slopes(features, at, grid->tile + level, dim, rows, table + grid->start[level] * features,
+                                    grad + from * stride + level * features, stride, grad_coords + from * dim);
+                }
+        }
+}
