@@ -47,10 +47,10 @@ def run(tool, *arguments, cwd=None, timeout=300, **options):
 
 def run_here(tool, *arguments):
     """The same for a tool of the host inside this process, which imports the host once: ten seconds a start less."""
-    from nerfstudio.utils import writer
+    entry_point = importlib.import_module(f"nerfstudio.scripts.{tool.removeprefix('ns-')}").entrypoint
+    from nerfstudio.utils import writer  # cannot be imported first
 
     writer.EVENT_WRITERS.clear()
-    entry_point = importlib.import_module(f"nerfstudio.scripts.{tool.removeprefix('ns-')}").entrypoint
     words, status = [tool, *map(str, arguments)], 0
     out, err = io.StringIO(), io.StringIO()
     with mock.patch("sys.argv", words), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):

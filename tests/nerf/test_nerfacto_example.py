@@ -38,7 +38,7 @@ def options(tmp_path):
 
 
 def trained(config):
-    """The field's network after a run that has moved all of it, and those of the proposals, which may have no loss yet."""
+    """The field's network after a run that moved all of it, and those of the proposals, which may have no loss yet."""
     config.machine.device_type = "cpu"
     config.pipeline.datamanager.data = config.data
     config.pipeline.datamanager.train_num_rays_per_batch = 32
