@@ -320,7 +320,7 @@ class LoEMLP(nn.Module):
         self.head = nn.Linear(layer_width, out_features)
         for i, layer in enumerate([*self.layers, self.head]):
             _init_linear_(layer.weight, layer.bias, initialization, omega_0, first=i == 0)  # type: ignore[arg-type]
-        table = None if grid is None else torch.empty(self._grid_shape).uniform_(-_GRID_INIT, _GRID_INIT)
+        table = None if grid is None else torch.empty(self._grid_shape()).uniform_(-_GRID_INIT, _GRID_INIT)
         self.grid_table = None if table is None else nn.Parameter(table)
 
     def forward(self, coords: Tensor, rows: ExpertRows | None = None) -> Tensor:
@@ -397,11 +397,10 @@ class LoEMLP(nn.Module):
         """Of the first layer."""
         return self.encoding.out_features + (0 if self.grid is None else self.grid.out_features)
 
-    @property
-    def _grid_shape(self) -> tuple[int, int]:
-        """Of the table; torch.jit.trace asks for it without a grid too."""
-        features = 0 if self.grid is None else self.grid.features_per_level
-        return sum(num_bias_vectors(tile, self.dim) for tile in self.grid_tiles), features
+    def _grid_shape(self) -> tuple[int, int]:  # no property: torch.jit.trace and the host's viewer read them all
+        """Of the table."""
+        assert self.grid is not None
+        return sum(num_bias_vectors(tile, self.dim) for tile in self.grid_tiles), self.grid.features_per_level
 
     @property
     def _altered(self) -> str | None:
@@ -415,7 +414,7 @@ class LoEMLP(nn.Module):
         if reason := _changed(self.head, nn.Linear):
             return f"head {reason}"
         table = self._parameters.get("grid_table")
-        if self.grid is not None and (table is None or table.shape != self._grid_shape):
+        if self.grid is not None and (table is None or table.shape != self._grid_shape()):
             return "grid_table was replaced"
         width, in_features = self.head.in_features, self._in_features
         for i, (layer, level, size, tile) in enumerate(zip(self.layers, self.levels, self.tile_sizes, self.bias_tiles)):
