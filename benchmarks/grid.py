@@ -12,11 +12,11 @@ from dataclasses import replace
 from functools import partial
 
 import torch
-from loe_field.network.grid import features_by_torch, grid_features
 from torch import Tensor
 
 from benchmarks.common import Case, measure, options, provenance, refuse_wrong, relative_error, set_up, show, write
 from loe_field import FeatureGrid
+from loe_field.network.grid import features_by_torch, grid_features
 from loe_field.network.tiling import num_bias_vectors
 
 

@@ -80,7 +80,7 @@ class LoENerfModelConfig(ModelConfig):
     """Samples along a ray for each proposal network."""
     num_samples: int = 32
     """Samples along a ray for the field."""
-    skip_below: float = 0.0001
+    skip_below: float = 0.0
     """In evaluations, renderings and the viewer, samples that the proposal network gives less weight than this are left
     out, and colours of samples that have less; 0: none is left out."""
     proposal_layers: int = 2

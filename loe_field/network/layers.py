@@ -444,15 +444,16 @@ class LoEMLP(nn.Module):
         return expert_rows(index, self.shape.experts)
 
     def param_groups(self) -> dict[str, list[nn.Parameter]]:
-        """The experts of all levels but the first, which Muon is for, as "experts"; "grid" has the grid's table.
+        """The experts of all levels but the first, which Muon is for, as "experts"; all else as "fields".
 
-        All else is "fields". Bias tiles are no matrices: few points of a step touch a vector, and its entries stand for
-        themselves.
+        "grid" has the grid's table and the bias tiles, which are no matrices: few points of a step touch a vector, and
+        its entries stand for themselves.
         """
         experts = [
             p for layer in list(self.layers)[1:] for p in layer.parameters() if p.dim() > 1 and p is not layer.bias
         ]
         tables = [p for name, p in self.named_parameters() if name == "grid_table"]
+        tables += [layer.bias for layer in self.layers if layer.bias is not None and layer.bias.dim() > 1]  # type: ignore[misc, union-attr]
         chosen = {id(p) for p in experts + tables}
         rest = [p for p in self.parameters() if id(p) not in chosen]
         groups = {"experts": experts, "fields": rest, "grid": tables}

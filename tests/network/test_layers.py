@@ -92,7 +92,7 @@ def test_tiled_networks_tell_their_sizes():
     assert [tuple(layer.bias.shape) for layer in field.layers] == [(64, 8), (8,), (16, 8)]
     groups = field.param_groups()
     assert all(p is layer.weight for p, layer in zip(groups["experts"], list(field.layers)[1:]))
-    assert any(p is field.layers[0].bias for p in groups["fields"])
+    assert groups["grid"] == [field.layers[0].bias, field.layers[2].bias]
     assert field.macs_per_point == make().macs_per_point + 2 * 4 * 8
     assert field.obstacle is None or "float64" in field.obstacle
     assert "bias_tile=BiasTile" in repr(field.layers[0])
