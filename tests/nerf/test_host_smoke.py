@@ -208,7 +208,7 @@ def test_options_that_cannot_be(options, words, tmp_path):
         {"loe": {"tile_size": 1}},
         {"loe": {"blending": "linear"}, "appearance_dim": 4},
         {"camera_optimizer": CameraOptimizerConfig(mode="SO3xR3")},
-        {"network": "hash-grid", "num_proposal_samples": (16, 8)},
+        {"network": "hash-grid", "num_proposal_samples": (16, 8), "steps": 30},  # proposals bound the field at first
         {
             "scene": "unbounded",
             "background_color": "random",
