@@ -253,7 +253,7 @@ def stored_with(tmp_path, change):
 
 
 BAD = {
-    "newer": (lambda d, t: d.update(format_version=3), "has format version 3 and this program reads 1 to 2: update it"),
+    "newer": (lambda d, t: d.update(format_version=4), "has format version 4 and this program reads 1 to 3: update it"),
     "truth as version": (lambda d, t: d.update(format_version=[1]), r"has format version \[1\]"),
     "a bias tile that is not there": (lambda d, t: d["network"].update(bias_tile_size=2), "contradicts itself: .*bias"),
     "no network": (lambda d, t: d.pop("network"), "loe_field has no network"),
