@@ -60,7 +60,8 @@ def features_by_kernels(coords: Tensor, table: Tensor, tiles: Sequence[BiasTile]
 def _forward(coords: Tensor, table: Tensor, beside: Tensor, tiles: Sequence[BiasTile]) -> Tensor:
     from loe_field.network.kernels.cpu import grid_forward
 
-    return grid_forward(*(t.detach().contiguous() for t in (coords, beside, table)), tiles)
+    coords, table, beside = (t.detach().contiguous() for t in (coords, table, beside))
+    return grid_forward(coords, beside, table, tiles)
 
 
 def _backward(
