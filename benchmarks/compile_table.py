@@ -25,9 +25,10 @@ from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
 from benchmarks import common
-from loe_field.network.kernels import encoding, level, network, newton_schulz
+from loe_field.network.kernels import bias as bias_kernels
+from loe_field.network.kernels import encoding, grid, level, network, newton_schulz
 from loe_field.network.shape import Arithmetic, NetworkShape, Precision
-from loe_field.network.tiling import fine_to_coarse
+from loe_field.network.tiling import BiasTile, Level, fine_to_coarse, num_bias_vectors
 
 
 class Card(NamedTuple):
@@ -126,8 +127,12 @@ def launch_level(
     precision: Precision,
     dtypes: tuple[torch.dtype, torch.dtype],
     need_x: bool = True,
+    tile: tuple[BiasTile, int] | None = None,
 ) -> None:
-    """A level of `sizes` (in, out) on rows of `row` numbers, forward and backward; dtypes of x and y."""
+    """A level of `sizes` (in, out) on rows of `row` numbers, forward and backward.
+
+    `dtypes` are those of x and y; `tile` is that of the bias and the coordinates of a point, whose gradient is wanted.
+    """
 
     def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.empty(shape, dtype=dtype, device="meta")
@@ -136,10 +141,24 @@ def launch_level(
     order = None if experts == 1 else empty(points, dtype=torch.int32)
     starts = None if experts == 1 else empty(experts + 1, dtype=torch.int32)
     how = Arithmetic("sine" if experts > 1 or out_features > 3 else "none", 1.0, precision, dtypes[1])
-    weight, bias = empty(experts, out_features, in_features), empty(out_features)
-    arguments = (empty(points, row, dtype=dtypes[0]), weight, bias, order, starts, how)
+    weight, bias, coords = empty(experts, out_features, in_features), empty(out_features), None
+    if tile is not None:
+        vectors, coords, how = num_bias_vectors(*tile), empty(points, tile[1]), how._replace(tile=tile[0])
+        bias = empty(vectors, out_features)
+    arguments = (empty(points, row, dtype=dtypes[0]), weight, bias, coords, order, starts, how)
     level.level_forward(*arguments)
-    level.level_backward(empty(points, out_features, dtype=dtypes[1]), *arguments, (need_x, True, True))
+    bias_kernels.level_gradients(empty(points, out_features, dtype=dtypes[1]), *arguments, (need_x, True, True, True))
+
+
+def launch_grid(dim: int, features: int) -> None:
+    """A grid of 16 levels, forward and backward."""
+    tiles = [BiasTile(Level(float(2**i)), 2**i + 1, table_size=2**15) for i in range(4, 10)]
+    vectors = sum(num_bias_vectors(tile, dim) for tile in tiles)
+    sizes = [(262144, dim), (vectors, features), (262144, len(tiles) * features)]
+    coords, table, rows = (torch.empty(size, device="meta") for size in sizes)
+    grid.features(coords, table, tiles, rows)
+    grid.table_gradient(rows, coords, tiles, vectors)
+    grid.coords_gradient(rows, coords, table, tiles)
 
 
 def launches() -> Iterator[tuple[dict[str, Any], Callable[[], Any]]]:
@@ -172,6 +191,15 @@ def launches() -> Iterator[tuple[dict[str, Any], Callable[[], Any]]]:
         coords = torch.empty(262144, 2, device="meta")
         return settings, lambda: network.network_forward(coords, weights, biases, shape, precision, keep)
 
+    def tiled(precision: Precision, dim: int, size: int, width: int = 64) -> tuple[dict[str, Any], Callable[[], Any]]:
+        settings = {"level": f"bias tile of {size}^{dim}", "precision": precision, "width": width, "experts": 4}
+        dtype, tile = DTYPES.get(precision, torch.float32), (BiasTile(Level(16.0), size), dim)
+        return settings, lambda: launch_level(width, (width, width), 4, precision, (dtype, dtype), tile=tile)
+
+    def vectors(dim: int, features: int) -> tuple[dict[str, Any], Callable[[], Any]]:
+        settings = {"level": f"grid in {dim}D", "precision": "", "width": features, "experts": ""}
+        return settings, lambda: launch_grid(dim, features)
+
     yield whole("bf16", None)
     yield whole("bf16", torch.bfloat16)
     yield whole("tf32", None)
@@ -180,6 +208,12 @@ def launches() -> Iterator[tuple[dict[str, Any], Callable[[], Any]]]:
     yield hidden("tf32", 64, 4)
     yield first(torch.bfloat16, 30, 64, 4)
     yield head(torch.bfloat16, 64)
+    yield vectors(3, 2)
+    for precision in ("bf16", "tf32", "tf32x3", "ieee"):
+        yield tiled(precision, 2, 8)
+    yield tiled("bf16", 3, 16)
+    yield tiled("tf32", 3, 16)
+    yield tiled("bf16", 2, 16, width=256)
     for width in (16, 64):
         settings = {"level": "Muon", "precision": "tf32x3", "width": width, "experts": ""}
         matrices = torch.empty(36, width, width, device="meta")

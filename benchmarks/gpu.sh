@@ -3,6 +3,7 @@
 #   OUT=FOLDER benchmarks/gpu.sh a             7 minutes: tests, the full camera's step, fits of pictures
 #   OUT=FOLDER benchmarks/gpu.sh b [SECONDS]   9 minutes: scenes, SECONDS of training each (120); how kernels are cut
 #   OUT=FOLDER benchmarks/gpu.sh c             what comes next: layer, large pictures, many pictures
+#   OUT=FOLDER benchmarks/gpu.sh d             5 minutes: what bias tiles and feature grids cost
 # More options: --rehearse, --limit SECONDS, --only PART ... . All results lie in FOLDER, 8 files at most.
 # Wheels in .whl (benchmarks/wheels.sh) are installed into outputs/site first, once.
 set -euo pipefail

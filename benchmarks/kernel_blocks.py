@@ -61,7 +61,7 @@ def sweep(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     weight = torch.randn(options.experts, width, width, device=device) / width**0.5
     bias = torch.randn(width, device=device)
     rows = expert_rows(torch.randint(options.experts, (1, options.rows), device=device), options.experts)
-    arguments = (x, weight, bias, rows.order[0], rows.starts[0], Arithmetic("sine", 1.0, precision, dtype))
+    arguments = (x, weight, bias, None, rows.order[0], rows.starts[0], Arithmetic("sine", 1.0, precision, dtype))
     calls: dict[str, Callable[[], tuple[Tensor | None, ...]]] = {
         "forward": lambda: (level.level_forward(*arguments),),
         "backward": lambda: level.level_backward(grad_y, *arguments),

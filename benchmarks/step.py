@@ -13,6 +13,7 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -31,12 +32,14 @@ from benchmarks.common import (
     show,
     write,
 )
-from loe_field import LoEMLP, expert_index
+from loe_field import FeatureGrid, LoEMLP, expert_index
 from loe_field.network import fused_triton
 from loe_field.network.optim import Muon
 from loe_field.training.step import TrainStep
 
 SHAPE = {"num_layers": 10, "num_frequencies": 7}
+WITH_VECTORS = {"loe bias tiles": {"bias_tile_size": 8}, "loe grid": {"grid": FeatureGrid()}}
+"""Options of the networks whose biases are interpolated, or whose first layer has a grid's features."""
 CHECKED = 1024
 """Points at which a case is compared with fp64."""
 
@@ -133,9 +136,10 @@ def cases(
     """The network's implementations at one size."""
     shape = SHAPE | {"dim": dim, "layer_width": width}
 
-    def field(implementation: str) -> LoEMLP:
+    def field(implementation: str, **more: Any) -> LoEMLP:
         torch.manual_seed(0)
-        return LoEMLP(**shape, tile_size=tile_size, implementation=implementation).to(device)  # type: ignore[arg-type]
+        choices = {"tile_size": tile_size, "implementation": implementation} | more
+        return LoEMLP(**shape, **choices).to(device)  # type: ignore[arg-type]
 
     def dense() -> DenseSine:
         torch.manual_seed(0)
@@ -155,6 +159,8 @@ def cases(
         add("loe torch", lambda: field("torch"), lambda: field("reference"))
     if device.type == "cuda":
         add("loe whole", lambda: Whole(field("triton")), lambda: field("reference"))
+    for name, more in WITH_VECTORS.items():
+        add(name, partial(field, "auto", **more), partial(field, "reference", **more))
     add("masked loop", lambda: MaskedLoop(field("torch")), lambda: MaskedLoop(field("torch")))
     add("dense", dense, dense)
     add("dense compiled", dense, dense, compiled=True)

@@ -175,7 +175,25 @@ def visit_c(out: Path, sizes: Sizes, data: Path, scratch: Path) -> Iterator[Part
     yield step(out, "network 64 experts", sizes, "bf16", "--tile-size", "8", "--points", str(sizes.camera))
 
 
-VISITS = {"a": (visit_a, 420), "b": (visit_b, 540), "c": (visit_c, 540)}
+def visit_d(out: Path, sizes: Sizes, data: Path, scratch: Path) -> Iterator[Part]:
+    """What interpolated biases cost: the tests of their kernels, a step with and without, a grid alone, a scene."""
+    yield Part("tests of tiles", 60, ("-m", "pytest", "-v", "--tb=short", "-p", "no:cacheprovider", *sizes.tests,
+                                      "tests/network/test_tile_kernels.py"))  # fmt: skip
+    kinds = ("--implementations", "loe", "loe bias tiles", "loe grid")
+    points = ("--what", "step", "--points", str(sizes.camera))
+    yield step(out, "step with vectors 2D", sizes, "bf16", *points, *kinds)
+    yield step(out, "step with vectors 3D", sizes, "bf16", *points, "--dim", "3", "--tile-size", "4", *kinds)
+    words = ("--points", str(sizes.camera), "--dim", "3", "--table-size", str(2**15), str(2**19))
+    words += ("--repeats", str(sizes.repeats), "--output", str(out / "grid.csv"))
+    yield Part("grid", 60, ("-m", "benchmarks.grid", *words))
+    scene = data / "fox-270x480"
+    common = f"--data {scene} --max-train-seconds {sizes.scene_seconds / 4} --steps-per-eval-all-images 1000000"
+    common += f" --pipeline.datamanager.train-num-rays-per-batch {sizes.rays} {sizes.scene}"
+    runs = [f"loe-nerf {common}", f"loe-nerf {common} --pipeline.model.grid-levels 16"]
+    yield fits(out, "scene with a grid", sizes.scene_seconds / 2 + 90, runs, needs=scene)
+
+
+VISITS = {"a": (visit_a, 420), "b": (visit_b, 540), "c": (visit_c, 540), "d": (visit_d, 300)}
 """Parts and seconds of each visit."""
 
 
@@ -268,7 +286,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("visit", choices=list(VISITS))
     parser.add_argument("seconds", nargs="?", type=float, help="of training of each scene of b, 120")
-    parser.add_argument("--limit", type=float, help="seconds that all of it may take; 420 for a, 540 for b and c")
+    parser.add_argument("--limit", type=float, help="seconds that all of it may take; 420 for a, 300 for d, else 540")
     parser.add_argument("--only", nargs="+", metavar="PART", help="parts by their first words")
     parser.add_argument("--data", type=Path, default=Path(".data"), help="has fox-270x480, kodim01.png and kodak")
     parser.add_argument("--rehearse", action="store_true", help="tiny sizes, on a CPU, to the last line")

@@ -28,8 +28,13 @@ loe_image_smooth = MethodSpecification(
         loe_image.config,
         method_name="loe-image-smooth",
         pipeline=ImagePipelineConfig(
-            datamanager=ImageDataManagerConfig(off_grid=0.5), model=SignalModelConfig(loe=LoEConfig(num_frequencies=9))
+            datamanager=ImageDataManagerConfig(off_grid=0.5),
+            model=SignalModelConfig(loe=LoEConfig(num_frequencies=9, expert_levels=4, bias_tile_size=None)),
         ),
+        optimizers={
+            **loe_image.config.optimizers,
+            "grid": {"optimizer": grid_config(3e-2), "scheduler": DecayConfig()},
+        },
     ),
     description="Fit a picture between its pixels too: half of each step lies on the cubic spline through them.",
 )

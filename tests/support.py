@@ -1,15 +1,20 @@
 """Helpers of the tests: small real pictures, and the real commands on them."""
 
+import contextlib
+import importlib
+import io
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import torch
 
 import loe_field
+from loe_field.errors import InputError
 
 SCRIPTS = Path(sys.executable).parent
 SMALL = ("--pipeline.model.num-layers", "5", "--pipeline.model.layer-width", "16")
@@ -38,6 +43,25 @@ def run(tool, *arguments, cwd=None, timeout=300, **options):
     return subprocess.run(
         [SCRIPTS / tool, *map(str, arguments)], cwd=cwd, timeout=timeout, capture_output=True, text=True, **options
     )
+
+
+def run_here(tool, *arguments):
+    """The same for a tool of the host inside this process, which imports the host once: ten seconds a start less."""
+    entry_point = importlib.import_module(f"nerfstudio.scripts.{tool.removeprefix('ns-')}").entrypoint
+    from nerfstudio.utils import writer  # cannot be imported first
+
+    writer.EVENT_WRITERS.clear()
+    words, status = [tool, *map(str, arguments)], 0
+    out, err = io.StringIO(), io.StringIO()
+    with mock.patch("sys.argv", words), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            entry_point()
+        except InputError as error:  # what entry_points.py prints
+            status = 1
+            print(f"error: {error}", file=err)
+        except SystemExit as ended:
+            status = ended.code or 0
+    return subprocess.CompletedProcess(words, status, out.getvalue(), err.getvalue())
 
 
 def start(tool, *arguments, cwd=None):

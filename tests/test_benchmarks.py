@@ -226,3 +226,54 @@ def test_the_sweep_of_blocks_runs_in_the_interpreter_and_tells_of_a_table_that_f
     monkeypatch.setattr(sys, "argv", ["kernel_blocks", "--device", "cpu"])
     with pytest.raises(SystemExit, match="error: the tables' own cut fails: forward"):
         kernel_blocks.main()
+
+
+def test_the_bricks_are_drawn_where_every_ray_meets_them(monkeypatch):
+    import numpy as np
+
+    from benchmarks import bricks
+
+    monkeypatch.setattr(bricks, "SHADOW_SIDE", 256)
+    boxes, side, eye = bricks.bricks(), 12, np.array([2.0, -3.0, 1.5])
+    light = bricks.shadow_map(boxes)
+    drawn = bricks.picture(boxes, light, eye, side)
+    assert np.array_equal(drawn, bricks.picture(bricks.bricks(), light, eye, side))
+    focal = side / np.tan(0.5 * bricks.ANGLE)
+    x, y = np.meshgrid(np.arange(2 * side) + 0.5 - side, side - 0.5 - np.arange(2 * side))
+    local = np.stack([x, y, np.full_like(x, -focal)], -1).reshape(-1, 1, 3)
+    ray = (local / np.linalg.norm(local, axis=-1, keepdims=True)) @ bricks.looking(eye).T
+    near, far = (boxes.low - eye) / ray, (boxes.high - eye) / ray
+    hit = np.minimum(near, far).max(-1) < np.maximum(near, far).min(-1)
+    covered = hit.any(1).reshape(side, 2, side, 2).mean((1, 3))
+    assert 0.2 < covered.mean() < 0.8
+    assert np.abs(drawn[..., 3] / 255 - covered).max() < 1e-2
+    # A place that sees the light past everything else is lit, one behind a box is not.
+    rays, until = light
+    first = rays.origin + until[..., None] * rays.direction
+    row, column = np.argwhere(np.isfinite(until))[100]
+    shades = [
+        bricks._shaded(boxes, light, point + bricks.LIGHT, -bricks.LIGHT[None], np.ones(1), np.array([0]))[0, :3].max()
+        for point in (first[row, column], first[row, column] - 0.2 * bricks.LIGHT)
+    ]
+    assert shades[0] > 1.2 * shades[1]
+
+
+def test_the_bricks_are_a_scene_on_white(tmp_path, monkeypatch):
+    from nerfstudio.data.dataparsers.blender_dataparser import BlenderDataParserConfig
+
+    from benchmarks import bricks
+
+    monkeypatch.setattr(bricks, "SHADOW_SIDE", 128)
+    bricks.write(tmp_path / "scene", views=10, side=8)
+    views = BlenderDataParserConfig(data=tmp_path / "scene").setup().get_dataparser_outputs
+    assert [len(views(split).image_filenames) for split in ("train", "val", "test")] == [9, 1, 1]
+    assert views("train").alpha_color.tolist() == [1, 1, 1]
+
+
+def test_the_figure_of_biases_is_drawn(tmp_path, monkeypatch, capsys):
+    from benchmarks import bias_figure
+
+    monkeypatch.setattr(bias_figure, "FOLDER", tmp_path / "figure")
+    bias_figure.main(steps=1)
+    assert (tmp_path / "figure" / "row.png").stat().st_size > 10_000
+    assert len(capsys.readouterr().out.splitlines()) == 2

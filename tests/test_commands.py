@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from support import FAST, SMALL, read_metrics, run, run_folder, start, waves
+from support import FAST, SMALL, read_metrics, run, run_folder, run_here, start, waves
 from websockets.sync.client import connect
 
 from loe_field.baselines import recipe
@@ -80,9 +80,10 @@ def test_checkpoints_need_no_trust(fitted):
     assert torch.load(path, weights_only=True)["step"] == 299
 
 
-def test_ns_eval_from_another_folder(fitted, tmp_path):
-    done = run("ns-eval", "--load-config", fitted[0] / "config.yml", "--output-path", "e/o.json",
-               "--render-output-path", "e", cwd=tmp_path)  # fmt: skip
+def test_ns_eval_from_another_folder(fitted, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = run_here("ns-eval", "--load-config", fitted[0] / "config.yml", "--output-path", "e/o.json",
+                    "--render-output-path", "e")  # fmt: skip
     assert done.returncode == 0, done.stderr
     results = json.loads((tmp_path / "e" / "o.json").read_text())["results"]
     metrics = read_metrics(fitted[0])
@@ -114,7 +115,7 @@ def test_ns_render_flies_over_the_picture(call, fitted, tmp_path, monkeypatch):
 def test_resume_counts_steps_absolutely(fitted, small_picture, tmp_path):
     options = ("--data", small_picture, "--output-dir", tmp_path, "--steps-per-eval-all-images", 100, *FAST)
     (path,) = (fitted[0] / "nerfstudio_models").iterdir()
-    done = run("ns-train", "loe-image", *options, "--load-checkpoint", path, "--max-num-iterations", 350)
+    done = run_here("ns-train", "loe-image", *options, "--load-checkpoint", path, "--max-num-iterations", 350)
     assert done.returncode == 0, done.stderr
     folder = run_folder(tmp_path)
     assert read_metrics(folder)["num_steps"] == 350
@@ -131,7 +132,8 @@ def test_a_checkpoint_of_a_gpu_goes_on_without_one(fitted, small_picture, tmp_pa
         group |= {"fused": True, "capturable": True}
     torch.save(state, tmp_path / path.name)
     options = ("--data", small_picture, "--output-dir", tmp_path / "out", "--load-checkpoint", tmp_path / path.name)
-    done = run("ns-train", "loe-image", *options, "--max-num-iterations", 302, "--machine.device-type", "cpu", *FAST)
+    last = ("--max-num-iterations", 302, "--machine.device-type", "cpu")
+    done = run_here("ns-train", "loe-image", *options, *last, *FAST)
     assert done.returncode == 0, done.stderr
     assert read_metrics(run_folder(tmp_path / "out"))["num_steps"] == 302
 
@@ -160,10 +162,10 @@ def test_a_killed_run_goes_on_to_the_same_end(small_picture, tmp_path):
     process.wait()
     killed = run_folder(tmp_path / "killed")
     assert not (killed / "metrics.json").exists()
-    done = run("ns-train", "loe-image", *options, "--output-dir", tmp_path / "resumed",
-               "--load-dir", killed / "nerfstudio_models")  # fmt: skip
+    done = run_here("ns-train", "loe-image", *options, "--output-dir", tmp_path / "resumed",
+                    "--load-dir", killed / "nerfstudio_models")  # fmt: skip
     assert done.returncode == 0, done.stderr
-    done = run("ns-train", "loe-image", *options, "--output-dir", tmp_path / "whole")
+    done = run_here("ns-train", "loe-image", *options, "--output-dir", tmp_path / "whole")
     assert done.returncode == 0, done.stderr
     resumed, whole = (read_metrics(run_folder(tmp_path / name)) for name in ("resumed", "whole"))
     assert resumed["num_steps"] == whole["num_steps"] == 400
@@ -190,8 +192,8 @@ def test_an_interrupted_run_leaves_everything(small_picture, tmp_path, number, s
 def test_ns_viewer_serves_a_grey_fit(tmp_path):
     """Grey, because the viewer's own picture of the data set must have three channels."""
     image_of(waves(16, 24, 1)).save(tmp_path / "grey.png")
-    done = run("ns-train", "loe-image", "--data", "grey.png", "--output-dir", "out", "--max-num-iterations", 2, *FAST,
-               cwd=tmp_path)  # fmt: skip
+    options = ("--output-dir", tmp_path / "out", "--max-num-iterations", 2, *FAST)
+    done = run_here("ns-train", "loe-image", "--data", tmp_path / "grey.png", *options)
     assert done.returncode == 0, done.stderr
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -40,7 +40,7 @@ def test_the_tutorial_runs_as_it_stands(tmp_path):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, (done.stdout + done.stderr)[-5000:]
     assert (tmp_path / "eyes.png").exists()
-    assert (tmp_path / "outputs" / "scene" / "nerfacto-experts" / "first" / "metrics.json").exists()
+    assert (tmp_path / "outputs" / "scene" / "nerfacto-loe" / "first" / "metrics.json").exists()
 
 
 def test_the_render_and_export_commands_of_the_docs_lack_no_option():

@@ -11,7 +11,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from support import read_metrics, run, run_folder, waves
+from support import read_metrics, run_folder, run_here, waves
 
 from loe_field import ImageFit, InputError, LoEMLP, fit_image, methods
 
@@ -38,7 +38,7 @@ def psnr(a, b):
 def test_it_is_what_the_command_makes(fitted, small_picture, tmp_path):
     options = ("--pipeline.model.num-layers", 5, "--pipeline.model.layer-width", 16, "--num-threads", 1,
                "--pipeline.model.num-frequencies", 4, "--max-num-iterations", 300)  # fmt: skip
-    done = run("ns-train", "loe-image", "--data", small_picture, "--output-dir", tmp_path, *options)
+    done = run_here("ns-train", "loe-image", "--data", small_picture, "--output-dir", tmp_path, *options)
     assert done.returncode == 0, done.stderr
     metrics = read_metrics(run_folder(tmp_path))
     assert fitted.psnr == pytest.approx(metrics["psnr"], abs=0.01)
@@ -116,7 +116,7 @@ def test_places_are_in_pixels(fitted):
 
 def test_the_folder_serves_the_hosts_tools(fitted, tmp_path):
     assert (fitted.folder / "picture.png").is_file()
-    done = run("ns-eval", "--load-config", fitted.folder / "config.yml", "--output-path", tmp_path / "e.json")
+    done = run_here("ns-eval", "--load-config", fitted.folder / "config.yml", "--output-path", tmp_path / "e.json")
     assert done.returncode == 0, done.stderr
     assert f'"psnr": {fitted.psnr:.4f}'[:-2] in (tmp_path / "e.json").read_text()
 

@@ -8,13 +8,13 @@ import torch
 from torch import nn
 
 from loe_field.baselines import BaconOptions, BaselineName, HashGridOptions, Options, build, name_of
-from loe_field.network.checks import check_between
+from loe_field.network.checks import check_at_least, check_between
 from loe_field.network.implementation import Implementation
 from loe_field.network.layers import Activation, Initialization, LoEMLP
 from loe_field.network.protocol import Network
 from loe_field.network.tiling import Blending, FeatureGrid, Pattern, make_levels
 from loe_field.pictures.memory import available_memory
-from loe_field.signals.sizes import levels_for, tile_size_for
+from loe_field.signals.sizes import bias_tile_size_for, levels_for, tile_size_for
 
 N = TypeVar("N", bound=nn.Module)
 _MOST_LAYERS = 128
@@ -33,6 +33,8 @@ class LoEConfig:
     tile_size: int | tuple[int, ...] | None = None
     """Experts per axis, of all levels or of each, first layer first; 1 is a plain layer. None: 2, and 4 or 8 for large
     pictures."""
+    expert_levels: int | None = None
+    """Coarsest levels that have experts, the finer ones being plain layers. None: all."""
     pattern: Pattern = "fine_to_coarse"
     """Size of the cells from layer to layer. With tiles of more than 2x2 all cells of a picture are smaller by
     tile_size / 2, so that the largest tile covers the picture once and every expert has pixels."""
@@ -40,9 +42,9 @@ class LoEConfig:
     """A pattern of your own: alpha and beta for each position-dependent layer (coordinates run over [0, 1))."""
     blending: Blending = "nearest"
     """One expert per point, or a cyclic linear blend of the 2^dim around it (2^dim times the arithmetic)."""
-    bias_tile_size: int | tuple[int, ...] = 1
+    bias_tile_size: int | tuple[int, ...] | None = 1
     """Vectors per axis of the bias, of all levels or of each: a tile that is blended between its vectors at the cost of
-    reading them. 1 is the bias that all points share."""
+    reading them. 1 is the bias that all points share. None: as many as make 0.55 parameters per target, 8 to 32."""
     bias_levels: tuple[tuple[float, float], ...] | None = None
     """Alpha and beta of each level's bias tile. None: those of its experts."""
     bias_blending: Blending = "linear"
@@ -73,11 +75,14 @@ class LoEConfig:
     """Kernels, plain PyTorch, or the readable reference."""
 
     def sized(self, resolution: Sequence[int], channels: int) -> "LoEConfig":
-        """A copy with numbers for tile_size, num_layers and layer_width where they are None.
+        """A copy with numbers where sizes are None, and expert_levels told by tile_size.
 
         Args:
             resolution: samples along each coordinate.
             channels: numbers per sample.
+
+        Raises:
+            ValueError: tile_size has a size for each level, and expert_levels says which have experts too.
         """
         tile_size = tile_size_for(resolution, channels) if self.tile_size is None else self.tile_size
         layers = levels_for(resolution, _largest(tile_size)) + 1 if self.num_layers is None else self.num_layers
@@ -85,7 +90,27 @@ class LoEConfig:
         finest = self.grid_max_resolution
         if self.grid_levels and finest is None:
             finest = max(self.grid_min_resolution, max(resolution) // 2)
-        return replace(self, tile_size=tile_size, num_layers=layers, layer_width=width, grid_max_resolution=finest)
+        sized = replace(self, tile_size=tile_size, num_layers=layers, layer_width=width, grid_max_resolution=finest)
+        if self.expert_levels is not None:
+            sized = replace(sized, tile_size=sized._tiles_of_coarsest(self.expert_levels), expert_levels=None)
+        if self.bias_tile_size is None:
+            # Its size depends on what the other parameters leave.
+            with torch.device("meta"):
+                alone = replace(sized, bias_tile_size=1).build(len(resolution), channels)
+            sizes = (alone.num_parameters, (layers - 1) * width)
+            sized = replace(sized, bias_tile_size=bias_tile_size_for(resolution, channels, *sizes))
+        return sized
+
+    def _tiles_of_coarsest(self, number: int) -> int | tuple[int, ...]:
+        """tile_size of each level where only the coarsest have experts."""
+        assert self.num_layers is not None
+        if not isinstance(self.tile_size, int):
+            raise ValueError("tile_size has a size for each level already: leave expert_levels out")
+        check_at_least(0, expert_levels=number)
+        check_between(2, _MOST_LAYERS, num_layers=self.num_layers)
+        levels = make_levels(self.pattern if self.levels is None else self.levels, self.num_layers - 1)
+        coarsest = sorted(range(len(levels)), key=lambda i: levels[i].alpha)[:number]
+        return tuple(self.tile_size if i in coarsest else 1 for i in range(len(levels)))
 
     @property
     def grid(self) -> FeatureGrid | None:
@@ -121,6 +146,7 @@ class LoEConfig:
         assert self.num_layers is not None
         assert self.layer_width is not None
         assert self.tile_size is not None
+        assert self.bias_tile_size is not None
         check_between(2, _MOST_LAYERS, num_layers=self.num_layers)
         levels = make_levels(self.pattern, self.num_layers - 1)
         return LoEMLP(

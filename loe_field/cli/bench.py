@@ -40,6 +40,8 @@ class Bench:
     """Folder of runs and report. None: outputs/bench/<name of the suite>."""
     data: tuple[Path, ...] = ()
     """Pictures or scenes' folders instead of the suite's."""
+    dataparser: str | None = None
+    """How scenes are read instead of the suite's way: blender-data, colmap, ..."""
     seeds: tuple[int, ...] = ()
     """Seeds instead of the suite's."""
     max_num_iterations: int | None = None
@@ -102,7 +104,8 @@ class Bench:
             suite = replace(suite, text=f"{suite.text.rstrip()}\n\nRun with `{option}` instead.\n")
         if self.seeds:
             check_seeds(self.seeds, "--seeds")
-        return replace(suite, runs=runs, seeds=list(self.seeds) or suite.seeds)
+        dataparser = suite.dataparser if self.dataparser is None else [self.dataparser]
+        return replace(suite, runs=runs, seeds=list(self.seeds) or suite.seeds, dataparser=dataparser)
 
     def _pictures(self, suite: Suite) -> list[Path]:
         paths = [path.expanduser() for path in self.data or [self.config.parent / path for path in suite.data]]

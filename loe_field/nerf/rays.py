@@ -6,19 +6,24 @@ from nerfstudio.cameras.camera_utils import radial_and_tangential_undistort
 from nerfstudio.cameras.cameras import Cameras, CameraType
 from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.data.datasets.base_dataset import InputDataset
+from nerfstudio.utils.rich_utils import CONSOLE
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from loe_field.errors import InputError
 from loe_field.pictures.memory import free_memory
 from loe_field.signals.seeds import seeded_generator
+from loe_field.words import say
 
 _SMALL_TABLE = 2**22
 """Entries of a table of directions that are not looked at: 64 MiB."""
 _TABLE_ENTRY = 16  # bytes: a direction and an area
-_AT_ONCE = 2**18  # rays that are made at once: the host takes some 140 bytes for each
+_AT_ONCE = 2**13
+"""Rays that are made at once. The host undoes distortion in hundreds of operations on three points for each. So few
+stay in the cache, and are below the 32,768 numbers from which on torch has its threads wait for each other."""
 _STEPS_AT_ONCE = 64  # steps whose pixels are drawn at once: a GPU draws them all in one launch
 _PIXELS_AT_ONCE = 2**20  # and so many pixels at most, 8 MiB, however large a step is
+_WORTH_SAYING = 2**28  # bytes
 _IN_CLOSED_FORM = (CameraType.PERSPECTIVE.value, CameraType.FISHEYE.value)
 
 
@@ -34,6 +39,8 @@ class RayTable:
 
     num_pixels: int
     """Pixels that give rays."""
+    memory: int
+    """Bytes that were reckoned for the tables and the largest picture while it is read, before they were taken."""
     num_rays_per_batch: int
     """Rays of a batch; may be changed at any time."""
 
@@ -53,7 +60,9 @@ class RayTable:
         total, entries = int(pixels.sum()), int(starts[-1])
         many = entries > max(_SMALL_TABLE, total // _TABLE_ENTRY)
         computed = many and bool(np.isin(cameras.camera_type.numpy(), _IN_CLOSED_FORM).all())
-        _check_memory(total, 0 if computed else entries, int(pixels.max()), self._device)
+        self.memory = _check_memory(total, 0 if computed else entries, int(pixels.max()), self._device)
+        if self.memory >= _WORTH_SAYING:
+            say(f"{total:,} pixels and their directions: {self.memory / 2**30:.1f} GiB of memory", CONSOLE)
         self._lens = lens.float().to(self._device) if computed else None
         self._offsets = None
         if not computed:
@@ -139,10 +148,10 @@ def lens_numbers(cameras: Cameras) -> Tensor:
     return torch.cat([p.reshape(len(cameras), -1).double() for p in parts], 1)
 
 
-def _check_memory(pixels: int, entries: int, largest: int, device: torch.device) -> None:
-    """Refuse a scene whose pictures, directions and largest picture while it is read do not fit."""
+def _check_memory(pixels: int, entries: int, largest: int, device: torch.device) -> int:
+    """Bytes of a scene's pictures, directions and largest picture while it is read; refuses what does not fit."""
     if device.type == "meta":
-        return
+        return 0
     needed = pixels * 4 + entries * _TABLE_ENTRY + (largest * 16 if device.type == "cpu" else 0)
     free = free_memory(device)
     if needed > free:
@@ -151,6 +160,7 @@ def _check_memory(pixels: int, entries: int, largest: int, device: torch.device)
             f"{free / 2**30:.1f} GiB are free. Train on fewer or smaller pictures "
             f"(--pipeline.datamanager.camera-res-scale-factor {max(0.01, 0.9 * (free / needed) ** 0.5):.2f})"
         )
+    return needed
 
 
 def _directions(cameras: Cameras, index: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:

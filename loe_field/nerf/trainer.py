@@ -1,5 +1,6 @@
 """The Trainer of a radiance field: held-out views are measured, and figures and views are left in the run's folder."""
 
+import copy
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -18,6 +19,11 @@ from loe_field.training.config import LoETrainerConfig
 from loe_field.training.loop import LoETrainer
 from loe_field.training.results import write_results
 from loe_field.words import say
+
+_FIRST_PREVIEW = 20.0
+"""Seconds of training until the first preview; each further one comes after twice the seconds of the one before."""
+_PREVIEW_RAYS = 4096
+"""Rays of the first preview, about 0.4 s on one core; each further one has twice as many, up to the whole view."""
 
 
 @dataclass
@@ -68,6 +74,37 @@ class NerfTrainer(LoETrainer):
     @property
     def _num_parameters(self) -> int:
         return sum(p.numel() for group in self.pipeline.model.get_param_groups().values() for p in group)
+
+    def _train(self) -> Any:
+        self._previews = 0
+        return super()._train()
+
+    def _after_step(self) -> None:
+        """Also leave a preview when one is due."""
+        super()._after_step()
+        due = _FIRST_PREVIEW * 2**self._previews
+        if self.local_rank == 0 and self.leaves_files and self.record.seconds_here >= due and self.part_done < 1:
+            with self.train_lock, self._clock_stopped():
+                self._write_preview(_PREVIEW_RAYS * 2**self._previews)
+            self._previews += 1
+
+    @torch.no_grad()
+    def _write_preview(self, rays: int) -> None:
+        """Write preview.png: the first view that is measured, at about so many rays and at most its own size."""
+        if not self.pipeline.networks:
+            return  # the host's own fields do not all give one picture
+        self.pipeline.eval()
+        camera = copy.deepcopy(self.pipeline.datamanager.eval_dataset.cameras[0:1])
+        scale = (rays / int(camera.width * camera.height)) ** 0.5
+        if scale < 1:
+            camera.rescale_output_resolution(max(scale, 1 / int(min(camera.width, camera.height))))
+        rgb = self.pipeline.model.get_outputs_for_camera(camera.to(self.device))["rgb"]
+        picture = Image.fromarray((rgb.clamp(0, 1) * 255).round().byte().cpu().numpy())
+        path = self.base_dir / "preview.png"
+        with self.going_on():
+            write_each({path: partial(picture.save, format="PNG")})
+        if not self._previews:
+            say(f"a first look after {self.record.seconds_here:.0f} s: {path}", CONSOLE)
 
     @torch.no_grad()
     def evaluate(self) -> float:

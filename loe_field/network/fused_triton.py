@@ -11,11 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from loe_field.network.bias import tile_bias
+from loe_field.network.grid import features_by_kernels
 from loe_field.network.grouped import grouped_linear, permute_rows
 from loe_field.network.modes import gradients_by_torch, needs_operators, transformed
 from loe_field.network.rows import ExpertRows, RowGroups, expert_rows
 from loe_field.network.shape import Arithmetic, NetworkShape, Precision, activate, encode
-from loe_field.network.tiling import expert_index, num_experts
+from loe_field.network.tiling import BiasTile, Level, expert_index, num_bias_vectors
 
 _WHOLE: frozenset[tuple[tuple[int, int], Precision, bool]] = frozenset()
 """Where `kernels.network` takes the place of one kernel per level: compute capability, operands of hidden products,
@@ -44,11 +46,18 @@ _has_tf32._dynamo_marked_constant = True  # type: ignore[attr-defined]  # torch.
 
 
 def _differentiable(
-    x: Tensor, weight: Tensor, bias: Tensor | None, order: Tensor | None, starts: Tensor | None, how: Arithmetic
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    coords: Tensor | None,
+    order: Tensor | None,
+    starts: Tensor | None,
+    how: Arithmetic,
 ) -> Tensor:
     """The level in torch operations, in the weight's dtype, for derivatives of second and higher order."""
     with torch.autocast(x.device.type, enabled=False):
         x = x[:, : weight.shape[2]].to(weight.dtype)
+        tiled, bias = (None, bias) if how.tile is None else (bias, None)
         if order is None or starts is None:
             y = torch.nn.functional.linear(x, weight[0], bias)
         else:
@@ -57,6 +66,8 @@ def _differentiable(
             splits = starts.diff().tolist()
             y = grouped_linear(permute_rows(x, RowGroups(perm, None, inverse, None, splits)), weight, bias, splits)
             y = permute_rows(y, RowGroups(inverse, None, perm, None, splits))
+        if how.tile is not None and tiled is not None and coords is not None:
+            y = y + tile_bias(coords, tiled, how.tile)
         return activate(y, how.activation, how.omega_0).to(how.dtype)
 
 
@@ -69,7 +80,7 @@ def _gradients(
     need: Sequence[bool],
     kernel: Callable[..., Sequence[Tensor | None]],
 ) -> Sequence[Tensor | None]:
-    """First derivatives for x, weight and bias by the kernel; by torch where a graph or a batch of them is wanted."""
+    """First derivatives for x, weight, bias and coords by the kernel; by torch for a graph or a batch of them."""
     need = [needed and t is not None for t, needed in zip(inputs, need)]
     if not torch.is_grad_enabled() and not transformed(grad_y):
         return kernel(grad_y, *inputs, order, starts, how, need)
@@ -86,26 +97,52 @@ class _ExpertLinear(torch.autograd.Function):
         x: Tensor,
         weight: Tensor,
         bias: Tensor | None,
+        coords: Tensor | None,
         order: Tensor | None,
         starts: Tensor | None,
         how: Arithmetic,
     ) -> Tensor:
         from loe_field.network.kernels.level import level_forward
 
-        ctx.save_for_backward(x, weight, bias, order, starts)
+        ctx.save_for_backward(x, weight, bias, coords, order, starts)
         ctx.how = how
-        return level_forward(x, weight, bias, order, starts, how)
+        return level_forward(x, weight, bias, coords, order, starts, how)
 
     @staticmethod
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        x, weight, bias, order, starts = ctx.saved_tensors
-        from loe_field.network.kernels.level import level_backward
+        *inputs, order, starts = ctx.saved_tensors
+        from loe_field.network.kernels.bias import level_gradients
 
-        grads = _gradients(grad_y, (x, weight, bias), order, starts, ctx.how, ctx.needs_input_grad[:3], level_backward)
+        grads = _gradients(grad_y, inputs, order, starts, ctx.how, _needed(ctx), level_gradients)
         return (*grads, None, None, None)
 
 
+def _needed(ctx: Any) -> list[bool]:
+    """Which gradients a level gives, of those that are wanted for x, weight, bias and coords."""
+    *need, need_coords = ctx.needs_input_grad[:4]
+    tile = ctx.how.tile
+    return [*need, need_coords and tile is not None and tile.blending == "linear"]
+
+
 # The same as operators of torch, whose arguments are tensors, numbers and text. An empty tensor stands for none.
+
+
+def _numbers(how: Arithmetic) -> tuple[str, float, str, torch.dtype, list[float]]:
+    tile = how.tile
+    place = [0.0] if tile is None else [
+        *tile.level, tile.tile_size, tile.blending == "linear", tile.table_size or 0
+    ]  # fmt: skip
+    return how.activation, how.omega_0, how.precision, how.dtype, list(map(float, place))
+
+
+def _arithmetic(
+    activation: str, omega_0: float, precision: Any, dtype: torch.dtype, place: Sequence[float]
+) -> Arithmetic:
+    tile = None
+    if len(place) > 1:
+        alpha, beta, size, linear, table = place
+        tile = BiasTile(Level(alpha, beta), int(size), "linear" if linear else "nearest", int(table) or None)
+    return Arithmetic(activation, omega_0, precision, dtype, tile)
 
 
 @torch.library.custom_op("loe_field::level", mutates_args=())
@@ -113,23 +150,25 @@ def _operator(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
+    coords: Tensor | None,
     order: Tensor | None,
     starts: Tensor | None,
     activation: str,
     omega_0: float,
     precision: str,
     dtype: torch.dtype,
+    tile: Sequence[float],
 ) -> Tensor:
     from loe_field.network.kernels.level import level_forward
 
-    how = Arithmetic(activation, omega_0, precision, dtype)  # type: ignore[arg-type]
+    how = _arithmetic(activation, omega_0, precision, dtype, tile)
     with torch.cuda.device_of(x):
-        return level_forward(x, weight, bias, order, starts, how)
+        return level_forward(x, weight, bias, coords, order, starts, how)
 
 
 @_operator.register_fake
 def _(x: Tensor, weight: Tensor, *others: Any) -> Tensor:
-    return x.new_empty(x.shape[0], weight.shape[1], dtype=others[-1])
+    return x.new_empty(x.shape[0], weight.shape[1], dtype=others[-2])
 
 
 @torch.library.custom_op("loe_field::level_backward", mutates_args=())
@@ -138,47 +177,49 @@ def _backward_operator(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
+    coords: Tensor | None,
     order: Tensor | None,
     starts: Tensor | None,
     activation: str,
     omega_0: float,
     precision: str,
     dtype: torch.dtype,
+    tile: Sequence[float],
     need: Sequence[bool],
 ) -> list[Tensor]:
-    from loe_field.network.kernels.level import level_backward
+    from loe_field.network.kernels.bias import level_gradients
 
-    how = Arithmetic(activation, omega_0, precision, dtype)  # type: ignore[arg-type]
+    how = _arithmetic(activation, omega_0, precision, dtype, tile)
     with torch.cuda.device_of(x):
-        grads = level_backward(grad_y, x, weight, bias, order, starts, how, (need[0], need[1], need[2]))
+        grads = level_gradients(grad_y, x, weight, bias, coords, order, starts, how, need)
     return [x.new_empty(0) if g is None else g for g in grads]
 
 
 @_backward_operator.register_fake
-def _(grad_y: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, *others: Any) -> list[Tensor]:
-    need_x, need_weight, need_bias = others[-1]
-    return [
-        x.new_empty(x.shape if need_x else 0),
-        weight.new_empty(weight.shape, dtype=torch.float32) if need_weight else x.new_empty(0),
-        bias.new_empty(bias.shape, dtype=torch.float32) if need_bias and bias is not None else x.new_empty(0),
+def _(
+    grad_y: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, coords: Tensor | None, *others: Any
+) -> list[Tensor]:
+    need_x, *need = others[-1]
+    return [x.new_empty(x.shape if need_x else 0)] + [
+        t.new_empty(t.shape, dtype=torch.float32) if needed and t is not None else x.new_empty(0)
+        for t, needed in zip((weight, bias, coords), need)
     ]
 
 
 def _keep_for_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    *tensors, activation, omega_0, precision, dtype = inputs
-    ctx.save_for_backward(*tensors)
-    ctx.how = Arithmetic(activation, omega_0, precision, dtype)
+    ctx.save_for_backward(*inputs[:6])
+    ctx.how = _arithmetic(*inputs[6:])
 
 
 def _differentiate(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
     def kernel(*arguments: Any) -> list[Tensor | None]:
         *tensors, how, need = arguments
-        grads = _backward_operator(*tensors, *how, list(need))
+        grads = _backward_operator(*tensors, *_numbers(how), list(need))
         return [g if needed else None for g, needed in zip(grads, need)]
 
     *inputs, order, starts = ctx.saved_tensors
-    grads = _gradients(grad_y, inputs, order, starts, ctx.how, ctx.needs_input_grad[:3], kernel)
-    return (*grads, *[None] * 6)
+    grads = _gradients(grad_y, inputs, order, starts, ctx.how, _needed(ctx), kernel)
+    return (*grads, *[None] * 7)
 
 
 _operator.register_autograd(_differentiate, setup_context=_keep_for_backward)
@@ -195,6 +236,8 @@ def expert_linear(
     omega_0: float = 1.0,
     precision: Precision,
     dtype: torch.dtype | None = None,
+    coords: Tensor | None = None,
+    bias_tile: BiasTile | None = None,
 ) -> Tensor:
     """act(omega_0 * (W_e x + b)) for every row with its own expert; differentiable any number of times.
 
@@ -204,7 +247,8 @@ def expert_linear(
     Args:
         x: features [N, in_features], fp32, bf16 or fp16; longer rows hold finite numbers there that do not matter.
         weight: experts [experts, out_features, in_features], fp32, bf16 or fp16.
-        bias: [out_features], shared by the experts, or None.
+        bias: [out_features], shared by the experts, or with bias_tile its vectors [num_bias_vectors, out_features]; or
+            None.
         order: int32 [N], the row numbers grouped by expert (`rows.expert_rows`, one level); None with one expert.
         starts: int32 [experts + 1], where each expert's rows begin in `order`; None with one expert.
         activation: "sine", "leaky_relu" (slope 0.2), "relu" or "none"; only sine has the factor omega_0.
@@ -212,6 +256,8 @@ def expert_linear(
         precision: operands of the products: "ieee", "tf32" or "tf32x3" (fp32), "bf16" or "fp16". Sums and phases are
             fp32. Tensor cores cut TF32's operands off, they do not round them.
         dtype: of the result; None: that of x.
+        coords: points [N, dim], fp32, where the vectors of bias_tile are blended.
+        bias_tile: where they lie; None: one bias is for all rows.
 
     Returns:
         [N, out_features].
@@ -219,8 +265,8 @@ def expert_linear(
     Raises:
         RuntimeError: the tensors are not on a CUDA GPU, and Triton does not interpret.
         ValueError: a dtype is none of those, tensors are on several devices, rows of x are shorter than the matrix is
-            wide or longer by 16 bytes, several experts come without their rows, or the GPU has no TF32 that was asked
-            for.
+            wide or longer by 16 bytes, several experts come without their rows, a tile without coords and its vectors,
+            or the GPU has no TF32 that was asked for.
     """
     _check_device(x)
     for name, tensor in (("x", x), ("weight", weight)):
@@ -229,7 +275,8 @@ def expert_linear(
                 f'{name} is {tensor.dtype}: the kernels take float32, bfloat16 and float16; implementation="torch" '
                 "takes the others"
             )
-    for name, tensor in (("weight", weight), ("bias", bias), ("order", order), ("starts", starts)):
+    others = {"weight": weight, "bias": bias, "coords": coords, "order": order, "starts": starts}
+    for name, tensor in others.items():
         if tensor is not None and tensor.device != x.device:
             raise ValueError(f"x is on {x.device} and {name} on {tensor.device}: they must be on one device")
     if precision == "tf32" and not _has_tf32(x.device):
@@ -242,11 +289,15 @@ def expert_linear(
         raise ValueError(f"x has rows of {x.shape[1]} features and the matrices take {weight.shape[2]}: they must fit")
     if len(weight) > 1 and (order is None or starts is None):
         raise ValueError(f"weight holds {len(weight)} experts: give order and starts of rows.expert_rows")
-    how = Arithmetic(activation, float(omega_0), precision, dtype or x.dtype)
+    if bias_tile is None:
+        coords = None
+    elif coords is None or bias is None or len(bias) != num_bias_vectors(bias_tile, coords.shape[1]):
+        raise ValueError("bias_tile comes without coords and all its vectors: give coords and bias")
+    how = Arithmetic(activation, float(omega_0), precision, dtype or x.dtype, bias_tile)
     if needs_operators():
-        return _operator(x, weight, bias, order, starts, *how)
+        return _operator(x, weight, bias, coords, order, starts, *_numbers(how))
     with torch.cuda.device_of(x):
-        return _ExpertLinear.apply(x, weight, bias, order, starts, how)  # type: ignore[return-value]
+        return _ExpertLinear.apply(x, weight, bias, coords, order, starts, how)  # type: ignore[return-value]
 
 
 def hidden_precision(device: torch.device, dtype: torch.dtype) -> tuple[torch.dtype, Precision]:
@@ -274,6 +325,8 @@ def _whole_obstacle(shape: NetworkShape, width: int, device: torch.device) -> st
 
     if not _has_tf32(device):
         return "the kernel takes a GPU with TF32, of compute capability 8.0 or more"
+    if shape.bias_tiles or shape.grid or not isinstance(shape.tile_size, int):
+        return "it has bias tiles, a grid or tiles of different sizes, and the kernel has none of them"
     if shape.experts > MAX_EXPERTS:
         return f"a level has {shape.experts} experts and the kernel numbers at most {MAX_EXPERTS}"
     if width > MAX_WIDTH:
@@ -363,8 +416,8 @@ def _backward_by_levels(
         else:
             how = Arithmetic(shape.activation, shape.omega_0, hidden if i else "tf32x3", dtype)
             lists, weight = (None, None) if rows is None else (rows.order[i], rows.starts[i]), weights[i]
-        needed = (i > 0 or need_coords, need[i], need[layers + i])
-        grad, grad_weight, grad_bias = level_backward(grad, x, weight, biases[i], *lists, how, needed)
+        needed = (i > 0 or need_coords, need[i], need[layers + i], False)
+        grad, grad_weight, grad_bias, _ = level_backward(grad, x, weight, biases[i], None, *lists, how, needed)
         grads[1 + i] = grad_weight if grad_weight is None else grad_weight.view_as(weights[i])
         grads[1 + layers + i] = grad_bias
     if need_coords:
@@ -379,6 +432,7 @@ def evaluate(
     shape: NetworkShape,
     *,
     rows: ExpertRows | None = None,
+    table: Tensor | None = None,
     whole: bool | None = None,
 ) -> Tensor:
     """`grouped.evaluate` in fp32 on a GPU.
@@ -386,7 +440,8 @@ def evaluate(
     Under autocast the hidden levels multiply in autocast's dtype and hand it on; the first level, whose input tells
     neighbouring points apart, and the head multiply in split TF32, which is fp32 to its last bits. Without autocast
     hidden levels follow torch.backends.cuda.matmul.allow_tf32. `rows` is `rows.expert_rows` of coords, where it is
-    known already. `whole` has one kernel compute all levels; None: where it is known to be faster.
+    known already, `table` the vectors of the shape's grid. `whole` has one kernel compute all levels; None: where it is
+    known to be faster.
 
     Raises:
         ValueError: `whole` is true, and the kernel cannot compute this network.
@@ -406,7 +461,7 @@ def evaluate(
             if not gradients:
                 return network_forward(coords, weights, biases, shape, hidden)[0]
             return _WholeNetwork.apply(coords, shape, dtype, hidden, *(rows or (None, None)), *weights, *biases)  # type: ignore[return-value]
-    return _by_levels(coords, weights, biases, shape, rows, dtype, hidden)
+    return _by_levels(coords, weights, biases, shape, rows, dtype, hidden, table)
 
 
 def _by_levels(
@@ -417,6 +472,7 @@ def _by_levels(
     rows: ExpertRows | None,
     dtype: torch.dtype,
     hidden: Precision,
+    table: Tensor | None = None,
 ) -> Tensor:
     if needs_operators():
         x = encode(coords, shape.num_frequencies)
@@ -424,12 +480,15 @@ def _by_levels(
         from loe_field.network.kernels import encoding
 
         x = encoding.encode(coords, shape.num_frequencies)
-    assert isinstance(shape.tile_size, int)  # `obstacle` has said so
-    experts = num_experts(shape.tile_size, shape.dim)  # not shape's property, which Dynamo of torch 2.7 cannot read
+    if table is not None:
+        encoded = x[:, : shape.dim * (1 + 2 * shape.num_frequencies)]
+        x = features_by_kernels(coords, table, shape.grid, encoded, "triton")
+    experts = max(len(weight) for weight in weights[:-1])  # not shape's, which Dynamo of torch 2.7 cannot read
     if rows is None and experts > 1:
         rows = expert_rows(expert_index(coords, shape.levels, shape.tile_size), experts)
+    tiles = shape.bias_tiles or (None,) * len(shape.levels)
     for i in range(len(shape.levels)):
-        order, starts = (None, None) if rows is None else (rows.order[i], rows.starts[i])
+        order, starts = (None, None) if rows is None or len(weights[i]) == 1 else (rows.order[i], rows.starts[i])
         x = expert_linear(
             x,
             weights[i],
@@ -440,5 +499,7 @@ def _by_levels(
             omega_0=shape.omega_0,
             precision=hidden if i else "tf32x3",
             dtype=dtype,
+            coords=coords,
+            bias_tile=tiles[i],
         )
     return expert_linear(x, weights[-1][None], biases[-1], None, None, precision="tf32x3", dtype=torch.float32)

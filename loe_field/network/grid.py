@@ -1,14 +1,17 @@
-"""The features of a `FeatureGrid` at every point, in torch operations, or by kernels/grid.c on a CPU."""
+"""The features of a `FeatureGrid` at every point, in torch operations, or by kernels/grid.c and kernels/grid.py."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from loe_field.network.bias import tile_bias
+from loe_field.network.kernels import triton_installed
 from loe_field.network.modes import gradients_by_torch, needs_operators, needs_plain, transformed
 from loe_field.network.tiling import BiasTile, Level, num_bias_vectors
+
+Kernels = Literal["cpu", "triton"]
 
 
 def grid_features(coords: Tensor, table: Tensor, tiles: Sequence[BiasTile], *, beside: Tensor | None = None) -> Tensor:
@@ -27,20 +30,25 @@ def grid_features(coords: Tensor, table: Tensor, tiles: Sequence[BiasTile], *, b
     """
     if beside is None:
         beside = coords.new_empty(len(coords), 0)
-    if not needs_plain(coords, table, beside) and _serves(coords, table, beside):
-        return features_by_kernels(coords, table, tiles, beside)
-    return features_by_torch(coords, table, tiles, beside)
+    kernels = None if needs_plain(coords, table, beside) else _serving(coords, table, beside)
+    if kernels is None:
+        return features_by_torch(coords, table, tiles, beside)
+    width = beside.shape[1] + len(tiles) * table.shape[1]
+    return features_by_kernels(coords, table, tiles, beside, kernels)[:, :width]
 
 
-def _serves(*tensors: Tensor) -> bool:
-    if any(t.dtype != torch.float32 or t.device.type != "cpu" for t in tensors):
-        return False
+def _serving(*tensors: Tensor) -> Kernels | None:
+    """The kernels that serve these tensors; None: there are none."""
+    if any(t.dtype != torch.float32 or t.device != tensors[0].device for t in tensors):
+        return None
+    if tensors[0].device.type == "cuda":
+        return "triton" if triton_installed() else None
     from loe_field.network.kernels.cpu import available
 
-    return available()
+    return "cpu" if tensors[0].device.type == "cpu" and available() else None
 
 
-_serves._dynamo_marked_constant = True  # type: ignore[attr-defined]  # torch.compile need not look for a compiler
+_serving._dynamo_marked_constant = True  # type: ignore[attr-defined]  # torch.compile need not look for a compiler
 
 
 def features_by_torch(coords: Tensor, table: Tensor, tiles: Sequence[BiasTile], beside: Tensor) -> Tensor:
@@ -50,51 +58,68 @@ def features_by_torch(coords: Tensor, table: Tensor, tiles: Sequence[BiasTile], 
     return torch.cat([beside, *blends], 1)
 
 
-def features_by_kernels(coords: Tensor, table: Tensor, tiles: Sequence[BiasTile], beside: Tensor) -> Tensor:
-    """`grid_features` of fp32 tensors on the CPU."""
+def features_by_kernels(
+    coords: Tensor, table: Tensor, tiles: Sequence[BiasTile], beside: Tensor, kernels: Kernels = "cpu"
+) -> Tensor:
+    """`grid_features` of fp32 tensors, where these kernels serve.
+
+    Those of "triton" make rows that end in zeros, up to a multiple of 4 numbers: a level reads 16 bytes at once.
+    """
     if needs_operators():
-        return _operator(coords, table, beside, _numbers(tiles))
-    return _Features.apply(coords, table, beside, tuple(tiles))  # type: ignore[return-value]
+        return _operator(coords, table, beside, _numbers(tiles), kernels)
+    return _Features.apply(coords, table, beside, tuple(tiles), kernels)  # type: ignore[return-value]
 
 
-def _forward(coords: Tensor, table: Tensor, beside: Tensor, tiles: Sequence[BiasTile]) -> Tensor:
-    from loe_field.network.kernels.cpu import grid_forward
-
-    coords, table, beside = (t.detach().contiguous() for t in (coords, table, beside))
+def _forward(coords: Tensor, table: Tensor, beside: Tensor, tiles: Sequence[BiasTile], kernels: str) -> Tensor:
+    if kernels == "triton":
+        from loe_field.network.kernels.grid import grid_forward
+    else:
+        from loe_field.network.kernels.cpu import grid_forward
+    coords, beside, table = (t.detach().contiguous() for t in (coords, beside, table))
     return grid_forward(coords, beside, table, tiles)
 
 
 def _backward(
-    coords: Tensor, table: Tensor, grad: Tensor, tiles: Sequence[BiasTile], need_coords: bool, need_table: bool
+    coords: Tensor,
+    table: Tensor,
+    grad: Tensor,
+    tiles: Sequence[BiasTile],
+    columns: int,
+    kernels: str,
+    need_coords: bool,
+    need_table: bool,
 ) -> tuple[Tensor | None, Tensor | None]:
+    """The gradients of coords and table; the features' gradient begins at column `columns`."""
+    needs = {"need_coords": need_coords, "need_table": need_table}
+    if kernels == "triton":
+        from loe_field.network.kernels.grid import grid_backward
+
+        grad = grad[:, columns : columns + len(tiles) * table.shape[1]]
+        return grid_backward(coords.detach(), table.detach(), tiles, grad, **needs)
     from loe_field.network.kernels.cpu import grid_backward
 
-    needs = {"need_coords": need_coords, "need_table": need_table}
     coords, table, grad = (t.detach().contiguous() for t in (coords, table, grad))
     return grid_backward(coords, table, tiles, grad, **needs)
 
 
 def _gradients(
-    saved: Sequence[Tensor],
-    grad: Tensor,
-    tiles: Sequence[BiasTile],
-    need: Sequence[bool],
-    kernel: Callable[..., tuple[Tensor | None, Tensor | None]],
+    ctx: Any, grad: Tensor, kernel: Callable[..., tuple[Tensor | None, Tensor | None]]
 ) -> Sequence[Tensor | None]:
     """First derivatives by the kernel; where a graph or a batch of them is wanted, by torch on the same inputs."""
-    coords, table, columns = *saved, grad.shape[-1] - len(tiles) * saved[1].shape[1]
-    need_coords, need_table, need_beside = need
+    coords, table = ctx.saved_tensors
+    tiles, columns, kernels = ctx.how
+    need_coords, need_table, need_beside = ctx.needs_input_grad[:3]
     found: Sequence[Tensor | None] = (None, None)
     if need_coords or need_table:
         if not torch.is_grad_enabled() and not transformed(grad):
-            found = kernel(coords, table, grad, tiles, need_coords, need_table)
+            found = kernel(coords, table, grad, tiles, columns, kernels, need_coords, need_table)
         else:
 
             def features(coords: Tensor, table: Tensor) -> Tensor:
                 return features_by_torch(coords, table, tiles, coords.new_empty(len(coords), 0))
 
-            needs = (need_coords, need_table)
-            found = gradients_by_torch(features, (coords, table), needs, grad[:, columns:])
+            needs, behind = (need_coords, need_table), slice(columns, columns + len(tiles) * table.shape[1])
+            found = gradients_by_torch(features, (coords, table), needs, grad[:, behind])
     return *found, grad[:, :columns] if need_beside else None
 
 
@@ -102,14 +127,16 @@ class _Features(torch.autograd.Function):
     """The kernels for autograd as it is."""
 
     @staticmethod
-    def forward(ctx: Any, coords: Tensor, table: Tensor, beside: Tensor, tiles: tuple[BiasTile, ...]) -> Tensor:
+    def forward(
+        ctx: Any, coords: Tensor, table: Tensor, beside: Tensor, tiles: tuple[BiasTile, ...], kernels: Kernels
+    ) -> Tensor:
         ctx.save_for_backward(coords, table)
-        ctx.tiles = tiles
-        return _forward(coords, table, beside, tiles)
+        ctx.how = tiles, beside.shape[1], kernels
+        return _forward(coords, table, beside, tiles, kernels)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return *_gradients(ctx.saved_tensors, grad, ctx.tiles, ctx.needs_input_grad[:3], _backward), None
+        return *_gradients(ctx, grad, _backward), None, None
 
 
 # The same as operators of torch, whose arguments are tensors and numbers. An empty tensor stands for none.
@@ -124,43 +151,52 @@ def _tiles(numbers: Sequence[float]) -> list[BiasTile]:
     return [BiasTile(Level(a, b), int(size), "linear", int(table) or None) for a, b, size, table in parts]
 
 
-@torch.library.custom_op("loe_field::grid", mutates_args=(), device_types="cpu")
-def _operator(coords: Tensor, table: Tensor, beside: Tensor, tiles: Sequence[float]) -> Tensor:
-    return _forward(coords, table, beside, _tiles(tiles))
+@torch.library.custom_op("loe_field::grid", mutates_args=())
+def _operator(coords: Tensor, table: Tensor, beside: Tensor, tiles: Sequence[float], kernels: str) -> Tensor:
+    return _forward(coords, table, beside, _tiles(tiles), kernels)
 
 
 @_operator.register_fake
-def _(coords: Tensor, table: Tensor, beside: Tensor, tiles: Sequence[float]) -> Tensor:
-    return coords.new_empty(coords.shape[0], beside.shape[1] + len(tiles) // 4 * table.shape[1])
+def _(coords: Tensor, table: Tensor, beside: Tensor, tiles: Sequence[float], kernels: str) -> Tensor:
+    width = beside.shape[1] + len(tiles) // 4 * table.shape[1]
+    return coords.new_empty(coords.shape[0], -(-width // 4) * 4 if kernels == "triton" else width)
 
 
-@torch.library.custom_op("loe_field::grid_backward", mutates_args=(), device_types="cpu")
+@torch.library.custom_op("loe_field::grid_backward", mutates_args=())
 def _backward_operator(
-    coords: Tensor, table: Tensor, grad: Tensor, tiles: Sequence[float], need_coords: bool, need_table: bool
+    coords: Tensor,
+    table: Tensor,
+    grad: Tensor,
+    tiles: Sequence[float],
+    columns: int,
+    kernels: str,
+    need_coords: bool,
+    need_table: bool,
 ) -> list[Tensor]:
-    found = _backward(coords, table, grad, _tiles(tiles), need_coords, need_table)
+    found = _backward(coords, table, grad, _tiles(tiles), columns, kernels, need_coords, need_table)
     return [coords.new_empty(0) if g is None else g for g in found]
 
 
 @_backward_operator.register_fake
-def _(coords: Tensor, table: Tensor, grad: Tensor, tiles: Sequence[float], need_coords: bool,
-      need_table: bool) -> list[Tensor]:  # fmt: skip
+def _(coords: Tensor, table: Tensor, *others: Any) -> list[Tensor]:
+    *_, need_coords, need_table = others
     return [t.new_empty(t.shape if needed else 0) for t, needed in ((coords, need_coords), (table, need_table))]
 
 
 def _keep_for_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    coords, table, _, numbers = inputs
+    coords, table, beside, numbers, kernels = inputs
     ctx.save_for_backward(coords, table)
-    ctx.tiles = _tiles(numbers)
+    ctx.how = _tiles(numbers), beside.shape[1], kernels
 
 
 def _differentiate(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     def kernel(*arguments: Any) -> tuple[Tensor | None, Tensor | None]:
-        *tensors, tiles, need_coords, need_table = arguments
-        grad_coords, grad_table = _backward_operator(*tensors, _numbers(tiles), need_coords, need_table)
+        *tensors, tiles, columns, kernels, need_coords, need_table = arguments
+        how = (_numbers(tiles), columns, kernels)
+        grad_coords, grad_table = _backward_operator(*tensors, *how, need_coords, need_table)
         return grad_coords if need_coords else None, grad_table if need_table else None
 
-    return *_gradients(ctx.saved_tensors, grad, ctx.tiles, ctx.needs_input_grad[:3], kernel), None
+    return *_gradients(ctx, grad, kernel), None, None
 
 
 _operator.register_autograd(_differentiate, setup_context=_keep_for_backward)

@@ -33,12 +33,10 @@ def obstacle(
     blending: Blending,
     experts: int,
     altered: str | None = None,
-    tiles: str | None = None,
 ) -> str | None:
     """Why these kernels cannot serve so many experts of this dtype on this device; None if they can.
 
-    `altered` says how the network differs from those that the kernels compute, `tiles` what of its tiles the Triton
-    kernels have not.
+    `altered` says how the network differs from those that the kernels compute.
     """
     if altered is not None:
         return altered
@@ -59,8 +57,6 @@ def obstacle(
             if not has_bf16():
                 return "autocast wants bfloat16, which this processor does not multiply"
         return why_unavailable()
-    if tiles is not None:
-        return f"{tiles}, which the Triton kernels do not have yet"
     if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
         return f"the tensors are on {device} and the kernels need an NVIDIA GPU"
     return None if triton_installed() else "Triton is not installed: pip install triton"
@@ -79,7 +75,6 @@ def resolve_implementation(
     blending: Blending,
     experts: int,
     altered: str | None = None,
-    tiles: str | None = None,
 ) -> Resolved:
     """The implementation for a network with so many experts a level, in this dtype on this device.
 
@@ -91,9 +86,7 @@ def resolve_implementation(
     if implementation in ("torch", "reference"):
         return implementation
     kernels = implementation if implementation != "auto" else "cpu" if device.type == "cpu" else "triton"
-    reason = obstacle(
-        kernels, device=device, dtype=dtype, blending=blending, experts=experts, altered=altered, tiles=tiles
-    )
+    reason = obstacle(kernels, device=device, dtype=dtype, blending=blending, experts=experts, altered=altered)
     if reason is None:
         return kernels
     if implementation == "auto":

@@ -320,7 +320,7 @@ class LoEMLP(nn.Module):
         self.head = nn.Linear(layer_width, out_features)
         for i, layer in enumerate([*self.layers, self.head]):
             _init_linear_(layer.weight, layer.bias, initialization, omega_0, first=i == 0)  # type: ignore[arg-type]
-        table = None if grid is None else torch.empty(self._grid_shape).uniform_(-_GRID_INIT, _GRID_INIT)
+        table = None if grid is None else torch.empty(self._grid_shape()).uniform_(-_GRID_INIT, _GRID_INIT)
         self.grid_table = None if table is None else nn.Parameter(table)
 
     def forward(self, coords: Tensor, rows: ExpertRows | None = None) -> Tensor:
@@ -363,7 +363,7 @@ class LoEMLP(nn.Module):
         if resolved == "cpu":
             return fused_cpu.evaluate(coords, weights, biases, self.shape, table=table)
         if resolved == "triton":
-            return fused_triton.evaluate(coords, weights, biases, self.shape, rows=rows)
+            return fused_triton.evaluate(coords, weights, biases, self.shape, rows=rows, table=table)
         by_layers = resolved == "reference" or self.blending == "linear" or self.tile_size == 1 or needs_operators()
         if altered is None and not by_layers:
             return grouped.evaluate(coords, weights, biases, self.shape, table=table)
@@ -397,8 +397,7 @@ class LoEMLP(nn.Module):
         """Of the first layer."""
         return self.encoding.out_features + (0 if self.grid is None else self.grid.out_features)
 
-    @property
-    def _grid_shape(self) -> tuple[int, int]:
+    def _grid_shape(self) -> tuple[int, int]:  # no property: torch.jit.trace and the host's viewer read them all
         """Of the table."""
         assert self.grid is not None
         return sum(num_bias_vectors(tile, self.dim) for tile in self.grid_tiles), self.grid.features_per_level
@@ -415,7 +414,7 @@ class LoEMLP(nn.Module):
         if reason := _changed(self.head, nn.Linear):
             return f"head {reason}"
         table = self._parameters.get("grid_table")
-        if self.grid is not None and (table is None or table.shape != self._grid_shape):
+        if self.grid is not None and (table is None or table.shape != self._grid_shape()):
             return "grid_table was replaced"
         width, in_features = self.head.in_features, self._in_features
         for i, (layer, level, size, tile) in enumerate(zip(self.layers, self.levels, self.tile_sizes, self.bias_tiles)):
@@ -445,15 +444,16 @@ class LoEMLP(nn.Module):
         return expert_rows(index, self.shape.experts)
 
     def param_groups(self) -> dict[str, list[nn.Parameter]]:
-        """The experts of all levels but the first, which Muon is for, as "experts"; "grid" has the grid's table.
+        """The experts of all levels but the first, which Muon is for, as "experts"; all else as "fields".
 
-        All else is "fields". Bias tiles are no matrices: few points of a step touch a vector, and its entries stand for
-        themselves.
+        "grid" has the grid's table and the bias tiles, which are no matrices: few points of a step touch a vector, and
+        its entries stand for themselves.
         """
         experts = [
             p for layer in list(self.layers)[1:] for p in layer.parameters() if p.dim() > 1 and p is not layer.bias
         ]
         tables = [p for name, p in self.named_parameters() if name == "grid_table"]
+        tables += [layer.bias for layer in self.layers if layer.bias is not None and layer.bias.dim() > 1]  # type: ignore[misc, union-attr]
         chosen = {id(p) for p in experts + tables}
         rest = [p for p in self.parameters() if id(p) not in chosen]
         groups = {"experts": experts, "fields": rest, "grid": tables}
@@ -488,14 +488,7 @@ class LoEMLP(nn.Module):
         """All that the choice of the implementation depends on."""
         like, experts = self._a_parameter, num_experts(max(self.tile_sizes), self.dim)
         where = {"device": like.device, "dtype": like.dtype, "blending": self.blending, "experts": experts}
-        tiles = None if isinstance(self.tile_size, int) else "levels have tiles of different sizes"
-        tiles = "levels have bias tiles" if any(self.bias_tiles) else tiles
-        tiles = tiles if self.grid is None else "there is a feature grid"
-        return {
-            **where,
-            "altered": self._altered,
-            "tiles": tiles,
-        }  # not |, which torch.compile of torch 2.7 does not know
+        return {**where, "altered": self._altered}  # not |, which torch.compile of torch 2.7 does not know
 
     @property
     def _a_parameter(self) -> Tensor:
@@ -581,7 +574,8 @@ class LoEMLP(nn.Module):
         copies = 6 if self.blending == "linear" else 1.5 if self.resolved_implementation == "cpu" else 4
         features = 0 if self.grid is None else self.grid.out_features
         # Features and their gradient; in torch operations also those of every corner, and the corners themselves.
-        corners = 0 if self.grid is None or self.resolved_implementation == "cpu" else 2**self.dim
+        kernels = self.resolved_implementation in ("cpu", "triton")
+        corners = 0 if self.grid is None or kernels else 2**self.dim
         blended = 2 * features + corners * (features + 4 * len(self.grid_tiles))
         return copies * len(self.layers) * self.head.in_features + blended
 

@@ -24,6 +24,8 @@ class Arithmetic(NamedTuple):
     precision: Precision
     dtype: torch.dtype
     """Dtype of the result."""
+    tile: BiasTile | None = None
+    """Where the vectors of the bias lie; None: it has one, for all rows."""
 
 
 class NetworkShape(NamedTuple):

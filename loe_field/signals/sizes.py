@@ -7,6 +7,8 @@ _WIDTH, _OCTAVES = 64, 7
 """Channels of the recipe, and octaves of its encoded coordinates."""
 _PARAMETERS_PER_TARGET = 0.55
 _LARGEST_TILE = 8
+_BIAS_TILES = (8, 32)
+"""Vectors per axis, at least and at most."""
 
 
 def tile_size_for(resolution: Sequence[int], channels: int) -> int:
@@ -26,6 +28,20 @@ def tile_size_for(resolution: Sequence[int], channels: int) -> int:
             break
         tile_size = larger
     return tile_size
+
+
+def bias_tile_size_for(resolution: Sequence[int], channels: int, others: int, numbers_per_vector: int) -> int:
+    """Vectors per axis of all bias tiles, 8 to 32, that make 0.55 parameters per target.
+
+    Args:
+        resolution: samples along each coordinate.
+        channels: numbers per sample.
+        others: parameters without the tiles.
+        numbers_per_vector: of all levels together.
+    """
+    vectors = (_PARAMETERS_PER_TARGET * math.prod(resolution) * channels - others) / numbers_per_vector
+    smallest, largest = _BIAS_TILES
+    return min(largest, max(smallest, math.floor(max(vectors, 0) ** (1 / len(resolution)))))
 
 
 def levels_for(resolution: Sequence[int], tile_size: int) -> int:

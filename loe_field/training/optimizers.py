@@ -70,9 +70,9 @@ class AdamConfig(OptimizerConfig):
         return Adam(params, betas=(full.beta1, full.beta2), **values, **on_gpu)  # type: ignore[arg-type]
 
 
-def grid_config() -> AdamConfig:
-    """For the vectors of a feature grid: few points of a step touch one, so that its moments are small (eps)."""
-    return AdamConfig(eps=1e-15)
+def grid_config(lr: float | None = None) -> AdamConfig:
+    """For the vectors of grids and bias tiles: few points of a step touch one, so that its moments are small (eps)."""
+    return AdamConfig(lr=lr, eps=1e-15)
 
 
 @dataclass

@@ -1,6 +1,8 @@
 """loe-bench on a small suite, through the real ns-train."""
 
+import contextlib
 import csv
+import io
 import json
 import os
 import re
@@ -14,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from support import read_metrics, run, start
+from support import read_metrics, run, run_here, start
 
 from loe_field.cli.bench import Bench
 from loe_field.errors import InputError
@@ -54,12 +56,13 @@ runs = ["quad tree"]
 
 @pytest.fixture(scope="module")
 def suite(tmp_path_factory, small_picture):
-    """The suite's file, its output folder, and what the command said."""
+    """The suite's file, its output folder, the command's exit status and what it said on stderr."""
     folder = tmp_path_factory.mktemp("bench")
     path = folder / "small.toml"
     path.write_text(SUITE)
-    done = run("loe-bench", path, "--data", small_picture, "--output-dir", folder / "out")
-    return path, folder / "out", done
+    with contextlib.redirect_stderr(io.StringIO()) as said:
+        status = Bench(path, data=(small_picture,), output_dir=folder / "out").main()
+    return path, folder / "out", status, said.getvalue()
 
 
 def rows_of(output):
@@ -68,9 +71,9 @@ def rows_of(output):
 
 
 def test_a_failed_run_is_a_row(suite):
-    _, output, done = suite
-    assert done.returncode == 1
-    assert "Traceback" not in done.stderr
+    _, output, status, said = suite
+    assert status == 1
+    assert "Traceback" not in said
     good, bad = rows_of(output)
     assert (good["run"], good["num_steps"], good["seed"], good["problem"]) == ("quad tree", "12", "1", "")
     metrics = read_metrics(next(output.glob("quad-tree/*/*/*")))
@@ -93,7 +96,7 @@ def test_a_failed_run_is_a_row(suite):
 
 
 def test_what_is_done_is_not_done_again(suite, small_picture, capsys):
-    path, output, _ = suite
+    path, output, *_ = suite
     (metrics,) = output.rglob("metrics.json")
     before = metrics.stat().st_mtime_ns
     assert Bench(path, data=(small_picture,), output_dir=output, runs=("Quad",)).main() == 0
@@ -104,7 +107,7 @@ def test_what_is_done_is_not_done_again(suite, small_picture, capsys):
 
 def test_a_stopped_run_goes_on(suite, small_picture):
     """A run's folder with a checkpoint and no end: as after a kill."""
-    path, output, _ = suite
+    path, output, *_ = suite
     (metrics,) = output.rglob("metrics.json")
     (metrics.parent / "complete.json").unlink()
     assert Bench(path, data=(small_picture,), output_dir=output, runs=("quad",)).main() == 0
@@ -133,28 +136,25 @@ def test_stopped_in_the_middle(suite, small_picture, tmp_path):
     assert re.search(r"\| quad tree \|.*\| 0 \|$", (tmp_path / "table.md").read_text(), re.MULTILINE)
 
 
-def test_equal_seconds(small_picture, tmp_path):
-    (tmp_path / "equal.toml").write_text(
+def test_seconds_in_place_of_steps(small_picture, tmp_path):
+    (tmp_path / "seconds.toml").write_text(
         """
-        title = "Equal seconds"
+        title = "Seconds"
         train_seconds = 2
         columns = ["num_steps", "train_seconds"]
         overrides = { "pipeline.model.num_layers" = 4 }
         [[runs]]
         name = "narrow"
         overrides = { "pipeline.model.layer_width" = 16 }
-        [[runs]]
-        name = "wide"
-        overrides = { "pipeline.model.layer_width" = 128 }
         """
     )
-    assert Bench(tmp_path / "equal.toml", data=(small_picture,), output_dir=tmp_path / "out").main() == 0
-    for row in rows_of(tmp_path / "out"):
-        assert "--max-train-seconds 2" in row["options"]
-        assert 2 <= float(row["train_seconds"]) < 10
-    for checkpoint in (tmp_path / "out").rglob("step-*.ckpt"):
-        rates = torch.load(checkpoint, weights_only=True)["schedulers"]["experts"]["_last_lr"]
-        assert max(rates) < 0.2 * 0.015  # the schedule ended with the clock
+    assert Bench(tmp_path / "seconds.toml", data=(small_picture,), output_dir=tmp_path / "out").main() == 0
+    (row,) = rows_of(tmp_path / "out")
+    assert "--max-train-seconds 2" in row["options"]
+    assert 2 <= float(row["train_seconds"]) < 10
+    (checkpoint,) = (tmp_path / "out").rglob("step-*.ckpt")
+    rates = torch.load(checkpoint, weights_only=True)["schedulers"]["experts"]["_last_lr"]
+    assert max(rates) < 0.2 * 0.015  # the schedule ended with the clock
 
 
 def test_dry_run(suite, small_picture, tmp_path, capsys):
@@ -191,7 +191,7 @@ def test_methods_for_comparison_are_shown_to_their_runs(tmp_path, monkeypatch, c
     assert done.returncode == 0, done.stderr
     assert "--pipeline.model.average-init-density" in done.stdout
     monkeypatch.delenv(name)
-    listed = run("ns-train", "--help").stdout
+    listed = run_here("ns-train", "--help").stdout
     assert "loe-nerf" in listed
     for method in COMPARED:
         assert method not in listed
@@ -249,8 +249,16 @@ def test_a_suite_that_its_methods_do_not_take_is_refused_before_the_first_fit(tm
 def test_every_shipped_suite_is_taken(path, tmp_path):
     for method in {row.method for row in read_suite(path).runs}:
         assert method is None or method in COMPARED or method.startswith("loe-")
-    data = (tmp_path,) if path.stem.startswith("scenes") else ()
+    data = (tmp_path,) if "scene" in path.stem else ()
     assert Bench(path, data=data, dry_run=True).main() == 0
+
+
+def test_a_dataparser_ends_every_command(tmp_path, capsys):
+    path = CONFIGS[0].with_name("parts_scene.toml")
+    assert Bench(path, data=(tmp_path,), dataparser="blender-data", dry_run=True).main() == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2 * len(read_suite(path).runs)
+    assert all(line.endswith(" blender-data") for line in lines)
 
 
 def test_figures_are_all_that_runs_leave(suite):

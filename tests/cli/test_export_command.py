@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from support import FAST, read_metrics, run, run_folder
+from support import FAST, read_metrics, run, run_folder, run_here
 
 from loe_field import load_field
-from loe_field.cli import export
+from loe_field.cli import export, render
 from loe_field.export import traced
 from loe_field.export.fields import read_details
 from loe_field.image.load import load_run, load_target
@@ -22,7 +22,8 @@ pytestmark = pytest.mark.slow
 
 
 def train(folder, picture, *options, method="loe-image"):
-    done = run("ns-train", method, "--data", picture, "--max-num-iterations", 200, "--output-dir", folder, *options)
+    options = ("--max-num-iterations", 200, "--output-dir", folder, *options)
+    done = run_here("ns-train", method, "--data", picture, *options)
     assert done.returncode == 0, done.stderr
     return run_folder(folder, method)
 
@@ -94,11 +95,11 @@ def test_rounding_says_what_it_costs(kind, fitted, small_picture, call, tmp_path
     assert f"{metrics['bits_per_pixel']:.3f} bits per pixel" in said
 
 
-def test_loe_render_reads_it_back(fitted, small_picture, call, tmp_path):
+def test_loe_render_reads_it_back(fitted, small_picture, call, call_main, tmp_path):
     path = tmp_path / "f.safetensors"
     call("--load-config", fitted / "config.yml", "--format", "safetensors", "--output", path, "--quantize", "int8")
-    done = run("loe-render", "--load-config", path, "--output", tmp_path / "a.png")
-    assert done.returncode == 0, done.stderr
+    status, said = call_main(render.main, "loe-render", "--load-config", path, "--output", tmp_path / "a.png")
+    assert status == 0, said
     error = np.asarray(Image.open(tmp_path / "a.png")).astype(float) - np.asarray(Image.open(small_picture))
     assert read_details(path).metrics["psnr"] == pytest.approx(-10 * math.log10(np.mean(error**2) / 255**2), abs=1e-3)
     status, said = call("--load-config", path, "--format", "torch-export", "--output", tmp_path / "f.pt2")

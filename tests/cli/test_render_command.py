@@ -10,7 +10,7 @@ import time
 import numpy as np
 import pytest
 from PIL import Image
-from support import FAST, SCRIPTS, run, run_folder
+from support import FAST, SCRIPTS, run, run_folder, run_here
 
 pytestmark = pytest.mark.slow
 
@@ -20,7 +20,8 @@ def fitted(small_picture, tmp_path_factory):
     """A run whose picture is gone and whose folder was moved."""
     work = tmp_path_factory.mktemp("render")
     picture = shutil.copy(small_picture, work)
-    done = run("ns-train", "loe-image", "--data", picture, "--output-dir", work, "--max-num-iterations", 30, *FAST)
+    options = ("--output-dir", work, "--max-num-iterations", 30, *FAST)
+    done = run_here("ns-train", "loe-image", "--data", picture, *options)
     assert done.returncode == 0, done.stderr
     os.unlink(picture)
     return shutil.move(run_folder(work), work / "moved")
@@ -44,8 +45,10 @@ def test_a_run_is_read_without_the_host(fitted):
     subprocess.run([sys.executable, "-c", code, fitted / "config.yml"], check=True)
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-@pytest.mark.parametrize("suffix", ["png", "tif", "npy"])
+@pytest.mark.parametrize(
+    ("number", "status", "suffix"),
+    [(signal.SIGINT, 130, "png"), (signal.SIGTERM, 143, "tif"), (signal.SIGTERM, 143, "npy")],
+)
 def test_stopped_it_leaves_nothing(number, status, suffix, fitted, tmp_path):
     output = tmp_path / f"a.{suffix}"
     output.write_text("what was there before")

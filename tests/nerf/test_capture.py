@@ -111,7 +111,7 @@ def test_proposal_networks_have_a_grid_of_their_own(tmp_path):
     assert [id(p) for p in groups["grid"]] == [id(field.grid_table), id(proposal.grid_table)]
     numbers = [p for name, group in groups.items() if name != "camera_opt" for p in group]
     assert len({id(p) for p in numbers}) == len(numbers)
-    plain = small_pipeline(tmp_path / "plain", loe=GRID).model.networks[1]
+    plain = small_pipeline(tmp_path / "plain", loe=GRID, proposal_grid_levels=0).model.networks[1]
     assert plain.grid is None
     assert plain.encoding.num_frequencies == 2
 

@@ -23,7 +23,7 @@ from loe_field.runs.suite import COMPARED
 pytestmark = pytest.mark.slow
 
 METHODS = all_methods | {name: getattr(baseline_methods, name.replace("-", "_")).config for name in COMPARED}
-NUM_PARAMETERS = 1_305_252
+NUM_PARAMETERS = 1_175_416
 LOE = {"num_layers": 6, "layer_width": 64, "tile_size": 4, "pattern": "quad_tree", "num_frequencies": 6}
 
 
@@ -208,7 +208,7 @@ def test_options_that_cannot_be(options, words, tmp_path):
         {"loe": {"tile_size": 1}},
         {"loe": {"blending": "linear"}, "appearance_dim": 4},
         {"camera_optimizer": CameraOptimizerConfig(mode="SO3xR3")},
-        {"network": "hash-grid", "num_proposal_samples": (16, 8)},
+        {"network": "hash-grid", "num_proposal_samples": (16, 8), "steps": 30},  # proposals bound the field at first
         {
             "scene": "unbounded",
             "background_color": "random",
@@ -221,3 +221,12 @@ def test_options_of_the_model(options, tmp_path):
     _, metrics = trained("loe-nerf", tmp_path, **options)
     assert metrics["num_parameters"] != NUM_PARAMETERS
     assert metrics["psnr"] == pytest.approx(psnr_of_views(tmp_path / "scene/loe-nerf/now"), abs=0.05)
+
+
+def test_a_config_of_before_the_grid_builds_the_networks_of_then(tmp_path):
+    trainer = ready("loe-nerf", tmp_path, loe={}, proposal_layers=5)
+    assert "grid" not in trainer.pipeline.get_param_groups()
+    assert sum(p.numel() for group in weights(trainer).values() for p in group) == 1_305_252
+    model = trainer.config.pipeline.model
+    del model.__dict__["proposal_grid_levels"], model.loe.__dict__["grid_levels"]  # as yaml leaves what it has not
+    assert (model.loe.grid, model.proposal.grid) == (None, None)

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 from PIL import Image
-from support import read_metrics, run, run_folder
+from support import read_metrics, run, run_folder, run_here
 
 pytestmark = pytest.mark.slow
 
@@ -42,7 +42,7 @@ def test_a_run_measures_held_out_views(trained):
 
 def test_ns_eval_measures_the_same(trained, tmp_path):
     folder, _ = trained
-    done = run("ns-eval", "--load-config", folder / "config.yml", "--output-path", tmp_path / "eval.json")
+    done = run_here("ns-eval", "--load-config", folder / "config.yml", "--output-path", tmp_path / "eval.json")
     assert done.returncode == 0, done.stderr
     results = json.loads((tmp_path / "eval.json").read_text())["results"]
     assert results["psnr"] == pytest.approx(read_metrics(folder)["psnr"], abs=0.01)
@@ -51,14 +51,14 @@ def test_ns_eval_measures_the_same(trained, tmp_path):
 def test_it_goes_on_from_a_checkpoint_that_fits_and_refuses_another(trained, scene, tmp_path):
     folder, _ = trained
     options = ("--data", scene, "--load-dir", folder / "nerfstudio_models", "--output-dir", tmp_path)
-    done = run("ns-train", "loe-nerf", *options, *SMALL, "--max-num-iterations", 50)
+    done = run_here("ns-train", "loe-nerf", *options, *SMALL, "--max-num-iterations", 50)
     assert done.returncode == 0, done.stderr
     assert read_metrics(run_folder(tmp_path, "loe-nerf"))["num_steps"] == 50
-    done = run("ns-train", "loe-nerf", *options, *SMALL, "--pipeline.model.layer-width", 8)
+    done = run_here("ns-train", "loe-nerf", *options, *SMALL, "--pipeline.model.layer-width", 8)
     assert done.returncode == 1
     assert "the checkpoint is of another shape" in done.stderr
     assert "Traceback" not in done.stderr
-    done = run("ns-train", "loe-nerf", *options, *SMALL, "--pipeline.model.scene", "unbounded")
+    done = run_here("ns-train", "loe-nerf", *options, *SMALL, "--pipeline.model.scene", "unbounded")
     assert done.returncode == 1
     assert "the checkpoint's scene is box, and here it is unbounded" in done.stderr
 

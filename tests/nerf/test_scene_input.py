@@ -10,7 +10,7 @@ from nerfstudio.data.dataparsers.instant_ngp_dataparser import InstantNGPDataPar
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
 from PIL import Image
 from scenes import write_scene
-from support import run
+from support import run_here
 
 from loe_field.errors import InputError
 from loe_field.nerf.datamanager import SceneDataManagerConfig
@@ -216,7 +216,7 @@ def test_refused_folders(small_scene, tmp_path):
 
 
 def test_the_command_says_one_line_and_leaves_nothing(tmp_path):
-    done = run("ns-train", "loe-nerf", "--data", tmp_path / "nowhere", "--output-dir", tmp_path / "out")
+    done = run_here("ns-train", "loe-nerf", "--data", tmp_path / "nowhere", "--output-dir", tmp_path / "out")
     assert done.returncode == 1
     assert "nowhere is not there" in done.stderr
     assert "Traceback" not in done.stderr

@@ -323,11 +323,6 @@ def test_a_file_with_another_grid_than_its_table_is_refused(tmp_path):
             load_field(path)
 
 
-def test_triton_says_that_it_has_no_grid():
-    with pytest.raises(RuntimeError, match="there is a feature grid, which the Triton kernels do not have yet"):
-        network("experts", implementation="triton")(torch.rand(3, 2))
-
-
 def test_a_replaced_table_is_computed_layer_by_layer():
     field, points = network("experts"), torch.rand(30, 2)
     expected = field(points)

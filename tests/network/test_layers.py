@@ -92,7 +92,7 @@ def test_tiled_networks_tell_their_sizes():
     assert [tuple(layer.bias.shape) for layer in field.layers] == [(64, 8), (8,), (16, 8)]
     groups = field.param_groups()
     assert all(p is layer.weight for p, layer in zip(groups["experts"], list(field.layers)[1:]))
-    assert any(p is field.layers[0].bias for p in groups["fields"])
+    assert groups["grid"] == [field.layers[0].bias, field.layers[2].bias]
     assert field.macs_per_point == make().macs_per_point + 2 * 4 * 8
     assert field.obstacle is None or "float64" in field.obstacle
     assert "bias_tile=BiasTile" in repr(field.layers[0])
@@ -101,15 +101,6 @@ def test_tiled_networks_tell_their_sizes():
     points = torch.rand(9, 2, dtype=torch.float64)
     assert torch.equal(again(points), field(points))
     assert "bias_tile_size" not in make().options
-
-
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [({"bias_tile_size": 2}, "bias tiles"), ({"tile_size": [1, 2, 2]}, "tiles of different sizes")],
-)
-def test_what_triton_has_not_yet_is_told(options, words):
-    with pytest.raises(RuntimeError, match=f"levels have {words}, which the Triton kernels do not have yet"):
-        make(torch.float32, implementation="triton", **options)(torch.rand(3, 2))
 
 
 def test_every_point_is_served_by_its_own_cell():

@@ -50,7 +50,7 @@ def test_every_network_keeps_the_protocol(name):
     assert net.resolved_implementation in ("cpu", "torch")
     groups = net.param_groups()
     assert all(groups.values())
-    assert set(groups) <= {"experts", "fields", "decayed"}
+    assert set(groups) <= {"experts", "fields", "decayed", "grid"}
     assert sorted(id(p) for group in groups.values() for p in group) == sorted(id(p) for p in net.parameters())
     assert net.piecewise_linear is (name in ("loe, relu", "relu-pe", "fourier", "hash-grid"))
     assert (net.recipe is None) is name.startswith("loe")

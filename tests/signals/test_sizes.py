@@ -35,6 +35,29 @@ def test_more_experts_for_more_targets(resolution, channels, tile_size, levels, 
     assert samples_per_batch_for(resolution, channels) == samples
 
 
+@pytest.mark.parametrize(
+    ("resolution", "channels", "experts", "vectors", "parameters"),
+    [((512, 512), 1, 2, 10, 142_017), ((16, 16), 3, 2, 8, 121_411), ((768, 512), 3, 4, 25, 641_155)],
+)
+def test_the_smooth_recipe_fills_what_experts_leave_with_bias_tiles(resolution, channels, experts, vectors, parameters):
+    options = {"num_frequencies": 9, "expert_levels": 4, "bias_tile_size": None}
+    state = torch.random.get_rng_state()
+    config = LoEConfig(**options).sized(resolution, channels)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert config.tile_size == (1,) * 5 + (experts,) * 4
+    assert config.bias_tile_size == vectors
+    assert config.sized(resolution, channels) == config
+    network = build_network("loe", config, None, resolution=resolution, channels=channels)
+    assert network.num_parameters == parameters
+
+
+def test_experts_are_said_once():
+    with pytest.raises(ValueError, match="leave expert_levels out"):
+        LoEConfig(tile_size=(1, 2), num_layers=3, expert_levels=1).sized((8, 8), 1)
+    with pytest.raises(ValueError, match="expert_levels is -1"):
+        LoEConfig(expert_levels=-1).sized((8, 8), 1)
+
+
 @pytest.mark.parametrize("size", [(768, 512, 3), (1024, 1024, 1), (2000, 700, 4), (1080, 1920, 3)])
 def test_parameters_stay_below_targets(size):
     width, height, channels = size

@@ -294,7 +294,8 @@ static void scatter(int64_t features, int64_t dim, Corners at, int64_t rows, con
     scatter_any(features, dim, at, rows, same, g, stride, from, count, sums);
 }
 
-/* grad [rows, dim] += those of the shares of a level's table, from rows g, `stride` apart. */
+/* grad [rows, dim] += those of the shares of a level's table, from rows g, `stride` apart: along an axis, the difference
+ * of what the corners on its two sides give. */
 static inline __attribute__((always_inline)) void slopes_as(int64_t features, int64_t dim, Corners at, float alpha,
                                                             int64_t rows, const float *table, const float *g,
                                                             int64_t stride, float *grad) {
@@ -310,9 +311,11 @@ static inline __attribute__((always_inline)) void slopes_as(int64_t features, in
                 product[c][lane] = sum;
             }
         for (int64_t d = 0; d < dim; d++) {
+            const int64_t bit = dim - 1 - d;
             vec slope = {0};
             for (int64_t c = 0; c < 1 << dim; c++) {
-                vec share = (vec){0} + (c >> (dim - 1 - d) & 1 ? alpha : -alpha);
+                if (c >> bit & 1) continue;
+                vec share = (vec){0} + alpha;
                 for (int64_t other = 0; other < dim; other++) {
                     const vec fraction = *(const vec *)(at.fraction + other * BLOCK + r);
                     if (other == d) continue;
@@ -321,7 +324,7 @@ static inline __attribute__((always_inline)) void slopes_as(int64_t features, in
                     else
                         share *= 1 - fraction;
                 }
-                slope += share * *(const vec *)product[c];
+                slope += share * (*(const vec *)product[c | 1 << bit] - *(const vec *)product[c]);
             }
             for (int64_t lane = 0; lane < count; lane++) grad[(r + lane) * dim + d] += slope[lane];
         }
@@ -329,7 +332,12 @@ static inline __attribute__((always_inline)) void slopes_as(int64_t features, in
 }
 static void add_grid_slopes(int64_t features, int64_t dim, Corners at, float alpha, int64_t rows, const float *table,
                             const float *g, int64_t stride, float *grad) {
-    BY_FEATURES(slopes, features, dim, at, alpha, rows, table, g, stride, grad)
+    if (dim == 3 && features == 2)
+        slopes_as(2, 3, at, alpha, rows, table, g, stride, grad);
+    else if (dim == 2 && features == 2)
+        slopes_as(2, 2, at, alpha, rows, table, g, stride, grad);
+    else
+        slopes_as(features, dim, at, alpha, rows, table, g, stride, grad);
 }
 
 /* Parts of a level's table, so that the threads have work to the end. */

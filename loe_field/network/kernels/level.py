@@ -11,12 +11,18 @@ A row of x may be longer than the matrix is wide, up to a multiple of 16 bytes, 
 it holds there meets zeros.
 
 Bytes that must move per row of width W, operands of s bytes: forward 2 W s (x, y), backward 3 W s (x, grad_y, grad_x).
+
+A bias tile is read where a shared bias is added: 2^dim vectors a row, from a table that the caches hold (8 x 8 vectors
+of 64 are 16 KiB). Its gradient is another kernel's (`bias`), for which the backward pass writes that of the
+pre-activation.
 """
 
 # Inside and at its launch a kernel takes other types than its signature says.
 # pyright: reportCallIssue=false, reportArgumentType=false, reportPossiblyUnboundVariable=false
+# pyright: reportGeneralTypeIssues=false, reportOperatorIssue=false
 
 import functools
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -24,6 +30,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from loe_field.network.kernels.tiles import cells_of, constants_of, corner_of
 from loe_field.network.shape import Arithmetic, Precision
 
 # In tf32 the tensor cores drop the 13 low bits of fp32 operands; rounded ones would have half that error. To round is
@@ -41,7 +48,9 @@ _OPERANDS = {
 # One compilation serves all batches and levels: not another for a number of rows that 16 divides, nor for a level whose
 # lists happen to begin at a multiple of 16 bytes.
 _jit = functools.partial(
-    triton.jit, do_not_specialize=["num_rows", "chunk_rows"], do_not_specialize_on_alignment=["order", "starts"]
+    triton.jit,
+    do_not_specialize=["num_rows", "chunk_rows"],
+    do_not_specialize_on_alignment=["order", "starts", "coords"],
 )
 
 
@@ -154,11 +163,37 @@ def _load_transposed(weight, inner, columns, stride_o, stride_k, OUT: tl.constex
     return tl.load(weight + inner[:, None] * stride_k + columns[None, :] * stride_o, mask=mask, other=0.0)
 
 
+@triton.jit
+def _tile_bias(
+    bias,
+    coords,
+    rows,
+    live,
+    columns,
+    alpha,
+    beta,
+    OUT: tl.constexpr,
+    DIM: tl.constexpr,
+    TILE_SIZE: tl.constexpr,
+    TABLE: tl.constexpr,
+    LINEAR: tl.constexpr,
+):
+    """A block's blend of the vectors of a bias tile [vectors, OUT], fp32: `bias.tile_bias`."""
+    total = tl.zeros([rows.shape[0], columns.shape[0]], tl.float32)
+    c0, p0, c1, p1, c2, p2, c3, p3 = cells_of(coords, rows, live, alpha, beta, TILE_SIZE, DIM)
+    for corner in tl.static_range(1 << DIM if LINEAR else 1):
+        index, share = corner_of(c0, p0, c1, p1, c2, p2, c3, p3, TILE_SIZE, TABLE, DIM, corner, LINEAR, TABLE > 0)
+        vector = _load(bias, index.to(tl.int64), live, columns, OUT).to(tl.float32)
+        total = tl.fma(vector, tl.broadcast_to(share[:, None], total.shape), total)
+    return total
+
+
 @_jit()
 def _level(
     x,
     weight,
     bias,
+    coords,
     grad_y,
     order,
     starts,
@@ -169,12 +204,18 @@ def _level(
     stride_o,
     stride_k,
     omega_0,
+    alpha,
+    beta,
     IN: tl.constexpr,
     OUT: tl.constexpr,
     IN_ROW: tl.constexpr,
     OUT_ROW: tl.constexpr,
     EXPERTS: tl.constexpr,
     EXPERTS_PADDED: tl.constexpr,
+    DIM: tl.constexpr,
+    TILE_SIZE: tl.constexpr,
+    TABLE: tl.constexpr,
+    LINEAR: tl.constexpr,
     ACTIVATION: tl.constexpr,
     DTYPE: tl.constexpr,
     INPUT_PRECISION: tl.constexpr,
@@ -191,7 +232,7 @@ def _level(
     weight += expert.to(tl.int64) * stride_e
     if IN <= BLOCK_IN:
         w = _load_transposed(weight, inner, columns, stride_o, stride_k, OUT, IN).to(DTYPE)
-    if bias is not None:
+    if bias is not None and coords is None:
         b = tl.load(bias + columns, mask=columns < OUT, other=0.0).to(tl.float32)
     for start in range(first, stop, BLOCK_ROWS):
         rows, live = _rows(order, start, stop, EXPERTS, BLOCK_ROWS)
@@ -204,7 +245,9 @@ def _level(
                 xs = _load(x, rows, live, k + inner, IN_ROW).to(DTYPE)
                 ws = _load_transposed(weight, k + inner, columns, stride_o, stride_k, OUT, IN).to(DTYPE)
                 z = tl.dot(xs, ws, z, input_precision=INPUT_PRECISION)
-        if bias is not None:
+        if coords is not None:
+            z += _tile_bias(bias, coords, rows, live, columns, alpha, beta, OUT, DIM, TILE_SIZE, TABLE, LINEAR)
+        elif bias is not None:
             z += b[None, :]
         if grad_y is not None:
             value = _pull_back(_load(grad_y, rows, live, columns, OUT).to(tl.float32), z, omega_0, ACTIVATION)
@@ -218,20 +261,28 @@ def _fused_backward(
     x,
     weight,
     bias,
+    coords,
     grad_y,
     order,
     starts,
     grad_x,
+    grad_z,
     weight_partials,
     bias_partials,
     num_rows,
     chunk_rows,
     omega_0,
+    alpha,
+    beta,
     IN: tl.constexpr,
     OUT: tl.constexpr,
     IN_ROW: tl.constexpr,
     EXPERTS: tl.constexpr,
     EXPERTS_PADDED: tl.constexpr,
+    DIM: tl.constexpr,
+    TILE_SIZE: tl.constexpr,
+    TABLE: tl.constexpr,
+    LINEAR: tl.constexpr,
     ACTIVATION: tl.constexpr,
     DTYPE: tl.constexpr,
     INPUT_PRECISION: tl.constexpr,
@@ -248,7 +299,7 @@ def _fused_backward(
     matrix = columns[:, None] * IN + inner[None, :]
     inside = (columns < OUT)[:, None] & (inner < IN)[None, :]
     w = tl.load(weight + expert.to(tl.int64) * (OUT * IN) + matrix, mask=inside, other=0.0).to(DTYPE)
-    if bias is not None:
+    if bias is not None and coords is None:
         b = tl.load(bias + columns, mask=columns < OUT, other=0.0).to(tl.float32)
     grad_w = tl.zeros([BLOCK_OUT, BLOCK_IN], tl.float32)
     # Summed over its rows once at the end: a sum over rows crosses lanes and warps.
@@ -258,16 +309,20 @@ def _fused_backward(
         xs = _load(x, rows, live, inner, IN_ROW).to(DTYPE)
         grad = _load(grad_y, rows, live, columns, OUT).to(tl.float32)
         z = tl.dot(xs, tl.trans(w), input_precision=INPUT_PRECISION)
-        if bias is not None:
+        if coords is not None:
+            z += _tile_bias(bias, coords, rows, live, columns, alpha, beta, OUT, DIM, TILE_SIZE, TABLE, LINEAR)
+        elif bias is not None:
             z += b[None, :]
         grad = _pull_back(grad, z, omega_0, ACTIVATION)
         if bias_partials is not None:
             grad_z_sum += grad
-        grad_z = grad.to(DTYPE)
+        if grad_z is not None:
+            _store(grad_z, grad, rows, live, columns, OUT)
+        grad = grad.to(DTYPE)
         if weight_partials is not None:
-            grad_w = tl.dot(tl.trans(grad_z), xs, grad_w, input_precision=INPUT_PRECISION)
+            grad_w = tl.dot(tl.trans(grad), xs, grad_w, input_precision=INPUT_PRECISION)
         if grad_x is not None:
-            _store(grad_x, tl.dot(grad_z, w, input_precision=INPUT_PRECISION), rows, live, inner, IN_ROW)
+            _store(grad_x, tl.dot(grad, w, input_precision=INPUT_PRECISION), rows, live, inner, IN_ROW)
     if weight_partials is not None:
         tl.store(weight_partials + chunk.to(tl.int64) * (OUT * IN) + matrix, grad_w, mask=inside)
     if bias_partials is not None:
@@ -477,7 +532,7 @@ def capability(device: torch.device) -> tuple[int, int]:
 
 
 @functools.cache
-def _processors(device: torch.device) -> int:
+def processors(device: torch.device) -> int:
     """Multiprocessors of a GPU; few in the interpreter, so that chunks there have several blocks."""
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
 
@@ -497,17 +552,24 @@ def _constants(x: Tensor, weight: Tensor, precision: Precision) -> dict[str, Any
     return sizes | {"EXPERTS_PADDED": padded, "DTYPE": operand, "INPUT_PRECISION": input_precision}
 
 
+def _tile_constants(coords: Tensor | None, how: Arithmetic) -> tuple[tuple[float, float], dict[str, Any]]:
+    """Scale and shift of a level's bias tile, and its constants for a launch, which finds a point's cell to the bit."""
+    numbers, constants = constants_of(how.tile, 0 if coords is None else coords.shape[1])
+    return numbers, constants | ({} if how.tile is None else {"enable_fp_fusion": False})
+
+
 def _launch_level(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
+    coords: Tensor | None,
     grad_y: Tensor | None,
     order: Tensor | None,
     starts: Tensor | None,
     how: Arithmetic,
     out_row: int | None = None,
 ) -> Tensor:
-    """Launch `_level`; x, bias and grad_y are contiguous, weight [experts, out, in] has any strides.
+    """Launch `_level`; x, bias, coords and grad_y are contiguous, weight [experts, out, in] has any strides.
 
     A row of the result has out_row numbers, zeros beyond out_features; None: out_features.
     """
@@ -515,23 +577,37 @@ def _launch_level(
     rows, out_row = x.shape[0], out_row or out_features
     out = torch.empty(rows, out_row, dtype=how.dtype, device=x.device)
     blocks = level_blocks(in_features, out_features, how.precision, capability(x.device))
+    if how.tile is not None and how.precision == "ieee":  # with 4 warps it spills
+        blocks = blocks._replace(warps=8, programs=2)
     constants = _constants(x, weight, how.precision) | blocks.constants
     constants |= {"ACTIVATION": how.activation, "OUT_ROW": out_row}
-    chunk_rows, chunks = _chunks(rows, experts, blocks.rows, blocks.programs * _processors(x.device))
-    tensors = (x, weight, bias, grad_y, order, starts, out)
-    numbers = (rows, chunk_rows, *weight.stride(), how.omega_0)
+    chunk_rows, chunks = _chunks(rows, experts, blocks.rows, blocks.programs * processors(x.device))
+    place, tile = _tile_constants(coords, how)
+    constants |= tile
+    tensors = (x, weight, bias, coords, grad_y, order, starts, out)
+    numbers = (rows, chunk_rows, *weight.stride(), how.omega_0, *place)
     _level[(chunks, triton.cdiv(out_features, blocks.out))](*tensors, *numbers, **constants)
     return out
 
 
 def level_forward(
-    x: Tensor, weight: Tensor, bias: Tensor | None, order: Tensor | None, starts: Tensor | None, how: Arithmetic
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    coords: Tensor | None,
+    order: Tensor | None,
+    starts: Tensor | None,
+    how: Arithmetic,
 ) -> Tensor:
     """`fused_triton.expert_linear`, unchecked; x is rounded to the precision on the way into the products."""
     if x.shape[0] == 0:
         return x.new_empty(0, weight.shape[1], dtype=how.dtype)
-    x, weight, bias = x.contiguous(), _operand(weight, how.precision), None if bias is None else bias.contiguous()
-    return _launch_level(x, weight, bias, None, order, starts, how)
+    x, bias, coords = x.contiguous(), _contiguous(bias), _contiguous(coords)
+    return _launch_level(x, _operand(weight, how.precision), bias, coords, None, order, starts, how)
+
+
+def _contiguous(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.contiguous()
 
 
 def _operand(weight: Tensor, precision: Precision) -> Tensor:
@@ -546,11 +622,12 @@ def level_backward(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
+    coords: Tensor | None,
     order: Tensor | None,
     starts: Tensor | None,
     how: Arithmetic,
-    need: tuple[bool, bool, bool] = (True, True, True),
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    need: Sequence[bool] = (True, True, True, False),
+) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
     """The gradients of `level_forward` for the cotangent grad_y [N, out_features]; the other arguments are its own.
 
     The pre-activation is computed again from x, which the weight gradient reads anyway. Matrices up to 128 x 128 (fp32:
@@ -558,26 +635,29 @@ def level_backward(
     twice. Sums over rows are made in a fixed order, so results are the same every time.
 
     Returns:
-        The gradients of x, like it, and of weight and of bias in fp32; None where not needed.
+        The gradients of x, like it, of weight and of a bias that all rows share in fp32, and of the pre-activation [N,
+        out_features], in 16 bits where operands are; None where not needed.
     """
     experts, out_features, in_features = weight.shape
     rows, precision = x.shape[0], how.precision
-    need_x, need_weight, need_bias = need
-    need_bias = need_bias and bias is not None
+    need_x, need_weight, need_bias, need_z = need
+    need_bias = need_bias and bias is not None and how.tile is None
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)
     if rows == 0:
         return (
             torch.zeros_like(x) if need_x else None,
             torch.zeros_like(weight, dtype=torch.float32) if need_weight else None,
             x.new_zeros(out_features, dtype=torch.float32) if need_bias else None,
+            torch.zeros_like(grad_y, dtype=dtype) if need_z else None,
         )
-    x, grad_y, bias = x.contiguous(), grad_y.contiguous(), None if bias is None else bias.contiguous()
+    x, grad_y, bias, coords = x.contiguous(), grad_y.contiguous(), _contiguous(bias), _contiguous(coords)
     grad_x = grad_weight = grad_bias = None
     card = capability(x.device)
 
     fused = backward_blocks(in_features, out_features, precision, card)
     blocks = fused or weight_gradient_blocks(in_features, out_features, precision, card)
     tiles = triton.cdiv(out_features, blocks.out) * triton.cdiv(in_features, blocks.inner)
-    programs = max(1, blocks.programs * _processors(x.device) // tiles)
+    programs = max(1, blocks.programs * processors(x.device) // tiles)
     chunk_rows, chunks = _chunks(rows, experts, blocks.rows, programs)
     constants = _constants(x, weight, precision)
 
@@ -586,20 +666,23 @@ def level_backward(
 
     weight_partials = workspace(need_weight, chunks, out_features, in_features)
     bias_partials = workspace(need_bias, chunks, out_features)
+    grad_z = grad_y
     if fused:
         grad_x = torch.empty_like(x) if need_x else None
-        tensors = (x, weight.contiguous(), bias, grad_y, order, starts, grad_x, weight_partials, bias_partials)
-        constants |= blocks.constants | {"ACTIVATION": how.activation}
-        _fused_backward[(chunks,)](*tensors, rows, chunk_rows, how.omega_0, **constants)
+        grad_z = torch.empty_like(grad_y, dtype=dtype) if need_z else None
+        tensors = (x, weight.contiguous(), bias, coords, grad_y, order, starts, grad_x, grad_z)
+        place, tile = _tile_constants(coords, how)
+        constants |= blocks.constants | tile | {"ACTIVATION": how.activation}
+        _fused_backward[(chunks,)](
+            *tensors, weight_partials, bias_partials, rows, chunk_rows, how.omega_0, *place, **constants
+        )
     else:
         weight = _operand(weight, precision)
-        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)
-        grad_z = grad_y
         if how.activation != "none":
-            grad_z = _launch_level(x, weight, bias, grad_y, order, starts, how._replace(dtype=dtype))
+            grad_z = _launch_level(x, weight, bias, coords, grad_y, order, starts, how._replace(dtype=dtype))
         if need_x:
             linear = Arithmetic("none", 1.0, precision, x.dtype)
-            grad_x = _launch_level(grad_z, weight.mT, None, None, order, starts, linear, x.shape[1])
+            grad_x = _launch_level(grad_z, weight.mT, None, None, None, order, starts, linear, x.shape[1])
         if need_weight or need_bias:
             grid = (chunks, triton.cdiv(out_features, blocks.out), triton.cdiv(in_features, blocks.inner))
             tensors = (x, grad_z, order, starts, weight_partials, bias_partials)
@@ -613,4 +696,15 @@ def level_backward(
         _sum_partials[((experts + int(need_bias)) * triton.cdiv(size, 128),)](
             *tensors, rows, chunk_rows, SIZE=size, **shared, BLOCK_CHUNKS=32, BLOCK=128, num_warps=4
         )
-    return grad_x, grad_weight, grad_bias
+    return grad_x, grad_weight, grad_bias, grad_z if need_z else None
+
+
+def sum_partials(partials: Tensor, num_rows: int, chunk_rows: int) -> Tensor:
+    """The sum of partials [chunks, ...] over the chunks of num_rows rows, in a fixed order."""
+    out = torch.empty_like(partials[0])
+    size = out.numel()
+    _sum_partials[(triton.cdiv(size, 128),)](
+        partials, None, None, out, None, num_rows, chunk_rows, SIZE=size, OUT=1, EXPERTS=1, EXPERTS_PADDED=1,
+        BLOCK_CHUNKS=32, BLOCK=128, num_warps=4,
+    )  # fmt: skip
+    return out
