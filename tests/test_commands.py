@@ -329,6 +329,18 @@ def test_the_schedule_stretches_to_every_run_of_its_own(call, small_picture, tmp
         assert f"max_steps: {steps}" in (folder / "config.yml").read_text()
 
 
+def test_a_network_with_a_grid(call, small_picture, tmp_path):
+    """One matrix for all points: what is local comes from the grid."""
+    options = ("--pipeline.model.tile-size", 1, "--max-num-iterations", 150)
+    psnr = []
+    for levels in (0, 4):
+        grid = ("--pipeline.model.grid-levels", levels, "--optimizers.grid.optimizer.lr", 0.02)
+        folder = fit(call, small_picture, tmp_path / str(levels), *options, *grid)
+        psnr.append(read_metrics(folder)["psnr"])
+        assert (load_run(folder / "config.yml").network.grid is None) == (levels == 0)
+    assert psnr[1] > psnr[0] + 1
+
+
 @pytest.mark.parametrize("network", ["siren", "relu-pe", "fourier", "finer", "wire", "gauss", "bacon", "hash-grid"])
 def test_every_baseline_from_the_same_command(network, call, small_picture, tmp_path):
     """With its authors' learning rate and schedule, unless told otherwise; resumable and evaluated like the rest."""

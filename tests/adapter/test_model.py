@@ -123,6 +123,8 @@ def test_parameter_groups_hold_every_parameter_of_the_field_once():
     held = [id(p) for params in groups.values() for p in params]
     assert sorted(held) == sorted(id(p) for p in model.field.parameters())
     assert {p.shape for p in groups["experts"]} == {(4, 8, 8)}
+    with_grid = make(grid_levels=2)[0]
+    assert [p is with_grid.field.grid_table for p in with_grid.get_param_groups()["grid"]] == [True]
     assert "experts" not in make(num_layers=2)[0].get_param_groups()
 
 

@@ -64,7 +64,21 @@ def test_grids_beyond_memory(options):
         build_network("hash-grid", LOE, replace(GRID, **options), resolution=(32, 24), channels=3)
 
 
-@pytest.mark.parametrize("option", [{"tile_size": 4}, {"num_frequencies": 3}, {"omega_0": 2.0}, {"blending": "linear"}])
+def test_a_grid_goes_as_fine_as_the_picture():
+    loe = LoEConfig(num_layers=3, layer_width=8, tile_size=1, grid_levels=4, grid_table_size=256)
+    assert loe.sized((300, 200), 3).build(2, 3).grid.max_resolution == 150
+    assert loe.sized((20, 20), 3).build(2, 3).grid.max_resolution == 16
+    grid = replace(loe, grid_features=4, grid_min_resolution=8, grid_tile_size=5).build(3, 1).grid
+    assert (grid.features_per_level, grid.min_resolution, grid.max_resolution, grid.tile_size) == (4, 8, 512, 5)
+    assert LoEConfig().sized((300, 200), 3).build(2, 3).grid is None
+    assert LoEConfig().sized((300, 200), 3).grid_max_resolution is None
+    with pytest.raises(ValueError, match="grid_levels is -1"):
+        replace(loe, grid_levels=-1).build(2, 3)
+
+
+@pytest.mark.parametrize(
+    "option", [{"tile_size": 4}, {"grid_levels": 2}, {"num_frequencies": 3}, {"omega_0": 2.0}, {"blending": "linear"}]
+)
 def test_an_option_that_a_baseline_has_not_is_refused(option):
     recipe = LoEConfig(num_frequencies=9)
     (name,) = option

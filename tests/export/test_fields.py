@@ -10,7 +10,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from support import spread
 
-from loe_field import LoEMLP, load_field, save_field
+from loe_field import FeatureGrid, LoEMLP, load_field, save_field
 from loe_field.errors import InputError
 from loe_field.export.fields import encode_field, read_details, read_field
 from loe_field.export.quantize import dequantized, quantized
@@ -33,6 +33,18 @@ NETWORKS = {
     },
     "hashed": {"dim": 3, "num_layers": 3, "layer_width": 8, "bias_tile_size": 5, "bias_table_size": 32},
     "nearest bias tiles": {"num_layers": 3, "layer_width": 8, "bias_tile_size": 3, "bias_blending": "nearest"},
+    "grid": {
+        "num_layers": 3,
+        "layer_width": 8,
+        "num_frequencies": 1,
+        "grid": FeatureGrid(num_levels=4, min_resolution=3, max_resolution=17, table_size=64),
+    },
+    "cyclic grid": {
+        "dim": 3,
+        "num_layers": 2,
+        "layer_width": 8,
+        "grid": FeatureGrid(1, features_per_level=3, tile_size=4, table_size=None),
+    },
     "siren": {"num_layers": 3, "layer_width": 8, "omega_0": 30.0, "initialization": "siren"},
 }
 
@@ -65,19 +77,33 @@ def read_with_numpy(path):
             total = total + share * entries[number(cell + corner)]
         return total
 
+    def vector(cell, size, table):
+        if table is None or size ** net["dim"] <= table:
+            return expert(cell, size)
+        primes = (1, 2654435761, 805459861, 3674653429)
+        return np.bitwise_xor.reduce((cell.astype(int) % size) * primes[: net["dim"]], -1) % table
+
+    def grid_features(p):
+        grid, start, features = net["grid"], 0, []
+        low, levels = grid["min_resolution"], grid["num_levels"]
+        for g in range(levels):
+            n = low if levels == 1 else int(low * (grid["max_resolution"] / low) ** (g / (levels - 1)) + 1e-9)
+            size, table = grid["tile_size"] or n + 1, grid["table_size"]
+            count = min(size ** net["dim"], table or size ** net["dim"])
+            rows, start = numbers("grid_table")[start : start + count], start + count
+            number = lambda cell, size=size, table=table: vector(cell, size, table)  # noqa: E731
+            features.append(blend(rows, number, np.float32(n) * p, "linear"))
+        return features
+
     def bias_of(i, p):
         bias = numbers(f"layers.{i}.bias")
         if net.get("bias_tile_size", 1) == 1 or of_level("bias_tile_size", i) == 1:
             return bias
         (alpha, beta), size, table = net["bias_pattern"][i], of_level("bias_tile_size", i), net["bias_table_size"]
 
-        def number(cell):
-            if table is None or size ** net["dim"] <= table:
-                return expert(cell, size)
-            primes = (1, 2654435761, 805459861, 3674653429)
-            return np.bitwise_xor.reduce((cell.astype(int) % size) * primes[: net["dim"]], -1) % table
-
-        return blend(bias, number, np.float32(alpha) * p + np.float32(beta), net["bias_blending"])
+        return blend(
+            bias, lambda cell: vector(cell, size, table), np.float32(alpha) * p + np.float32(beta), net["bias_blending"]
+        )
 
     activation = {
         "sine": lambda y: np.sin(np.float32(net["omega_0"]) * y),
@@ -88,7 +114,7 @@ def read_with_numpy(path):
     def evaluate(p):
         octaves = 2 ** np.arange(net["num_frequencies"], dtype=np.float32)
         a = (np.float32(np.pi) * (2 * p - 1)[:, :, None] * octaves).reshape(len(p), -1)
-        h = np.concatenate([p, np.sin(a), np.cos(a)], 1)
+        h = np.concatenate([p, np.sin(a), np.cos(a), *(grid_features(p) if "grid" in net else [])], 1)
         for i, (alpha, beta) in enumerate(net["pattern"]):
             s, size = np.float32(alpha) * p + np.float32(beta), of_level("tile_size", i)
             matrix = blend(

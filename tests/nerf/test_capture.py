@@ -46,6 +46,9 @@ class NothingFromTheHost(TorchDispatchMode):
         return result
 
 
+GRID = LoEConfig(num_layers=2, layer_width=16, tile_size=1, num_frequencies=2, grid_levels=4, grid_table_size=256)
+
+
 def small_pipeline(folder, white=False, **options):
     """The pipeline of a small scene."""
     scene = write_scene(folder / "scene", views=6, height=12, width=16, white=white)
@@ -81,8 +84,9 @@ def rehearse(pipeline, chosen):
         (False, {"background_color": "last_sample", "scene": "unbounded"}),
         (True, {"camera_optimizer": CameraOptimizerConfig(mode="SO3xR3")}),
         (True, {"appearance_dim": 4, "num_proposal_samples": (16, 8), "background_color": "black"}),
+        (True, {"loe": GRID, "proposal_grid_levels": 3, "proposal_frequencies": 0, "proposal_layers": 2}),
     ],
-    ids=["box", "white", "unbounded", "poses", "appearance"],
+    ids=["box", "white", "unbounded", "poses", "appearance", "grid"],
 )
 def test_nothing_is_copied_or_waited_for(white, options, trained, tmp_path):
     pipeline, chosen = on_meta(tmp_path, white, **options)
@@ -95,6 +99,21 @@ def test_nothing_is_copied_or_waited_for(white, options, trained, tmp_path):
     assert all((p.grad is not None) == trained for p in model.proposal_networks.parameters())
     assert all(p.grad is not None for p in model.field.parameters())
     assert pipeline.variant(12) != pipeline.variant(13)
+
+
+def test_proposal_networks_have_a_grid_of_their_own(tmp_path):
+    options = {"proposal_tile_size": 1, "proposal_frequencies": 0, "proposal_grid_levels": 5, "proposal_layers": 2}
+    pipeline = small_pipeline(tmp_path, loe=GRID, proposal_grid_table_size=512, **options)
+    field, proposal = pipeline.model.networks
+    assert (proposal.grid.num_levels, proposal.grid.max_resolution, proposal.grid.table_size) == (5, 128, 512)
+    assert (proposal.encoding.num_frequencies, len(proposal.layers), proposal.tile_size) == (0, 1, 1)
+    groups = pipeline.get_param_groups()
+    assert [id(p) for p in groups["grid"]] == [id(field.grid_table), id(proposal.grid_table)]
+    numbers = [p for name, group in groups.items() if name != "camera_opt" for p in group]
+    assert len({id(p) for p in numbers}) == len(numbers)
+    plain = small_pipeline(tmp_path / "plain", loe=GRID, proposal_grid_levels=0).model.networks[1]
+    assert plain.grid is None
+    assert plain.encoding.num_frequencies == 2
 
 
 def test_a_replayed_step_is_a_handful_of_launches(tmp_path):

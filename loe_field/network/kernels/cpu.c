@@ -22,6 +22,7 @@
 #define VECS 4   /* vectors side by side in a block of a product: with ROWS they fill the registers */
 #define ROWS 6   /* rows of such a block */
 #elif defined(__AVX__)
+#include <immintrin.h>
 #define LANES 8
 #define VECS 2
 #define ROWS 4
@@ -306,16 +307,14 @@ static inline __attribute__((always_inline)) void find_cells(const Tile *tile, c
 
 static const uint32_t PRIMES[4] = {1, 2654435761u, 805459861u, 3674653429u}; /* of the spatial hash */
 
-/* `axis` and `row` are the strides of coords and of to.scaled, whose `count` numbers are scaled. */
 static inline __attribute__((always_inline)) void find_corners_of(const Tile *tile, int64_t dim, const float *coords,
-                                                                  int64_t count, int64_t axis, int64_t row,
                                                                   int64_t rows, Corners to) {
     const int64_t stride = to.stride;
-    scale(coords, count, tile->alpha, to.scaled);
+    scale(coords, rows * dim, tile->alpha, to.scaled);
     uint32_t step = 1;
     for (int64_t d = dim - 1; d >= 0; d--) {
         uint32_t *low = to.part + 2 * d * stride;
-        find_cells(tile, to.scaled + d * axis, row, rows, tile->hashed ? PRIMES[d] : step, to.fraction + d * stride, low,
+        find_cells(tile, to.scaled + d, dim, rows, tile->hashed ? PRIMES[d] : step, to.fraction + d * stride, low,
                    low + stride);
         step *= (uint32_t)tile->tile_size;
     }
@@ -342,10 +341,10 @@ static inline __attribute__((always_inline)) void find_corners_of(const Tile *ti
 /* `Corners` of the rows at coords [rows, dim]. */
 static void find_corners(const Tile *tile, int64_t dim, const float *coords, int64_t rows, Corners to) {
     switch (dim) {
-    case 1: find_corners_of(tile, 1, coords, rows, 1, 1, rows, to); return;
-    case 2: find_corners_of(tile, 2, coords, rows * 2, 1, 2, rows, to); return;
-    case 3: find_corners_of(tile, 3, coords, rows * 3, 1, 3, rows, to); return;
-    default: find_corners_of(tile, 4, coords, rows * 4, 1, 4, rows, to);
+    case 1: find_corners_of(tile, 1, coords, rows, to); return;
+    case 2: find_corners_of(tile, 2, coords, rows, to); return;
+    case 3: find_corners_of(tile, 3, coords, rows, to); return;
+    default: find_corners_of(tile, 4, coords, rows, to);
     }
 }
 

@@ -22,7 +22,7 @@ typedef struct {
     const int64_t *start; /* [levels]: the level's first vector in the table */
 } Grid;
 
-/* Of a block, [dim][BLOCK], and what find_corners_of makes of it. */
+/* Of a block, [dim][BLOCK], and what find_block makes of it. */
 typedef struct {
     float coords[4 * BLOCK], scaled[4 * BLOCK], fraction[4 * BLOCK], share[16 * BLOCK];
     uint32_t part[8 * BLOCK];
@@ -41,15 +41,60 @@ static int64_t set_points(Block *block, const float *coords, int64_t dim, int64_
     return filled;
 }
 
-static Corners find_block(Block *block, const Tile *tile, int64_t dim, int64_t rows) {
-    const Corners to = {block->entry, block->share, block->fraction, block->scaled, block->part, BLOCK};
-    switch (dim) {
-    case 1: find_corners_of(tile, 1, block->coords, BLOCK, BLOCK, 1, rows, to); break;
-    case 2: find_corners_of(tile, 2, block->coords, 2 * BLOCK, BLOCK, 1, rows, to); break;
-    case 3: find_corners_of(tile, 3, block->coords, 3 * BLOCK, BLOCK, 1, rows, to); break;
-    default: find_corners_of(tile, 4, block->coords, 4 * BLOCK, BLOCK, 1, rows, to);
+/* The corners of the block's points, from their parts: the product over the axes, LANES points at once. */
+static inline __attribute__((always_inline)) void combine(Block *block, int64_t dim, int hashed, int32_t mask,
+                                                          int64_t rows) {
+    for (int64_t r = 0; r < rows; r += LANES) {
+        vec share[16] = {(vec){0} + 1};
+        ivec entry[16] = {{0}};
+#pragma GCC unroll 4
+        for (int64_t d = 0; d < dim; d++) {
+            const vec upper = *(const vec *)(block->fraction + d * BLOCK + r), lower = 1 - upper;
+            const ivec low = *(const ivec *)(block->part + 2 * d * BLOCK + r);
+            const ivec high = *(const ivec *)(block->part + (2 * d + 1) * BLOCK + r);
+#pragma GCC unroll 8
+            for (int64_t c = (1 << d) - 1; c >= 0; c--) {
+                const vec before = share[c];
+                const ivec start = entry[c];
+                share[2 * c] = before * lower, share[2 * c + 1] = before * upper;
+                if (hashed)
+                    entry[2 * c] = start ^ low, entry[2 * c + 1] = start ^ high;
+                else
+                    entry[2 * c] = start + low, entry[2 * c + 1] = start + high;
+            }
+        }
+#pragma GCC unroll 16
+        for (int64_t c = 0; c < 1 << dim; c++) {
+            *(vec *)(block->share + c * BLOCK + r) = share[c];
+            *(ivec *)(block->entry + c * BLOCK + r) = entry[c] & mask;
+        }
     }
-    return to;
+}
+
+/* What find_corners finds, of whole vectors of rows; grids blend linearly. */
+static inline __attribute__((always_inline)) void find_block_of(Block *block, const Tile *tile, int64_t dim,
+                                                                int64_t rows) {
+    uint32_t step = 1;
+    scale(block->coords, dim * BLOCK, tile->alpha, block->scaled);
+    for (int64_t d = dim - 1; d >= 0; d--) {
+        uint32_t *low = block->part + 2 * d * BLOCK;
+        find_cells(tile, block->scaled + d * BLOCK, 1, rows, tile->hashed ? PRIMES[d] : step,
+                   block->fraction + d * BLOCK, low, low + BLOCK);
+        step *= (uint32_t)tile->tile_size;
+    }
+    if (tile->hashed)
+        combine(block, dim, 1, (int32_t)tile->vectors - 1, rows);
+    else
+        combine(block, dim, 0, -1, rows);
+}
+static Corners find_block(Block *block, const Tile *tile, int64_t dim, int64_t rows) {
+    switch (dim) {
+    case 1: find_block_of(block, tile, 1, rows); break;
+    case 2: find_block_of(block, tile, 2, rows); break;
+    case 3: find_block_of(block, tile, 3, rows); break;
+    default: find_block_of(block, tile, 4, rows);
+    }
+    return (Corners){block->entry, block->share, block->fraction, block->scaled, block->part, BLOCK};
 }
 
 /* NAME##_as with the number of features as a constant. */
@@ -160,76 +205,139 @@ static void find_runs(Corners at, int64_t dim, int64_t rows, int32_t *same) {
     same[0] = same[rows] = 0;
 }
 
-/* sums [vectors, features] += the shares of rows g, `stride` apart; of vectors from..from + count - 1 alone. */
-static inline __attribute__((always_inline)) void scatter_as(int64_t features, Corners at, int64_t corners, int64_t rows,
+/* 1, 2, 4 or 8 numbers again and again in a vector; of more than its lanes, those of the `vector`-th of several. */
+static inline __attribute__((always_inline)) vec repeated(int64_t features, const float *numbers, int64_t vector) {
+    if (features >= LANES) return *(const vec *)(numbers + vector * LANES % features);
+    if (features == 1) return (vec){0} + *numbers;
+    if (features == 2) {
+        int64_t pair;
+        memcpy(&pair, numbers, sizeof pair);
+        return (vec)((lvec){0} + pair);
+    }
+#if LANES == 16
+    if (features == 8) return (vec)_mm512_broadcast_f64x4((__m256d)_mm256_loadu_ps(numbers));
+    return (vec)_mm512_broadcast_f32x4(_mm_loadu_ps(numbers));
+#elif LANES == 8
+    return (vec)_mm256_broadcast_ps((const __m128 *)numbers);
+#else
+    return *(const vec *)numbers;
+#endif
+}
+
+/* sums [vectors, features] += the shares of rows g, `stride` apart; of vectors from..from + count - 1 alone. The lanes
+ * of a vector, or of several, are the features of the corners. */
+static inline __attribute__((always_inline)) void scatter_as(int64_t features, int64_t dim, Corners at, int64_t rows,
                                                              const int32_t *same, const float *g, int64_t stride,
                                                              uint32_t from, uint32_t count, float *sums) {
-    for (int64_t r = 0, end; r < rows; r = end) {
-        for (end = r + 1; same[end]; end++) {}
-        for (int64_t c = 0; c < corners; c++) {
-            const uint32_t entry = (uint32_t)at.entry[c * BLOCK + r];
-            if (entry - from >= count) continue;
-            const float *share = at.share + c * BLOCK, *part = g + r * stride;
-            float *to = sums + (int64_t)entry * features;
-            WITH_ROWS(
-                {
-                    row sum = share[r] * *(const row *)part;
-                    for (int64_t k = r + 1; k < end; k++) sum += share[k] * *(const row *)(part += stride);
-                    *(row *)to += sum;
-                },
-                {
-                    for (int64_t f = 0; f < features; f++) {
-                        float sum = 0;
-                        for (int64_t k = r; k < end; k++) sum += share[k] * g[k * stride + f];
-                        to[f] += sum;
-                    }
-                })
+    enum { MOST = 128 / LANES };
+    const int64_t corners = 1 << dim, vectors = (corners * features + LANES - 1) / LANES;
+    vec lower[4][MOST], sign[4][MOST]; /* a share is lower + sign * fraction along each axis */
+    for (int64_t d = 0; d < dim; d++)
+        for (int64_t lane = 0; lane < vectors * LANES; lane++) {
+            const int64_t c = lane / features;
+            const int upper = c >> (dim - 1 - d) & 1, used = c < corners;
+            ((float *)lower[d])[lane] = used && !upper;
+            ((float *)sign[d])[lane] = !used ? 0 : upper ? 1 : -1;
+        }
+    for (int64_t r = 0; r < rows;) {
+        const int32_t *entry = at.entry + r;
+        vec sum[MOST];
+#pragma GCC unroll 16
+        for (int64_t v = 0; v < vectors; v++) sum[v] = (vec){0};
+        do {
+#pragma GCC unroll 16
+            for (int64_t v = 0; v < vectors; v++) {
+                vec share = lower[0][v] + sign[0][v] * at.fraction[r];
+#pragma GCC unroll 4
+                for (int64_t d = 1; d < dim; d++) share *= lower[d][v] + sign[d][v] * at.fraction[d * BLOCK + r];
+                sum[v] += share * repeated(features, g + r * stride, v);
+            }
+        } while (same[++r]);
+        const float *part = (const float *)sum;
+#pragma GCC unroll 16
+        for (int64_t c = 0; c < corners; c++, part += features) {
+            const uint32_t vector = (uint32_t)entry[c * BLOCK];
+            if (vector - from >= count) continue;
+            float *to = sums + (int64_t)vector * features;
+            WITH_ROWS({ *(row *)to += *(const row *)part; },
+                      {
+                          for (int64_t f = 0; f < features; f++) to[f] += part[f];
+                      })
         }
     }
 }
-static void scatter(int64_t features, Corners at, int64_t corners, int64_t rows, const int32_t *same, const float *g,
+/* The same of any number of features. */
+static void scatter_any(int64_t features, int64_t dim, Corners at, int64_t rows, const int32_t *same, const float *g,
+                        int64_t stride, uint32_t from, uint32_t count, float *sums) {
+    for (int64_t r = 0, end; r < rows; r = end) {
+        for (end = r + 1; same[end]; end++) {}
+        for (int64_t c = 0; c < 1 << dim; c++) {
+            const uint32_t vector = (uint32_t)at.entry[c * BLOCK + r];
+            if (vector - from >= count) continue;
+            for (int64_t f = 0; f < features; f++) {
+                float sum = 0;
+                for (int64_t k = r; k < end; k++) sum += at.share[c * BLOCK + k] * g[k * stride + f];
+                sums[(int64_t)vector * features + f] += sum;
+            }
+        }
+    }
+}
+static void scatter(int64_t features, int64_t dim, Corners at, int64_t rows, const int32_t *same, const float *g,
                     int64_t stride, uint32_t from, uint32_t count, float *sums) {
-    BY_FEATURES(scatter, features, at, corners, rows, same, g, stride, from, count, sums)
+#define SCATTER(F, D)                                                                                                  \
+    if (features == F && dim == D) {                                                                                   \
+        scatter_as(F, D, at, rows, same, g, stride, from, count, sums);                                                \
+        return;                                                                                                        \
+    }
+    SCATTER(2, 3) SCATTER(2, 2) SCATTER(2, 1) SCATTER(2, 4) SCATTER(1, 3) SCATTER(1, 2)
+    SCATTER(4, 3) SCATTER(4, 2) SCATTER(8, 3) SCATTER(8, 2)
+    scatter_any(features, dim, at, rows, same, g, stride, from, count, sums);
 }
 
 /* grad [rows, dim] += those of the shares of a level's table, from rows g, `stride` apart: along an axis, the difference
- * of what the corners on its two sides give, in loops over the rows that the compiler makes vectors of. */
-static inline __attribute__((always_inline)) void slopes_as(int64_t features, int64_t dim, Corners at, const Tile *tile,
+ * of what the corners on its two sides give. */
+static inline __attribute__((always_inline)) void slopes_as(int64_t features, int64_t dim, Corners at, float alpha,
                                                             int64_t rows, const float *table, const float *g,
                                                             int64_t stride, float *grad) {
-    float product[16 * BLOCK];
-    for (int64_t c = 0; c < 1 << dim; c++)
-        for (int64_t r = 0; r < rows; r++) {
-            const float *vector = table + (int64_t)at.entry[c * BLOCK + r] * features;
-            float sum = 0;
-            for (int64_t f = 0; f < features; f++) sum += g[r * stride + f] * vector[f];
-            product[c * BLOCK + r] = sum;
-        }
-    for (int64_t d = 0; d < dim; d++) {
-        float slope[BLOCK] = {0};
-        const int64_t bit = dim - 1 - d;
-        for (int64_t c = 0; c < 1 << dim; c++) {
-            if (c >> bit & 1) continue;
-            for (int64_t r = 0; r < rows; r++) {
-                float share = tile->alpha;
-                for (int64_t other = 0; other < dim; other++) {
-                    const float fraction = at.fraction[other * BLOCK + r];
-                    if (other != d) share *= c >> (dim - 1 - other) & 1 ? fraction : 1 - fraction;
-                }
-                slope[r] += share * (product[(c | 1 << bit) * BLOCK + r] - product[c * BLOCK + r]);
+    for (int64_t r = 0; r < rows; r += LANES) {
+        const int64_t count = min(LANES, rows - r);
+        float product[16][LANES] = {{0}}; /* of a corner's vector and a point's g */
+        for (int64_t c = 0; c < 1 << dim; c++)
+            for (int64_t lane = 0; lane < count; lane++) {
+                const float *vector = table + (int64_t)at.entry[c * BLOCK + r + lane] * features;
+                const float *part = g + (r + lane) * stride;
+                float sum = 0;
+                for (int64_t f = 0; f < features; f++) sum += part[f] * vector[f];
+                product[c][lane] = sum;
             }
+        for (int64_t d = 0; d < dim; d++) {
+            const int64_t bit = dim - 1 - d;
+            vec slope = {0};
+            for (int64_t c = 0; c < 1 << dim; c++) {
+                if (c >> bit & 1) continue;
+                vec share = (vec){0} + alpha;
+                for (int64_t other = 0; other < dim; other++) {
+                    const vec fraction = *(const vec *)(at.fraction + other * BLOCK + r);
+                    if (other == d) continue;
+                    if (c >> (dim - 1 - other) & 1)
+                        share *= fraction;
+                    else
+                        share *= 1 - fraction;
+                }
+                slope += share * (*(const vec *)product[c | 1 << bit] - *(const vec *)product[c]);
+            }
+            for (int64_t lane = 0; lane < count; lane++) grad[(r + lane) * dim + d] += slope[lane];
         }
-        for (int64_t r = 0; r < rows; r++) grad[r * dim + d] += slope[r];
     }
 }
-static void add_grid_slopes(int64_t features, Corners at, const Tile *tile, int64_t dim, int64_t rows,
-                            const float *table, const float *g, int64_t stride, float *grad) {
+static void add_grid_slopes(int64_t features, int64_t dim, Corners at, float alpha, int64_t rows, const float *table,
+                            const float *g, int64_t stride, float *grad) {
     if (dim == 3 && features == 2)
-        slopes_as(2, 3, at, tile, rows, table, g, stride, grad);
+        slopes_as(2, 3, at, alpha, rows, table, g, stride, grad);
     else if (dim == 2 && features == 2)
-        slopes_as(2, 2, at, tile, rows, table, g, stride, grad);
+        slopes_as(2, 2, at, alpha, rows, table, g, stride, grad);
     else
-        slopes_as(features, dim, at, tile, rows, table, g, stride, grad);
+        slopes_as(features, dim, at, alpha, rows, table, g, stride, grad);
 }
 
 /* Parts of a level's table, so that the threads have work to the end. */
@@ -265,7 +373,7 @@ void loe_grid_backward(const Grid *grid, const float *coords, const float *table
                 const int64_t filled = set_points(&block, coords + first * dim, dim, rows);
                 const Corners at = find_block(&block, grid->tile + level, dim, filled);
                 find_runs(at, dim, rows, same);
-                scatter(features, at, grid->tile[level].corners, rows, same, grad + first * stride + level * features,
+                scatter(features, dim, at, rows, same, grad + first * stride + level * features,
                         stride, (uint32_t)from, (uint32_t)count, sums);
             }
         }
@@ -280,7 +388,7 @@ void loe_grid_backward(const Grid *grid, const float *coords, const float *table
                     const int64_t rows = min(BLOCK, end - from);
                     const int64_t filled = set_points(&block, coords + from * dim, dim, rows);
                     const Corners at = find_block(&block, grid->tile + level, dim, filled);
-                    add_grid_slopes(features, at, grid->tile + level, dim, rows, table + grid->start[level] * features,
+                    add_grid_slopes(features, dim, at, grid->tile[level].alpha, rows, table + grid->start[level] * features,
                                     grad + from * stride + level * features, stride, grad_coords + from * dim);
                 }
         }
