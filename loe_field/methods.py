@@ -49,11 +49,11 @@ loe_image_paper = MethodSpecification(
             model=SignalModelConfig(loe=LoEConfig(num_layers=10, tile_size=2, num_frequencies=0)),
         ),
         optimizers={
+            **loe_image.config.optimizers,
             **{
                 group: {"optimizer": AdamConfig(lr=1e-2, beta2=0.95), "scheduler": DecayConfig()}
                 for group in ("experts", "fields")
             },
-            "grid": {"optimizer": grid_config(), "scheduler": DecayConfig()},
         },
     ),
     description="Fit a picture as in 'A Dive into Levels-of-Experts and Sine Activation': raw coordinates, Adam.",

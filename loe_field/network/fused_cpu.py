@@ -12,7 +12,7 @@ from loe_field.network.kernels.cpu import Call, padded
 from loe_field.network.modes import gradients_by_torch, needs_operators, transformed
 from loe_field.network.rows import ExpertRows
 from loe_field.network.shape import NetworkShape, encode
-from loe_field.network.tiling import BiasTile, Level
+from loe_field.network.tiling import Level, numbers_of_tiles, tiles_of_numbers
 
 
 def _call(x: Tensor, parameters: Sequence[Tensor], shape: NetworkShape, bf16: bool) -> Call:
@@ -104,12 +104,7 @@ class _Network(torch.autograd.Function):
 def _numbers(shape: NetworkShape) -> tuple[list[float], int, list[int], list[float], str, float]:
     levels = [number for level in shape.levels for number in level]
     sizes = [shape.tile_size] if isinstance(shape.tile_size, int) else list(shape.tile_size)
-    tiles: list[float] = []
-    for tile in shape.bias_tiles or [None] * len(shape.levels):  # an empty list would count as one of tensors
-        numbers = (0.0, 0.0, 1, 0, 0) if tile is None else (
-            *tile.level, tile.tile_size, tile.blending == "linear", tile.table_size or 0
-        )  # fmt: skip
-        tiles.extend(map(float, numbers))
+    tiles = numbers_of_tiles(shape.bias_tiles or [None] * len(shape.levels))  # an empty list counts as one of tensors
     return levels, shape.dim, sizes, tiles, shape.activation, shape.omega_0
 
 
@@ -117,12 +112,8 @@ def _shape(
     levels: Sequence[float], dim: int, sizes: Sequence[int], tiles: Sequence[float], activation: Any, omega_0: float
 ) -> NetworkShape:
     pairs = tuple(Level(*pair) for pair in zip(levels[::2], levels[1::2]))
-    bias_tiles = []
-    for alpha, beta, size, linear, table in zip(*(tiles[i::5] for i in range(5))):
-        tile = BiasTile(Level(alpha, beta), int(size), "linear" if linear else "nearest", int(table) or None)
-        bias_tiles.append(tile if size > 1 else None)
     tile_size = sizes[0] if len(sizes) == 1 else tuple(sizes)
-    return NetworkShape(pairs, dim, tile_size, activation, omega_0, bias_tiles=tuple(bias_tiles))
+    return NetworkShape(pairs, dim, tile_size, activation, omega_0, bias_tiles=tuple(tiles_of_numbers(tiles)))
 
 
 @torch.library.custom_op("loe_field::network", mutates_args=(), device_types="cpu")

@@ -17,7 +17,7 @@ from loe_field.network.grouped import grouped_linear, permute_rows
 from loe_field.network.modes import gradients_by_torch, needs_operators, transformed
 from loe_field.network.rows import ExpertRows, RowGroups, expert_rows
 from loe_field.network.shape import Arithmetic, NetworkShape, Precision, activate, encode
-from loe_field.network.tiling import BiasTile, Level, expert_index, num_bias_vectors
+from loe_field.network.tiling import BiasTile, expert_index, num_bias_vectors, numbers_of_tiles, tiles_of_numbers
 
 _WHOLE: frozenset[tuple[tuple[int, int], Precision, bool]] = frozenset()
 """Where `kernels.network` takes the place of one kernel per level: compute capability, operands of hidden products,
@@ -128,20 +128,13 @@ def _needed(ctx: Any) -> list[bool]:
 
 
 def _numbers(how: Arithmetic) -> tuple[str, float, str, torch.dtype, list[float]]:
-    tile = how.tile
-    place = [0.0] if tile is None else [
-        *tile.level, tile.tile_size, tile.blending == "linear", tile.table_size or 0
-    ]  # fmt: skip
-    return how.activation, how.omega_0, how.precision, how.dtype, list(map(float, place))
+    return how.activation, how.omega_0, how.precision, how.dtype, numbers_of_tiles([how.tile])
 
 
 def _arithmetic(
     activation: str, omega_0: float, precision: Any, dtype: torch.dtype, place: Sequence[float]
 ) -> Arithmetic:
-    tile = None
-    if len(place) > 1:
-        alpha, beta, size, linear, table = place
-        tile = BiasTile(Level(alpha, beta), int(size), "linear" if linear else "nearest", int(table) or None)
+    (tile,) = tiles_of_numbers(place)
     return Arithmetic(activation, omega_0, precision, dtype, tile)
 
 

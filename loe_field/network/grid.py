@@ -9,7 +9,7 @@ from torch import Tensor
 from loe_field.network.bias import tile_bias
 from loe_field.network.kernels import triton_installed
 from loe_field.network.modes import gradients_by_torch, needs_operators, needs_plain, transformed
-from loe_field.network.tiling import BiasTile, Level, num_bias_vectors
+from loe_field.network.tiling import BiasTile, num_bias_vectors, numbers_of_tiles, tiles_of_numbers
 
 Kernels = Literal["cpu", "triton"]
 
@@ -66,7 +66,7 @@ def features_by_kernels(
     Those of "triton" make rows that end in zeros, up to a multiple of 4 numbers: a level reads 16 bytes at once.
     """
     if needs_operators():
-        return _operator(coords, table, beside, _numbers(tiles), kernels)
+        return _operator(coords, table, beside, numbers_of_tiles(tiles), kernels)
     return _Features.apply(coords, table, beside, tuple(tiles), kernels)  # type: ignore[return-value]
 
 
@@ -142,13 +142,8 @@ class _Features(torch.autograd.Function):
 # The same as operators of torch, whose arguments are tensors and numbers. An empty tensor stands for none.
 
 
-def _numbers(tiles: Sequence[BiasTile]) -> list[float]:
-    return [float(n) for tile in tiles for n in (*tile.level, tile.tile_size, tile.table_size or 0)]
-
-
 def _tiles(numbers: Sequence[float]) -> list[BiasTile]:
-    parts = zip(*(numbers[i::4] for i in range(4)))
-    return [BiasTile(Level(a, b), int(size), "linear", int(table) or None) for a, b, size, table in parts]
+    return [tile for tile in tiles_of_numbers(numbers) if tile is not None]
 
 
 @torch.library.custom_op("loe_field::grid", mutates_args=())
@@ -158,7 +153,7 @@ def _operator(coords: Tensor, table: Tensor, beside: Tensor, tiles: Sequence[flo
 
 @_operator.register_fake
 def _(coords: Tensor, table: Tensor, beside: Tensor, tiles: Sequence[float], kernels: str) -> Tensor:
-    width = beside.shape[1] + len(tiles) // 4 * table.shape[1]
+    width = beside.shape[1] + len(_tiles(tiles)) * table.shape[1]
     return coords.new_empty(coords.shape[0], -(-width // 4) * 4 if kernels == "triton" else width)
 
 
@@ -192,7 +187,7 @@ def _keep_for_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> Non
 def _differentiate(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     def kernel(*arguments: Any) -> tuple[Tensor | None, Tensor | None]:
         *tensors, tiles, columns, kernels, need_coords, need_table = arguments
-        how = (_numbers(tiles), columns, kernels)
+        how = (numbers_of_tiles(tiles), columns, kernels)
         grad_coords, grad_table = _backward_operator(*tensors, *how, need_coords, need_table)
         return grad_coords if need_coords else None, grad_table if need_table else None
 

@@ -83,6 +83,26 @@ def check_bias_tile(tile: BiasTile, dim: int) -> None:
         )
 
 
+def numbers_of_tiles(tiles: Sequence[BiasTile | None]) -> list[float]:
+    """Tiles as torch's operators take them, five numbers each; None is five zeros."""
+    return [
+        float(number)
+        for tile in tiles
+        for number in (
+            [0] * 5 if tile is None
+            else (*tile.level, tile.tile_size, tile.blending == "linear", tile.table_size or 0)
+        )
+    ]  # fmt: skip
+
+
+def tiles_of_numbers(numbers: Sequence[float]) -> list[BiasTile | None]:
+    """The tiles that `numbers_of_tiles` told."""
+    return [
+        BiasTile(Level(alpha, beta), int(size), "linear" if linear else "nearest", int(table) or None) if size else None
+        for alpha, beta, size, linear, table in zip(*(numbers[i::5] for i in range(5)))
+    ]
+
+
 def num_bias_vectors(tile: BiasTile, dim: int) -> int:
     """Vectors that a tile keeps: tile_size ** dim, and no more than table_size."""
     vectors = tile.tile_size**dim
