@@ -12,8 +12,8 @@ from nerfstudio.cameras.camera_optimizers import CameraOptimizer, CameraOptimize
 from nerfstudio.cameras.rays import RayBundle, RaySamples
 from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackAttributes, TrainingCallbackLocation
 from nerfstudio.field_components.field_heads import FieldHeadNames
-from nerfstudio.model_components.losses import distortion_loss, interlevel_loss
-from nerfstudio.model_components.ray_samplers import ProposalNetworkSampler, UniformSampler
+from nerfstudio.model_components import losses as host_losses
+from nerfstudio.model_components.ray_samplers import UniformSampler
 from nerfstudio.model_components.renderers import AccumulationRenderer, DepthRenderer, RGBRenderer
 from nerfstudio.model_components.scene_colliders import AABBBoxCollider, NearFarCollider
 from nerfstudio.models.base_model import Model, ModelConfig
@@ -29,6 +29,7 @@ from loe_field.baselines.choice import SCENE_GRID, HashGridChoice
 from loe_field.errors import InputError
 from loe_field.nerf.colour import HostImplementation
 from loe_field.nerf.fields import Contraction, LoEDensityField, LoEEncoding, LoEField
+from loe_field.nerf import marching
 from loe_field.nerf.skipping import proposed_weights, sparse_outputs
 from loe_field.network.protocol import Network
 from loe_field.pictures.metrics import psnr, ssim
@@ -65,8 +66,9 @@ class LoENerfModelConfig(ModelConfig):
     baseline: HashGridChoice = None
     """The hash grid, for its options."""
     host_implementation: HostImplementation = "auto"
-    """How the host's own parts, direction encoding and colour MLP, are computed: "torch", its way; "tcnn", by
-    tinycudann; "auto", as "torch" but for the MLP in fp32 on a CPU, which this package's C kernels compute."""
+    """How the host's own parts are computed: samples along rays, their losses and the colour MLP. "auto": in fp32 on a
+    CPU by this package's C kernels, elsewhere as with "torch", the host's way; "tcnn": encoding of directions and MLP by
+    tinycudann, the rest the host's way."""
     num_features: int = 15
     """Numbers that the colour is made of besides the direction."""
     appearance_dim: int = 0
@@ -177,7 +179,7 @@ class LoENerfModel(Model):
         self.camera_optimizer: CameraOptimizer = config.camera_optimizer.setup(
             num_cameras=self.num_train_data, device="cpu"
         )
-        self.proposal_sampler = ProposalNetworkSampler(
+        self.proposal_sampler = marching.KernelSampler(
             num_nerf_samples_per_ray=config.num_samples,
             num_proposal_samples_per_ray=config.num_proposal_samples,
             num_proposal_network_iterations=len(config.num_proposal_samples),
@@ -249,6 +251,11 @@ class LoENerfModel(Model):
 
         return [TrainingCallback([TrainingCallbackLocation.BEFORE_TRAIN_ITERATION], before)]
 
+    def _by_kernels(self, *tensors: Tensor | None) -> bool:
+        """Whether the host's parts along rays are computed by `marching`."""
+        most = max(*self.config.num_proposal_samples, self.config.num_samples)
+        return self.config.host_implementation == "auto" and marching.kernels_serve(*tensors, samples=most)
+
     def get_outputs(self, ray_bundle: RayBundle) -> dict[str, Any]:  # type: ignore[override]
         """Rgb [N, 3] and accumulation [N, 1]; in training the samples, else depth (median), expected_depth [N, 1]."""
         if self.training:
@@ -256,10 +263,18 @@ class LoENerfModel(Model):
         # In full when measured, at any step: a checkpoint does not hold it.
         anneal: Any = self.anneal if self.training else 1.0
         self.proposal_sampler.set_anneal(anneal)
-        density_fns = [network.density_fn for network in self.proposal_networks]
         samples: RaySamples
-        samples, weights_list, samples_list = self.proposal_sampler(ray_bundle, density_fns=density_fns)
-        if self.training or not self.config.skip_below:
+        rays = ray_bundle.origins, ray_bundle.directions, ray_bundle.nears, ray_bundle.fars
+        moved = any(t is not None and t.requires_grad for t in rays)  # by poses that are learned
+        if by_kernels := not moved and self._by_kernels(*rays):
+            samples, weights_list, samples_list = self.proposal_sampler.proposals(ray_bundle, self.proposal_networks)
+        else:
+            density_fns = [network.density_fn for network in self.proposal_networks]
+            samples, weights_list, samples_list = self.proposal_sampler(ray_bundle, density_fns=density_fns)
+        in_full = self.training or not self.config.skip_below
+        if in_full and by_kernels:
+            weights, colours = self.field.weights_and_colours(ray_bundle, samples)
+        elif in_full:
             outputs = self.field(samples)
             weights, colours = samples.get_weights(outputs[FieldHeadNames.DENSITY]), outputs[FieldHeadNames.RGB]
         else:
@@ -289,8 +304,9 @@ class LoENerfModel(Model):
         losses = {"rgb_loss": (predicted - target).square().mean()}
         if self.training:
             weights, samples = outputs["weights_list"], outputs["ray_samples_list"]
-            losses["interlevel_loss"] = self.config.interlevel_loss_mult * interlevel_loss(weights, samples)
-            losses["distortion_loss"] = self.config.distortion_loss_mult * distortion_loss(weights, samples)
+            by = marching if self._by_kernels(*weights) else host_losses
+            losses["interlevel_loss"] = self.config.interlevel_loss_mult * by.interlevel_loss(weights, samples)
+            losses["distortion_loss"] = self.config.distortion_loss_mult * by.distortion_loss(weights, samples)
             self.camera_optimizer.get_loss_dict(losses)
         return losses
 

@@ -6,6 +6,7 @@ from nerfstudio.field_components.field_heads import FieldHeadNames
 from torch import Tensor
 
 from loe_field.nerf.fields import LoEField
+from loe_field.nerf.marching import edges_of
 
 _MOST = 0.75
 """Part of the samples from which on all are computed: choosing them costs more than it saves."""
@@ -19,7 +20,7 @@ def proposed_weights(samples: RaySamples, proposed: RaySamples, weights: Tensor)
         proposed: the proposal network's, P for each ray.
         weights: of these, [N, P, 1].
     """
-    edges, wanted = (_edges(s) for s in (proposed, samples))
+    edges, wanted = (edges_of(s) for s in (proposed, samples))
     below = torch.nn.functional.pad(weights[..., 0].cumsum(-1), (1, 0))
     right = torch.searchsorted(edges, wanted, right=True).clamp(1, edges.shape[-1] - 1)
     left = right - 1
@@ -54,13 +55,6 @@ def sparse_outputs(
         through = weights.sum((1, 2)) < 1 - threshold
         rgb[through, -1] = field(samples[through][:, -1])[FieldHeadNames.RGB]
     return weights, rgb
-
-
-def _edges(samples: RaySamples) -> Tensor:
-    """Where the S intervals of samples begin and end, [N, S + 1], in the sampler's own measure."""
-    assert samples.spacing_starts is not None
-    assert samples.spacing_ends is not None
-    return torch.cat([samples.spacing_starts[..., 0], samples.spacing_ends[..., -1:, 0]], -1)
 
 
 def _worth_choosing(mask: Tensor) -> Tensor:
