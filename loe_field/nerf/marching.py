@@ -125,7 +125,9 @@ def distortion_loss(weights: Sequence[Tensor], samples: Sequence[RaySamples]) ->
 class KernelSampler(ProposalNetworkSampler):
     """The host's sampler, with what lies between networks by the kernels; its random numbers are the host's."""
 
-    def proposals(self, bundle: RayBundle, networks: Sequence[Any]) -> tuple[RaySamples, list[Tensor], list[RaySamples]]:
+    def proposals(
+        self, bundle: RayBundle, networks: Sequence[Any]
+    ) -> tuple[RaySamples, list[Tensor], list[RaySamples]]:
         """As `forward` for `kernels_serve`; networks are LoEDensityFields."""
         updated = self._steps_since_update > self.update_sched(self._step) or self._step < 10
         counts = [*self.num_proposal_samples_per_ray, self.num_nerf_samples_per_ray]

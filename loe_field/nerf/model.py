@@ -27,9 +27,9 @@ from loe_field.adapter.network import LoEConfig, built, check_one_network
 from loe_field.baselines import build
 from loe_field.baselines.choice import SCENE_GRID, HashGridChoice
 from loe_field.errors import InputError
+from loe_field.nerf import marching
 from loe_field.nerf.colour import HostImplementation
 from loe_field.nerf.fields import Contraction, LoEDensityField, LoEEncoding, LoEField
-from loe_field.nerf import marching
 from loe_field.nerf.skipping import proposed_weights, sparse_outputs
 from loe_field.network.protocol import Network
 from loe_field.pictures.metrics import psnr, ssim
@@ -67,7 +67,7 @@ class LoENerfModelConfig(ModelConfig):
     """The hash grid, for its options."""
     host_implementation: HostImplementation = "auto"
     """How the host's own parts are computed: samples along rays, their losses and the colour MLP. "auto": in fp32 on a
-    CPU by this package's C kernels, elsewhere as with "torch", the host's way; "tcnn": encoding of directions and MLP by
+    CPU by this package's C kernels, elsewhere as with "torch", the host's way. "tcnn": encoding of directions and MLP by
     tinycudann, the rest the host's way."""
     num_features: int = 15
     """Numbers that the colour is made of besides the direction."""

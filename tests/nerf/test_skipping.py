@@ -21,6 +21,7 @@ def model_of(background, **options):
     config = LoENerfModelConfig(
         loe=LoEConfig(num_layers=3, layer_width=16, tile_size=2, num_frequencies=3),
         scene="box",
+        host_implementation="torch",  # asks the functions that are replaced below
         background_color=background,
         **options,
     )
