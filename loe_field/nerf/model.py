@@ -66,9 +66,9 @@ class LoENerfModelConfig(ModelConfig):
     baseline: HashGridChoice = None
     """The hash grid, for its options."""
     host_implementation: HostImplementation = "auto"
-    """How the host's own parts are computed: samples along rays, their losses and the colour MLP. "auto": in fp32 on a
-    CPU by this package's C kernels, elsewhere as with "torch", the host's way. "tcnn": encoding of directions and MLP by
-    tinycudann, the rest the host's way."""
+    """How the host's own parts are computed: samples along rays, their losses and the colour MLP. "auto": in fp32 on
+    a CPU by this package's C kernels, elsewhere as with "torch", the host's way. "tcnn": encoding of directions and
+    MLP by tinycudann, the rest the host's way."""
     num_features: int = 15
     """Numbers that the colour is made of besides the direction."""
     appearance_dim: int = 0
