@@ -260,13 +260,14 @@ class LoENerfModel(Model):
         """Rgb [N, 3] and accumulation [N, 1]; in training the samples, else depth (median), expected_depth [N, 1]."""
         if self.training:
             self.camera_optimizer.apply_to_raybundle(ray_bundle)
-        # In full when measured, at any step: a checkpoint does not hold it.
-        anneal: Any = self.anneal if self.training else 1.0
-        self.proposal_sampler.set_anneal(anneal)
         samples: RaySamples
         rays = ray_bundle.origins, ray_bundle.directions, ray_bundle.nears, ray_bundle.fars
         moved = any(t is not None and t.requires_grad for t in rays)  # by poses that are learned
-        if by_kernels := not moved and self._by_kernels(*rays):
+        by_kernels = not moved and self._by_kernels(*rays)
+        # In full when measured, at any step: a checkpoint does not hold it.
+        anneal: Any = 1.0 if not self.training else self._anneal_number if by_kernels else self.anneal
+        self.proposal_sampler.set_anneal(anneal)
+        if by_kernels:
             samples, weights_list, samples_list = self.proposal_sampler.proposals(ray_bundle, self.proposal_networks)
         else:
             density_fns = [network.density_fn for network in self.proposal_networks]
