@@ -4,7 +4,7 @@ They give what the host's operations give, to rounding, and serve fp32 on a CPU 
 with poses that are learned and under torch's transforms, the host's operations serve.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -126,7 +126,7 @@ class KernelSampler(ProposalNetworkSampler):
     """The host's sampler, with what lies between networks by the kernels; its random numbers are the host's."""
 
     def proposals(
-        self, bundle: RayBundle, networks: Sequence[Any]
+        self, bundle: RayBundle, networks: Iterable[Any]
     ) -> tuple[RaySamples, list[Tensor], list[RaySamples]]:
         """As `forward` for `kernels_serve`; networks are LoEDensityFields."""
         updated = self._steps_since_update > self.update_sched(self._step) or self._step < 10
