@@ -28,7 +28,7 @@ from loe_field.baselines import build
 from loe_field.baselines.choice import SCENE_GRID, HashGridChoice
 from loe_field.errors import InputError
 from loe_field.nerf.fields import Contraction, LoEDensityField, LoEEncoding, LoEField
-from loe_field.nerf.skipping import proposed_weights, sparse_outputs
+from loe_field.nerf.skipping import seen
 from loe_field.network.protocol import Network
 from loe_field.pictures.metrics import psnr, ssim
 from loe_field.training.config import require_at_least
@@ -72,17 +72,19 @@ class LoENerfModelConfig(ModelConfig):
     scene: Literal["auto", "unbounded", "box"] = "auto"
     """All of space, contracted, or the scene's box alone. "auto": the box where pictures have alpha, so that there is
     nothing behind the object."""
-    near_plane: float = 0.05
-    """Beginning of the rays, in unbounded scenes."""
+    near_plane: float | None = None
+    """Beginning of the rays. None: in unbounded scenes a fifth of the least distance from a camera to what all look
+    at, and 0.05 where they look at no one thing or the scene is a box."""
     far_plane: float = 1000.0
-    """Their end."""
+    """Their end, in unbounded scenes. Half of the proposals' samples lie beyond 1, evenly in 1 / distance: what is
+    behind the scene costs a thousandth of them."""
     num_proposal_samples: tuple[int, ...] = (64,)
     """Samples along a ray for each proposal network."""
     num_samples: int = 32
     """Samples along a ray for the field."""
-    skip_below: float = 0.0
-    """In evaluations, renderings and the viewer, samples that the proposal network gives less weight than this are left
-    out, and colours of samples that have less; 0: none is left out."""
+    skip_below: float = 0.001
+    """Weight below which nothing is computed in evaluations, renderings and the viewer; 0: everything is, as in
+    training."""
     proposal_layers: int = 2
     """Linear layers of the proposal networks."""
     proposal_width: int = 16
@@ -146,6 +148,8 @@ class LoENerfModel(Model):
         config = self.config
         _check_options(config)
         self._choose_by_background(self.kwargs.get("metadata", {}).get("background"))
+        self._choose_near()
+        assert config.near_plane is not None
         unbounded = config.scene == "unbounded"
         contraction = Contraction() if unbounded else None
         try:
@@ -194,6 +198,13 @@ class LoENerfModel(Model):
         self.renderer_accumulation = AccumulationRenderer()
         self.renderer_depth = DepthRenderer(method="median")
         self.renderer_expected_depth = DepthRenderer(method="expected")
+
+    def _choose_near(self) -> None:
+        """Settle a near plane that was left open."""
+        config = self.config
+        if config.near_plane is None:
+            near = self.kwargs.get("metadata", {}).get("near", 0.05)
+            config.near_plane = near if config.scene == "unbounded" else 0.05
 
     def _choose_by_background(self, background: list[float] | Literal["transparent"] | None) -> None:
         """Settle what is "auto"; the run's config.yml then says what it was."""
@@ -251,21 +262,23 @@ class LoENerfModel(Model):
         """Rgb [N, 3] and accumulation [N, 1]; in training the samples, else depth (median), expected_depth [N, 1]."""
         if self.training:
             self.camera_optimizer.apply_to_raybundle(ray_bundle)
+        elif self.config.skip_below:
+            return seen(
+                ray_bundle,
+                field=self.field,
+                proposals=list(self.proposal_networks),  # type: ignore[arg-type]
+                sampler=self.proposal_sampler,
+                renderer=self.renderer_rgb,
+                threshold=self.config.skip_below,
+            )
         # In full when measured, at any step: a checkpoint does not hold it.
         anneal: Any = self.anneal if self.training else 1.0
         self.proposal_sampler.set_anneal(anneal)
         density_fns = [network.density_fn for network in self.proposal_networks]
         samples: RaySamples
         samples, weights_list, samples_list = self.proposal_sampler(ray_bundle, density_fns=density_fns)
-        if self.training or not self.config.skip_below:
-            outputs = self.field(samples)
-            weights, colours = samples.get_weights(outputs[FieldHeadNames.DENSITY]), outputs[FieldHeadNames.RGB]
-        else:
-            expected = proposed_weights(samples, samples_list[-1], weights_list[-1])
-            behind = self.renderer_rgb.background_color == "last_sample"
-            weights, colours = sparse_outputs(
-                self.field, samples, expected, threshold=self.config.skip_below, last_colour=behind
-            )
+        outputs = self.field(samples)
+        weights, colours = samples.get_weights(outputs[FieldHeadNames.DENSITY]), outputs[FieldHeadNames.RGB]
         rgb = self.renderer_rgb(rgb=colours, weights=weights)
         rendered: dict[str, Any] = {"rgb": rgb, "accumulation": self.renderer_accumulation(weights=weights)}
         if self.training:
@@ -357,8 +370,9 @@ def _check_options(config: LoENerfModelConfig) -> None:
         raise InputError(f"--pipeline.model.num-proposal-samples is {fewest}: it must be at least 1")
     if not 0 <= config.skip_below < 1:
         raise InputError(f"--pipeline.model.skip-below is {config.skip_below:g}: it must be at least 0, and below 1")
-    if not 0 <= config.near_plane < config.far_plane:
+    near = 0.05 if config.near_plane is None else config.near_plane
+    if not 0 <= near < config.far_plane:
         raise InputError(
-            f"--pipeline.model.near-plane is {config.near_plane:g} and far-plane {config.far_plane:g}: rays begin at 0 "
+            f"--pipeline.model.near-plane is {near:g} and far-plane {config.far_plane:g}: rays begin at 0 "
             "or beyond, and end behind that"
         )
