@@ -1,7 +1,5 @@
 """Levels of experts as nerfstudio's Encoding, density field and radiance field."""
 
-from typing import Literal
-
 import torch
 from nerfstudio.cameras.rays import RaySamples
 from nerfstudio.data.scene_box import SceneBox
@@ -9,11 +7,11 @@ from nerfstudio.field_components.activations import trunc_exp
 from nerfstudio.field_components.embedding import Embedding
 from nerfstudio.field_components.encodings import Encoding, SHEncoding
 from nerfstudio.field_components.field_heads import FieldHeadNames
-from nerfstudio.field_components.mlp import MLP
 from nerfstudio.field_components.spatial_distortions import SpatialDistortion
 from nerfstudio.fields.base_field import Field, get_normalized_directions
-from torch import Tensor, nn
+from torch import Tensor
 
+from loe_field.nerf.colour import ColourMLP, HostImplementation
 from loe_field.network.protocol import Network
 
 
@@ -93,7 +91,7 @@ class LoEField(LoEDensityField):
         num_images: training pictures, for the appearance embedding.
         appearance_dim: numbers of each picture's embedding; 0 for none.
         spatial_distortion: contraction of space, or None.
-        implementation: "torch", or "tcnn" for the host's own parts where tinycudann is installed.
+        implementation: of direction encoding and MLP; see ColourMLP.
     """
 
     def __init__(
@@ -104,32 +102,28 @@ class LoEField(LoEDensityField):
         num_images: int,
         appearance_dim: int = 0,
         spatial_distortion: SpatialDistortion | None = None,
-        implementation: Literal["torch", "tcnn"] = "torch",
+        implementation: HostImplementation = "auto",
     ) -> None:
         super().__init__(aabb, encoding, spatial_distortion=spatial_distortion)
-        self.direction_encoding = SHEncoding(levels=4, implementation=implementation)
+        self.direction_encoding = SHEncoding(4, "tcnn" if implementation == "tcnn" else "torch")
         self.appearance = Embedding(num_images, appearance_dim) if appearance_dim else None
-        self.color = MLP(
-            in_dim=self.direction_encoding.get_out_dim() + encoding.get_out_dim() - 1 + appearance_dim,
-            num_layers=3,
-            layer_width=64,
-            out_dim=3,
-            activation=nn.ReLU(),
-            out_activation=nn.Sigmoid(),
-            implementation=implementation,
-        )
+        in_dim = self.direction_encoding.get_out_dim() + encoding.get_out_dim() - 1 + appearance_dim
+        self.color = ColourMLP(in_dim, implementation=implementation)
 
     def get_outputs(
         self, ray_samples: RaySamples, density_embedding: Tensor | None = None
     ) -> dict[FieldHeadNames, Tensor]:
         """The colour [..., 3] in [0, 1]."""
         assert density_embedding is not None
-        directions = get_normalized_directions(ray_samples.frustums.directions)
+        directions = ray_samples.frustums.directions
         shape = directions.shape[:-1]
-        parts = [self.direction_encoding(directions.reshape(-1, 3)), density_embedding.flatten(0, -2)]
+        if directions.dim() > 2 and directions.stride(-2) == 0:  # those of a ray's samples are one: encoded once
+            directions = directions[..., :1, :]
+        encoded = self.direction_encoding(get_normalized_directions(directions).reshape(-1, 3))
+        parts = [encoded.view(*directions.shape[:-1], -1).expand(*shape, -1), density_embedding]
         if self.appearance is not None and self.training:
             assert ray_samples.camera_indices is not None
-            parts.append(self.appearance(ray_samples.camera_indices.reshape(-1)))
+            parts.append(self.appearance(ray_samples.camera_indices.reshape(-1)).view(*shape, -1))
         elif self.appearance is not None:
-            parts.append(self.appearance.mean(dim=0).expand(len(parts[0]), -1))
-        return {FieldHeadNames.RGB: self.color(torch.cat(parts, -1)).float().view(*shape, 3)}
+            parts.append(self.appearance.mean(dim=0).expand(*shape, -1))
+        return {FieldHeadNames.RGB: self.color(torch.cat(parts, -1).flatten(0, -2)).float().view(*shape, 3)}

@@ -27,6 +27,7 @@ from loe_field.adapter.network import LoEConfig, built, check_one_network
 from loe_field.baselines import build
 from loe_field.baselines.choice import SCENE_GRID, HashGridChoice
 from loe_field.errors import InputError
+from loe_field.nerf.colour import HostImplementation
 from loe_field.nerf.fields import Contraction, LoEDensityField, LoEEncoding, LoEField
 from loe_field.nerf.skipping import seen
 from loe_field.network.protocol import Network
@@ -63,8 +64,9 @@ class LoENerfModelConfig(ModelConfig):
     """Levels of experts; the proposal networks have what has no option proposal_... from them, and no levels."""
     baseline: HashGridChoice = None
     """The hash grid, for its options."""
-    host_implementation: Literal["torch", "tcnn"] = "torch"
-    """How the host's own parts are computed: direction encoding and colour MLP."""
+    host_implementation: HostImplementation = "auto"
+    """How the host's own parts, direction encoding and colour MLP, are computed: "torch", its way; "tcnn", by
+    tinycudann; "auto", as "torch" but for the MLP in fp32 on a CPU, which this package's C kernels compute."""
     num_features: int = 15
     """Numbers that the colour is made of besides the direction."""
     appearance_dim: int = 0
@@ -225,7 +227,7 @@ class LoENerfModel(Model):
     @property
     def capturable(self) -> bool:
         """Whether a step on a GPU waits for nothing."""
-        return self.config.host_implementation == "torch" and all(network.capturable for network in self.networks)
+        return self.config.host_implementation != "tcnn" and all(network.capturable for network in self.networks)
 
     def get_param_groups(self) -> dict[str, list[Parameter]]:
         """The hidden stacks of matrices as "experts", tables as "grid", poses as "camera_opt"; all else is "fields"."""
