@@ -1,13 +1,13 @@
-"""A scene as people have it, made of one whose poses and exposures are good: cameras a little off, pictures of unlike brightness.
+"""A scene as people have it, made of a good one: cameras are a little off, and pictures of unlike brightness.
 
     python -m benchmarks.disturbed SCENE FOLDER                 # SCENE in nerfstudio's format, with transforms.json
     ns-train loe-nerf --data FOLDER
     ns-train loe-nerf --data FOLDER --pipeline.model.casual True
 
-Each training camera is turned by about --turn degrees about a random axis and moved by about --move of the cameras' extent,
-and its picture's light (sRGB undone) is multiplied by about 2 to the power of ±--stops; all are normally distributed.
-The errors' means are taken off, so that the held-out views, every tenth, which stay as they are, belong to the
-same frame and exposure. FOLDER must not be there yet.
+Each training camera is turned by about --turn degrees about a random axis and moved by about --move of the cameras'
+extent, and its picture's light (sRGB undone) is multiplied by about 2 to the power of ±--stops; all are normally
+distributed. The errors' means are taken off: the held-out views, every tenth, stay as they are and belong to the same
+frame and exposure. FOLDER must not be there yet.
 """
 
 import argparse
@@ -44,7 +44,11 @@ def write(scene: Path, folder: Path, *, turn: float, move: float, stops: float, 
     places = np.array([frame["transform_matrix"] for frame in frames])[:, :3, 3]
     extent = float(np.abs(places - places.mean(0)).max())
     rng = np.random.default_rng(seed)
-    errors = rng.normal(size=(len(trained), 7)) * [*[np.radians(turn) / 3**0.5] * 3, *[move * extent / 3**0.5] * 3, stops]
+    errors = rng.normal(size=(len(trained), 7)) * [
+        *[np.radians(turn) / 3**0.5] * 3,
+        *[move * extent / 3**0.5] * 3,
+        stops,
+    ]
     errors -= errors.mean(0)
     names = {"train_filenames": [], "val_filenames": [], "test_filenames": []}
     error_of = dict(zip(trained, errors))

@@ -1,6 +1,7 @@
 """nerfstudio's Model: rays, samples along them, and what a camera sees."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -27,11 +28,11 @@ from loe_field.adapter.network import LoEConfig, built, check_one_network
 from loe_field.baselines import build
 from loe_field.baselines.choice import SCENE_GRID, HashGridChoice
 from loe_field.errors import InputError
+from loe_field.nerf import skipping
 from loe_field.nerf.colour import HostImplementation
 from loe_field.nerf.fields import Contraction, LoEDensityField, LoEEncoding, LoEField
-from loe_field.nerf.skipping import seen
 from loe_field.network.protocol import Network
-from loe_field.pictures.metrics import psnr, ssim
+from loe_field.pictures.metrics import colour_corrected, psnr, ssim
 from loe_field.training.config import require_at_least
 from loe_field.words import say
 
@@ -85,8 +86,8 @@ class LoENerfModelConfig(ModelConfig):
     num_samples: int = 32
     """Samples along a ray for the field."""
     skip_below: float = 0.001
-    """Weight below which nothing is computed in evaluations, renderings and the viewer; 0: everything is, as in
-    training."""
+    """In evaluations, renderings and the viewer, rays whose proposed weights add up to less see the background, and
+    others have three quarters of the samples, closer to the proposals; 0: all are made as in training."""
     proposal_layers: int = 2
     """Linear layers of the proposal networks."""
     proposal_width: int = 16
@@ -112,6 +113,9 @@ class LoENerfModelConfig(ModelConfig):
     stay transparent, last_sample where they have no alpha."""
     camera_optimizer: CameraOptimizerConfig = field(default_factory=lambda: CameraOptimizerConfig(mode="off"))
     """Corrections of the poses while training."""
+    casual: bool = False
+    """Pictures taken by hand: poses and exposures that are not exact are corrected while training. Short for
+    --pipeline.model.camera-optimizer.mode SO3xR3 --pipeline.model.appearance-dim 8; either may be given another way."""
     recipe: Annotated[Any, tyro.conf.Fixed, tyro.conf.Suppress] = None
     """`loe` as the method has it, before the command's options."""
 
@@ -151,6 +155,10 @@ class LoENerfModel(Model):
         _check_options(config)
         self._choose_by_background(self.kwargs.get("metadata", {}).get("background"))
         self._choose_near()
+        if config.casual:
+            config.appearance_dim = config.appearance_dim or 8
+            if config.camera_optimizer.mode == "off":
+                config.camera_optimizer.mode = "SO3xR3"
         assert config.near_plane is not None
         unbounded = config.scene == "unbounded"
         contraction = Contraction() if unbounded else None
@@ -264,23 +272,25 @@ class LoENerfModel(Model):
         """Rgb [N, 3] and accumulation [N, 1]; in training the samples, else depth (median), expected_depth [N, 1]."""
         if self.training:
             self.camera_optimizer.apply_to_raybundle(ray_bundle)
-        elif self.config.skip_below:
-            return seen(
-                ray_bundle,
-                field=self.field,
-                proposals=list(self.proposal_networks),  # type: ignore[arg-type]
-                sampler=self.proposal_sampler,
-                renderer=self.renderer_rgb,
-                threshold=self.config.skip_below,
-            )
+        elif self.device.type == "cpu" and len(ray_bundle) > skipping.AT_ONCE:
+            chunks = (ray_bundle[i : i + skipping.AT_ONCE] for i in range(0, len(ray_bundle), skipping.AT_ONCE))
+            parts = [self.get_outputs(chunk) for chunk in chunks]
+            return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
         # In full when measured, at any step: a checkpoint does not hold it.
         anneal: Any = self.anneal if self.training else 1.0
         self.proposal_sampler.set_anneal(anneal)
         density_fns = [network.density_fn for network in self.proposal_networks]
         samples: RaySamples
-        samples, weights_list, samples_list = self.proposal_sampler(ray_bundle, density_fns=density_fns)
-        outputs = self.field(samples)
-        weights, colours = samples.get_weights(outputs[FieldHeadNames.DENSITY]), outputs[FieldHeadNames.RGB]
+        threshold = 0 if self.training else self.config.skip_below
+        with skipping.fewer_samples(self.proposal_sampler) if threshold else nullcontext():
+            samples, weights_list, samples_list = self.proposal_sampler(ray_bundle, density_fns=density_fns)
+        behind = self.renderer_rgb.background_color == "last_sample"  # the field's own colour, of every ray
+        hit = skipping.with_weight(weights_list[-1], threshold) if threshold and not behind else None
+        asked = samples if hit is None else samples[hit]
+        outputs = self.field(asked)
+        weights, colours = asked.get_weights(outputs[FieldHeadNames.DENSITY]), outputs[FieldHeadNames.RGB]
+        if hit is not None:
+            weights, colours = (skipping.spread(values, hit, len(ray_bundle)) for values in (weights, colours))
         rgb = self.renderer_rgb(rgb=colours, weights=weights)
         rendered: dict[str, Any] = {"rgb": rgb, "accumulation": self.renderer_accumulation(weights=weights)}
         if self.training:
@@ -333,6 +343,8 @@ class LoENerfModel(Model):
     ) -> tuple[dict[str, float], dict[str, Tensor]]:
         """Psnr, ssim and, where its weights are, lpips of a view; the view beside the picture, opacity and depth.
 
+        Where pictures have an appearance of their own, views have the mean of the training pictures'; a held-out picture
+        has its own, and cc_psnr, which is measured there too, forgives that.
         Nothing is downloaded: without the weights of LPIPS it is left out. So is ssim where a side is shorter than 11.
         """
         target = self.renderer_rgb.blend_background(batch["image"].to(self.device))
@@ -341,6 +353,8 @@ class LoENerfModel(Model):
         metrics = {"psnr": psnr(seen, wanted)}
         if (structure := ssim(seen, wanted, mirrored=True)) is not None:
             metrics["ssim"] = structure
+        if self.config.appearance_dim:
+            metrics["cc_psnr"] = psnr(colour_corrected(seen, wanted), wanted)
         if self._lpips is not None:
             metrics["lpips"] = float(self._lpips(*(x.movedim(-1, 0)[None] for x in (rgb, target))))
         images = {

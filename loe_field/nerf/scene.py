@@ -94,8 +94,8 @@ def usable(outputs: DataparserOutputs, split: str, *, whole: bool = False) -> Da
 
     Their metadata also has "background", for the model: the colour [3] in [0, 1] that the dataparser has behind
     the object, "transparent" if a pixel of them is and they are put on nothing, else None; and for the memory
-    "bytes_per_pixel": its channels, and 8 where masks choose pixels; and "near", as near_of has it. Pictures are read to
-    their ends if whole, else only their heads.
+    "bytes_per_pixel": its channels, and 8 where masks choose pixels; and "near", as near_of has it. Pictures are read
+    to their ends if whole, else only their heads.
     """
     cameras, kept, lost, channels = outputs.cameras, [], [], 3
     if not len(outputs.image_filenames):
@@ -157,10 +157,10 @@ def usable(outputs: DataparserOutputs, split: str, *, whole: bool = False) -> Da
 def near_of(cameras: Cameras) -> float:
     """Where rays may begin, in the scene's length: _NEAR of the least distance from a camera to what all look at.
 
-    That is the point which is nearest to the cameras' axes (least squares). In front of a lens a haze that no other
-    camera sees explains its picture alone; who takes pictures of a thing from all sides has nothing so near. Cameras that do
-    not look at one thing, as in the middle of a room, or that look along one line, have _NEAREST: that point is behind one
-    of them, or nowhere.
+    That is the point which is nearest to the cameras' axes (least squares). Right before a lens is a haze that no other
+    camera sees and that explains its picture alone; who takes pictures of a thing from many sides has nothing so near.
+    Cameras that do not look at one thing, as in the middle of a room, or that look along one line, have _NEAREST: that
+    point is behind one of them, or nowhere.
     """
     poses = cameras.camera_to_worlds.double()
     places, axes = poses[:, :3, 3:], torch.nn.functional.normalize(-poses[:, :3, 2:3], dim=1)
