@@ -343,8 +343,8 @@ class LoENerfModel(Model):
     ) -> tuple[dict[str, float], dict[str, Tensor]]:
         """Psnr, ssim and, where its weights are, lpips of a view; the view beside the picture, opacity and depth.
 
-        Where pictures have an appearance of their own, views have the mean of the training pictures'; a held-out picture
-        has its own, and cc_psnr, which is measured there too, forgives that.
+        Where pictures have an appearance of their own, views have the mean of the training pictures'; a held-out
+        picture has its own, and cc_psnr forgives that.
         Nothing is downloaded: without the weights of LPIPS it is left out. So is ssim where a side is shorter than 11.
         """
         target = self.renderer_rgb.blend_background(batch["image"].to(self.device))
