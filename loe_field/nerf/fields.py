@@ -1,7 +1,7 @@
 """Levels of experts as nerfstudio's Encoding, density field and radiance field."""
 
 import torch
-from nerfstudio.cameras.rays import RaySamples
+from nerfstudio.cameras.rays import RayBundle, RaySamples
 from nerfstudio.data.scene_box import SceneBox
 from nerfstudio.field_components.activations import trunc_exp
 from nerfstudio.field_components.embedding import Embedding
@@ -12,6 +12,7 @@ from nerfstudio.fields.base_field import Field, get_normalized_directions
 from torch import Tensor
 
 from loe_field.nerf.colour import ColourMLP, HostImplementation
+from loe_field.nerf.marching import coords_of, weights_of
 from loe_field.network.protocol import Network
 
 
@@ -75,6 +76,17 @@ class LoEDensityField(Field):
         logarithm, features = encoded.split([1, encoded.shape[-1] - 1], -1)
         return trunc_exp(logarithm) * inside, features
 
+    def encoded(self, bundle: RayBundle, samples: RaySamples) -> tuple[Tensor, Tensor]:
+        """By `marching`'s kernels: the encoding's numbers at samples [N, S, C], and whether each is inside [N, S]."""
+        assert self.spatial_distortion is None or isinstance(self.spatial_distortion, Contraction)
+        box = None if self.spatial_distortion else (self.aabb[0], self.aabb[1] - self.aabb[0])
+        coords, inside = coords_of(bundle, samples, box)
+        return self.encoding(coords).float(), inside
+
+    def weights(self, bundle: RayBundle, samples: RaySamples) -> Tensor:
+        """Weights [N, S, 1] of samples on a bundle's rays, by `marching`'s kernels."""
+        return weights_of(samples, *self.encoded(bundle, samples))[0]
+
     def get_outputs(
         self, ray_samples: RaySamples, density_embedding: Tensor | None = None
     ) -> dict[FieldHeadNames, Tensor]:
@@ -119,11 +131,28 @@ class LoEField(LoEDensityField):
         shape = directions.shape[:-1]
         if directions.dim() > 2 and directions.stride(-2) == 0:  # those of a ray's samples are one: encoded once
             directions = directions[..., :1, :]
+        parts = [self._encoded_directions(directions).expand(*shape, -1), density_embedding]
+        return {FieldHeadNames.RGB: self._colours(torch.cat(parts, -1), ray_samples)}
+
+    def weights_and_colours(self, bundle: RayBundle, samples: RaySamples) -> tuple[Tensor, Tensor]:
+        """Weights [N, S, 1] and colours [N, S, 3] of samples on a bundle's rays, by `marching`'s kernels."""
+        directions = self._encoded_directions(bundle.directions)
+        weights, x = weights_of(samples, *self.encoded(bundle, samples), directions)
+        assert x is not None
+        return weights, self._colours(x, samples)
+
+    def _encoded_directions(self, directions: Tensor) -> Tensor:
+        """Directions [..., 3] to [..., numbers]."""
         encoded = self.direction_encoding(get_normalized_directions(directions).reshape(-1, 3))
-        parts = [encoded.view(*directions.shape[:-1], -1).expand(*shape, -1), density_embedding]
-        if self.appearance is not None and self.training:
-            assert ray_samples.camera_indices is not None
-            parts.append(self.appearance(ray_samples.camera_indices.reshape(-1)).view(*shape, -1))
-        elif self.appearance is not None:
-            parts.append(self.appearance.mean(dim=0).expand(*shape, -1))
-        return {FieldHeadNames.RGB: self.color(torch.cat(parts, -1).flatten(0, -2)).float().view(*shape, 3)}
+        return encoded.view(*directions.shape[:-1], -1)
+
+    def _colours(self, x: Tensor, samples: RaySamples) -> Tensor:
+        """Colours [..., 3] of samples from directions and features, [..., numbers]."""
+        if self.appearance is not None:
+            if self.training:
+                assert samples.camera_indices is not None
+                own = self.appearance(samples.camera_indices.reshape(-1)).view(*x.shape[:-1], -1)
+            else:
+                own = self.appearance.mean(dim=0).expand(*x.shape[:-1], -1)
+            x = torch.cat([x, own], -1)
+        return self.color(x.flatten(0, -2)).float().view(*x.shape[:-1], 3)

@@ -35,12 +35,6 @@ _OTHER_FORMATS = {
 _COLMAP_FOLDERS = ("colmap/sparse/0", "sparse/0", "sparse", "colmap/sparse", "colmap/0", "colmap", "dense/sparse", "")
 """Where COLMAP's cameras may lie in a scene; the host looks into the first only."""
 
-_NEAREST = 0.05
-"""Where rays begin at least, in the scene's length: the host's readers put the cameras into a cube of half side 1."""
-_NEAR = 0.2
-_ONE_LINE = 1e-3
-"""Mean squared sine of the angle between the cameras' axes below which they are one line: about 2 degrees."""
-
 
 def check_scene(config: DataParserConfig) -> None:
     """Refuse a scene that is not there, or of another format than the host's reader wants; says which it is."""
@@ -94,8 +88,8 @@ def usable(outputs: DataparserOutputs, split: str, *, whole: bool = False) -> Da
 
     Their metadata also has "background", for the model: the colour [3] in [0, 1] that the dataparser has behind
     the object, "transparent" if a pixel of them is and they are put on nothing, else None; and for the memory
-    "bytes_per_pixel": its channels, and 8 where masks choose pixels; and "near", as near_of has it. Pictures are read
-    to their ends if whole, else only their heads.
+    "bytes_per_pixel": its channels, and 8 where masks choose pixels. Pictures are read to their ends if whole, else
+    only their heads.
     """
     cameras, kept, lost, channels = outputs.cameras, [], [], 3
     if not len(outputs.image_filenames):
@@ -130,7 +124,7 @@ def usable(outputs: DataparserOutputs, split: str, *, whole: bool = False) -> Da
     colour = outputs.alpha_color
     background = colour.tolist() if colour is not None else "transparent" if transparent else None
     each = channels + (8 if outputs.mask_filenames is not None else 0)
-    mine = {"background": background, "bytes_per_pixel": each, "near": near_of(cameras)}
+    mine = {"background": background, "bytes_per_pixel": each}
     outputs = replace(outputs, metadata={**outputs.metadata, **mine})
     if not lost:
         return outputs
@@ -152,25 +146,6 @@ def usable(outputs: DataparserOutputs, split: str, *, whole: bool = False) -> Da
         mask_filenames=left(outputs.mask_filenames),
         metadata={name: left(value) for name, value in outputs.metadata.items()},
     )
-
-
-def near_of(cameras: Cameras) -> float:
-    """Where rays may begin, in the scene's length: _NEAR of the least distance from a camera to what all look at.
-
-    That is the point which is nearest to the cameras' axes (least squares). Right before a lens is a haze that no other
-    camera sees and that explains its picture alone; who takes pictures of a thing from many sides has nothing so near.
-    Cameras that do not look at one thing, as in the middle of a room, or that look along one line, have _NEAREST: that
-    point is behind one of them, or nowhere.
-    """
-    poses = cameras.camera_to_worlds.double()
-    places, axes = poses[:, :3, 3:], torch.nn.functional.normalize(-poses[:, :3, 2:3], dim=1)
-    across = torch.eye(3, dtype=poses.dtype) - axes @ axes.mT
-    whole = across.sum(0)
-    if torch.linalg.eigvalsh(whole)[0] < _ONE_LINE * len(poses):
-        return _NEAREST
-    middle = torch.linalg.solve(whole, (across @ places).sum(0))
-    away = ((middle - places) * axes).sum((1, 2))
-    return max(_NEAREST, _NEAR * float(away.min()))
 
 
 def _turned(picture: Image.Image) -> bool:

@@ -1,12 +1,10 @@
 """What SceneDataManager makes of scenes that are not as they should be."""
 
 import json
-import math
 
 import numpy as np
 import pytest
 import torch
-from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.configs.method_configs import method_configs  # noqa: F401  (the host's modules import each other)
 from nerfstudio.data.dataparsers.instant_ngp_dataparser import InstantNGPDataParserConfig
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
@@ -18,7 +16,6 @@ from support import run_here
 from loe_field.errors import InputError
 from loe_field.nerf.datamanager import SceneDataManagerConfig
 from loe_field.nerf.model import LoENerfModelConfig
-from loe_field.nerf.scene import near_of
 
 pytestmark = pytest.mark.slow
 
@@ -49,36 +46,6 @@ def test_a_sound_scene(small_scene):
     assert not torch.equal(datamanager.next_train(0)[1]["indices"], batch["indices"])
     rays, batch = datamanager.next_eval(0)
     assert set(batch["indices"][:, 0].tolist()) <= set(range(len(datamanager.eval_dataset)))
-
-
-def on_a_ring(distance, back):
-    """Eight cameras around the origin, whose axes have these columns: towards it, outwards or in one direction."""
-    poses = []
-    for turn in torch.arange(8) * math.pi / 4:
-        place = distance * torch.tensor([turn.cos(), turn.sin(), 0.3])
-        z = torch.nn.functional.normalize(back(place), dim=0)
-        x = torch.nn.functional.normalize(torch.linalg.cross(torch.tensor([0.1, 0.2, 1.0]), z), dim=0)
-        poses.append(torch.stack([x, torch.linalg.cross(z, x), z, place], 1))
-    return Cameras(torch.stack(poses), fx=9.0, fy=9.0, cx=5.0, cy=4.0, width=10, height=8)
-
-
-@pytest.mark.parametrize(
-    ("back", "near"),
-    [
-        (lambda place: place, 0.2 * 0.8 * 1.09**0.5),
-        (lambda place: -place, 0.05),
-        (lambda place: torch.tensor([1.0, 0, 0]), 0.05),
-    ],
-    ids=["a thing", "a room", "one direction"],
-)
-def test_rays_begin_at_a_part_of_the_distance_to_what_all_cameras_see(back, near):
-    found = near_of(on_a_ring(0.8, back))
-    assert found == pytest.approx(near, rel=1e-4)
-    for scene, given, expected in (("unbounded", None, found), ("box", None, 0.05), ("unbounded", 0.3, 0.3)):
-        model = LoENerfModelConfig(scene=scene, near_plane=given).setup(
-            scene_box=SceneBox(torch.tensor([[-1.0] * 3, [1.0] * 3])), num_train_data=2, metadata={"near": found}
-        )
-        assert model.collider.near_plane == pytest.approx(expected)
 
 
 def test_casual_pictures_have_poses_and_an_appearance_of_their_own():

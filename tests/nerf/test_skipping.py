@@ -21,7 +21,7 @@ def model_of(background, **options):
         loe=LoEConfig(num_layers=3, layer_width=16, tile_size=2, num_frequencies=3),
         scene="box",
         background_color=background,
-        **options,
+        **{"host_implementation": "torch", **options},
     )
     torch.manual_seed(0)
     model = config.setup(scene_box=SceneBox(BOX), num_train_data=2, metadata={}).eval()
@@ -90,6 +90,21 @@ def test_training_computes_all():
     model.train()
     model(rays())
     assert sum(asked) == 24 * 18 * model.config.num_samples
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.001, 0.9])
+def test_the_kernels_see_what_the_hosts_operations_see(threshold):
+    views = {}
+    for way in ("torch", "auto"):
+        config = LoENerfModelConfig(
+            scene="box", background_color="white", host_implementation=way, skip_below=threshold
+        )
+        torch.manual_seed(0)
+        model = config.setup(scene_box=SceneBox(BOX), num_train_data=2, metadata={}).eval()
+        with torch.no_grad():
+            views[way] = model(rays())
+    for name, view in views["auto"].items():
+        torch.testing.assert_close(view, views["torch"][name], atol=2e-4, rtol=1e-3)
 
 
 def test_a_threshold_that_is_none():
