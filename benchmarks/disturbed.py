@@ -2,7 +2,8 @@
 
     python -m benchmarks.disturbed SCENE FOLDER                 # SCENE in nerfstudio's format, with transforms.json
     ns-train loe-nerf --data FOLDER
-    ns-train loe-nerf --data FOLDER --pipeline.model.casual True
+    ns-train loe-nerf --data FOLDER --pipeline.model.camera-optimizer.mode SO3xR3
+    ns-train loe-nerf --data FOLDER --pipeline.model.appearance-dim 8
 
 Each training camera is turned by about --turn degrees about a random axis and moved by about --move of the cameras'
 extent, and its picture's light (sRGB undone) is multiplied by about 2 to the power of ±--stops; all are normally

@@ -114,9 +114,6 @@ class LoENerfModelConfig(ModelConfig):
     stay transparent, last_sample where they have no alpha."""
     camera_optimizer: CameraOptimizerConfig = field(default_factory=lambda: CameraOptimizerConfig(mode="off"))
     """Corrections of the poses while training."""
-    casual: bool = False
-    """Pictures taken by hand: poses and exposures that are not exact are corrected while training. Short for
-    --pipeline.model.camera-optimizer.mode SO3xR3 --pipeline.model.appearance-dim 8; either may be given another way."""
     recipe: Annotated[Any, tyro.conf.Fixed, tyro.conf.Suppress] = None
     """`loe` as the method has it, before the command's options."""
 
@@ -155,10 +152,6 @@ class LoENerfModel(Model):
         config = self.config
         _check_options(config)
         self._choose_by_background(self.kwargs.get("metadata", {}).get("background"))
-        if config.casual:
-            config.appearance_dim = config.appearance_dim or 8
-            if config.camera_optimizer.mode == "off":
-                config.camera_optimizer.mode = "SO3xR3"
         unbounded = config.scene == "unbounded"
         contraction = Contraction() if unbounded else None
         try:

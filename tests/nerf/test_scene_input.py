@@ -48,15 +48,14 @@ def test_a_sound_scene(small_scene):
     assert set(batch["indices"][:, 0].tolist()) <= set(range(len(datamanager.eval_dataset)))
 
 
-def test_casual_pictures_have_poses_and_an_appearance_of_their_own():
+def test_views_of_pictures_with_an_appearance_are_measured_with_colours_corrected_too():
     box = SceneBox(torch.tensor([[-1.0] * 3, [1.0] * 3]))
-    model = LoENerfModelConfig(casual=True).setup(scene_box=box, num_train_data=3, metadata={}).eval()
-    assert model.field.appearance.embedding.weight.shape == (3, 8)
-    assert model.camera_optimizer.pose_adjustment.shape == (3, 6)
-    assert "camera_opt" in model.get_param_groups()
+    model = LoENerfModelConfig(appearance_dim=8).setup(scene_box=box, num_train_data=3, metadata={}).eval()
     picture = torch.rand(12, 12, 3, generator=torch.Generator().manual_seed(0))
     seen = {"rgb": 0.7 * picture + 0.1, "accumulation": torch.ones(12, 12, 1), "depth": torch.ones(12, 12, 1)}
     metrics, _ = model.get_image_metrics_and_images(seen, {"image": picture})
+    model.config.appearance_dim = 0
+    assert metrics.keys() - model.get_image_metrics_and_images(seen, {"image": picture})[0].keys() == {"cc_psnr"}
     assert metrics["psnr"] < 25 < 60 < metrics["cc_psnr"]
 
 
