@@ -34,8 +34,8 @@ def fewer_samples(sampler: ProposalNetworkSampler) -> Iterator[None]:
 
 def with_weight(weights: Tensor, threshold: float) -> Tensor | None:
     """Numbers [M] of the rays whose proposed weights [N, P, 1] add up to the threshold, one at least; None for all."""
-    whole = weights.sum((1, 2))
-    rays = (whole >= whole.amax().clamp(max=threshold)).nonzero().squeeze(1)
+    rays = (weights.sum((1, 2)) >= threshold).nonzero().squeeze(1)
+    rays = rays if len(rays) else rays.new_zeros(1)
     return rays if len(rays) < _MOST * len(weights) else None
 
 
