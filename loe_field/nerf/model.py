@@ -262,10 +262,6 @@ class LoENerfModel(Model):
         """Rgb [N, 3] and accumulation [N, 1]; in training the samples, else depth (median), expected_depth [N, 1]."""
         if self.training:
             self.camera_optimizer.apply_to_raybundle(ray_bundle)
-        elif self.device.type == "cpu" and len(ray_bundle) > skipping.AT_ONCE:
-            chunks = (ray_bundle[i : i + skipping.AT_ONCE] for i in range(0, len(ray_bundle), skipping.AT_ONCE))
-            parts = [self.get_outputs(chunk) for chunk in chunks]
-            return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
         # In full when measured, at any step: a checkpoint does not hold it.
         anneal: Any = self.anneal if self.training else 1.0
         self.proposal_sampler.set_anneal(anneal)

@@ -7,8 +7,6 @@ from contextlib import contextmanager
 from nerfstudio.model_components.ray_samplers import ProposalNetworkSampler
 from torch import Tensor
 
-AT_ONCE = 1024
-"""Rays that a CPU renders at once: what 4,096 of them need leaves its caches, and took 1.4 times as long."""
 _SAMPLES = 0.75
 _PADDING = 0.001
 _MOST = 0.75
