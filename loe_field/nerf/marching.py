@@ -139,7 +139,7 @@ class KernelSampler(ProposalNetworkSampler):
             weights_list.append(weights)
             samples_list.append(samples)
             trusted = weights.detach()[..., 0]
-            if not (isinstance(self._anneal, float) and self._anneal == 1):
+            if self._anneal != 1:
                 trusted = trusted.pow(self._anneal)
             samples = self._resampled(bundle, samples, trusted, count)
         if updated:

@@ -66,9 +66,9 @@ class LoENerfModelConfig(ModelConfig):
     baseline: HashGridChoice = None
     """The hash grid, for its options."""
     host_implementation: HostImplementation = "auto"
-    """How the host's own parts are computed: samples along rays, their losses and the colour MLP. "auto": in fp32 on a
-    CPU by this package's C kernels, elsewhere as with "torch", the host's way; "tcnn": encoding of directions and MLP by
-    tinycudann, the rest the host's way."""
+    """How the host's own parts are computed: samples along rays, their losses and the colour MLP. "auto": in fp32 on
+    a CPU by this package's C kernels, elsewhere as with "torch", the host's way. "tcnn": encoding of directions and
+    MLP by tinycudann, the rest the host's way."""
     num_features: int = 15
     """Numbers that the colour is made of besides the direction."""
     appearance_dim: int = 0
@@ -262,13 +262,13 @@ class LoENerfModel(Model):
         """Rgb [N, 3] and accumulation [N, 1]; in training the samples, else depth (median), expected_depth [N, 1]."""
         if self.training:
             self.camera_optimizer.apply_to_raybundle(ray_bundle)
-        # In full when measured, at any step: a checkpoint does not hold it.
-        anneal: Any = self.anneal if self.training else 1.0
-        self.proposal_sampler.set_anneal(anneal)
         samples: RaySamples
         rays = ray_bundle.origins, ray_bundle.directions, ray_bundle.nears, ray_bundle.fars
         moved = any(t is not None and t.requires_grad for t in rays)  # by poses that are learned
         by_kernels = not moved and self._by_kernels(*rays)
+        # In full when measured, at any step: a checkpoint does not hold it.
+        anneal: Any = 1.0 if not self.training else self._anneal_number if by_kernels else self.anneal
+        self.proposal_sampler.set_anneal(anneal)
         threshold = 0 if self.training else self.config.skip_below
         with skipping.fewer_samples(self.proposal_sampler) if threshold else nullcontext():
             if by_kernels:

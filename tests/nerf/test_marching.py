@@ -68,8 +68,7 @@ def test_weights_and_their_gradient(count, wide):
     inside, prefix = torch.rand(shape[:2]) > 0.2, torch.randn(37, 4)
     weights, x = marching.weights_of(samples, encoded, inside, prefix)
     exact = encoded.detach().double().requires_grad_()
-    density = torch.where(inside[..., None], trunc_exp(exact[..., :1].float()).double(), 0.0)
-    density = torch.where(inside[..., None], exact[..., :1].clamp(max=80).exp(), 0.0) if not wide else density
+    density = trunc_exp(exact[..., :1]) * inside[..., None]
     wanted = in_fp64(samples).get_weights(density)
     assert torch.equal(x, torch.cat([prefix[:, None].expand(-1, count, -1), encoded[..., 1:]], -1))
     torch.testing.assert_close(weights.double(), wanted, atol=3e-7, rtol=1e-5)
@@ -85,7 +84,7 @@ def test_weights_and_their_gradient(count, wide):
 
 
 def test_densities_without_end():
-    """No NaN in a picture: an infinite density is opaque, and what comes of infinity times nothing counts for nothing."""
+    """No NaN in a picture: an infinite density is opaque, and what is no number counts for nothing."""
     samples = UniformSampler().eval()(rays(2), num_samples=5)
     encoded = torch.tensor([-200.0, 100, 3, float("nan"), 1]).repeat(2, 1)[..., None]
     inside = torch.tensor([[True] * 5, [True, False, True, False, True]])
@@ -196,10 +195,9 @@ def test_a_step_is_the_hosts(options, training, monkeypatch):
     assert len(used) == 1
     assert set(found[0]) == set(found[1])
     for name, wanted in found[1].items():
-        scale = max(float(wanted.detach().abs().max()), 1e-12)
-        assert float((found[0][name] - wanted).abs().max()) < 1e-2 * scale, (
-            name
-        )  # new samples differ by rounding, cells of a grid are fine
+        # New samples differ by rounding, and so does now and then the cell of a grid or a proposal that one lies in.
+        error = (found[0][name] - wanted).detach().norm()
+        assert error < 1e-2 * wanted.detach().norm().clamp(min=1e-12), name
 
 
 def test_no_number_of_threads_changes_a_bit():

@@ -19,8 +19,9 @@ def model_of(background, **options):
     config = LoENerfModelConfig(
         loe=LoEConfig(num_layers=3, layer_width=16, tile_size=2, num_frequencies=3),
         scene="box",
+        host_implementation="torch",  # asks the functions that are replaced below
         background_color=background,
-        **{"host_implementation": "torch", **options},
+        **options,
     )
     torch.manual_seed(0)
     model = config.setup(scene_box=SceneBox(BOX), num_train_data=2, metadata={}).eval()

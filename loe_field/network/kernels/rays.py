@@ -74,7 +74,11 @@ def weights(
         ends: [N, S].
         prefix: [N, E].
     """
-    found, channels, beside = encoded.new_empty(starts.shape), encoded.shape[2], 0 if prefix is None else prefix.shape[1]
+    found, channels, beside = (
+        encoded.new_empty(starts.shape),
+        encoded.shape[2],
+        0 if prefix is None else prefix.shape[1],
+    )
     x = None if prefix is None else encoded.new_empty(*starts.shape, beside + channels - 1)
     _call("loe_ray_weights", _samples(starts, ends, channels, beside), encoded, inside, prefix, found, x)
     return found, x
