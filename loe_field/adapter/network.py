@@ -44,7 +44,7 @@ class LoEConfig:
     """One expert per point, or a cyclic linear blend of the 2^dim around it (2^dim times the arithmetic)."""
     bias_tile_size: int | tuple[int, ...] | None = 1
     """Vectors per axis of the bias, of all levels or of each: a tile that is blended between its vectors at the cost of
-    reading them. 1 is the bias that all points share. None: as many as make 0.55 parameters per target, 8 to 32."""
+    reading them. 1 is the bias that all points share. None: as many as make 0.55 parameters per target, 11 to 32."""
     bias_levels: tuple[tuple[float, float], ...] | Literal["fine"] | None = None
     """Alpha and beta of each level's bias tile. None: those of its experts. fine: scales in equal ratios, from one
     vector per sample along the longest side to one per 8 samples, first layer finest."""

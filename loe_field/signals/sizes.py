@@ -7,7 +7,7 @@ _WIDTH, _OCTAVES = 64, 7
 """Channels of the recipe, and octaves of its encoded coordinates."""
 _PARAMETERS_PER_TARGET = 0.55
 _LARGEST_TILE = 8
-_BIAS_TILES = (8, 32)
+_BIAS_TILES = (11, 32)
 """Vectors per axis, at least and at most."""
 
 
@@ -31,7 +31,11 @@ def tile_size_for(resolution: Sequence[int], channels: int) -> int:
 
 
 def bias_tile_size_for(resolution: Sequence[int], channels: int, others: int, numbers_per_vector: int) -> int:
-    """Vectors per axis of all bias tiles, 8 to 32, that make 0.55 parameters per target.
+    """Vectors per axis of all bias tiles, 11 to 32, that make 0.55 parameters per target.
+
+    11 is camera's number, and what small pictures want too. Three levels of experts, a crop of it of 128x128, 200
+    steps, one seed, PSNR on the grid and the half-pixel grid: 8 vectors 40.48 / 39.29, 11 41.98 / 40.50; experts on
+    all levels and no tiles, which is as many parameters as 11, 41.95 / 36.44.
 
     Args:
         resolution: samples along each coordinate.
