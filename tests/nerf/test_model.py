@@ -73,7 +73,7 @@ def test_faint_samples_have_no_colour_and_nobody_sees_it(background):
         seen[faint] = outputs["rgb"].detach(), model.field.encoding.network.head.weight.grad.clone()
         model.zero_grad()
     assert (seen[0.0][0] - seen[None][0]).abs().max() < 2e-3
-    assert (seen[0.0][1] - seen[None][1]).norm() < 0.01 * seen[0.0][1].norm()
+    assert (seen[0.0][1] - seen[None][1]).norm() < 0.03 * seen[0.0][1].norm()
     assert asked[0] == 64 * 16
     assert 0 < asked[1] < 0.75 * asked[0]
 
