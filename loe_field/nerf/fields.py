@@ -1,5 +1,7 @@
 """Levels of experts as nerfstudio's Encoding, density field and radiance field."""
 
+from collections.abc import Callable
+
 import torch
 from nerfstudio.cameras.rays import RayBundle, RaySamples
 from nerfstudio.data.scene_box import SceneBox
@@ -127,32 +129,55 @@ class LoEField(LoEDensityField):
     ) -> dict[FieldHeadNames, Tensor]:
         """The colour [..., 3] in [0, 1]."""
         assert density_embedding is not None
-        directions = ray_samples.frustums.directions
-        shape = directions.shape[:-1]
+        x = self._with_directions(ray_samples, density_embedding)
+        return {FieldHeadNames.RGB: self._colours(x, ray_samples)}
+
+    def _with_directions(self, samples: RaySamples, features: Tensor) -> Tensor:
+        """Encoded directions beside features [..., numbers]."""
+        directions = samples.frustums.directions
         if directions.dim() > 2 and directions.stride(-2) == 0:  # those of a ray's samples are one: encoded once
             directions = directions[..., :1, :]
-        parts = [self._encoded_directions(directions).expand(*shape, -1), density_embedding]
-        return {FieldHeadNames.RGB: self._colours(torch.cat(parts, -1), ray_samples)}
+        return torch.cat([self._encoded_directions(directions).expand(*features.shape[:-1], -1), features], -1)
 
-    def weights_and_colours(self, bundle: RayBundle, samples: RaySamples) -> tuple[Tensor, Tensor]:
-        """Weights [N, S, 1] and colours [N, S, 3] of samples on a bundle's rays, by `marching`'s kernels."""
-        directions = self._encoded_directions(bundle.directions)
-        weights, x = weights_of(samples, *self.encoded(bundle, samples), directions)
-        assert x is not None
-        return weights, self._colours(x, samples)
+    def weights_and_colours(
+        self,
+        samples: RaySamples,
+        bundle: RayBundle | None = None,
+        *,
+        seen: Callable[[Tensor], Tensor | None] = lambda weights: None,
+    ) -> tuple[Tensor, Tensor]:
+        """Weights [N, S, 1] and colours [N, S, 3] of samples.
+
+        Args:
+            samples: S on each of N rays.
+            bundle: the rays, for `marching`'s kernels; None: by the host's operations.
+            seen: of weights, which samples get a colour, bool [N, S]; the others are black. None: all get one.
+        """
+        if bundle is not None:
+            weights, x = weights_of(
+                samples, *self.encoded(bundle, samples), self._encoded_directions(bundle.directions)
+            )
+            assert x is not None
+        else:
+            density, features = self.get_density(samples)
+            weights, x = samples.get_weights(density), self._with_directions(samples, features)
+        return weights, self._colours(x, samples, seen(weights))
 
     def _encoded_directions(self, directions: Tensor) -> Tensor:
         """Directions [..., 3] to [..., numbers]."""
         encoded = self.direction_encoding(get_normalized_directions(directions).reshape(-1, 3))
         return encoded.view(*directions.shape[:-1], -1)
 
-    def _colours(self, x: Tensor, samples: RaySamples) -> Tensor:
-        """Colours [..., 3] of samples from directions and features, [..., numbers]."""
+    def _colours(self, x: Tensor, samples: RaySamples, seen: Tensor | None = None) -> Tensor:
+        """Colours [..., 3] from directions and features x [..., numbers]; black where not seen [...]."""
+        chosen = slice(None) if seen is None else seen
+        rows = x[chosen]
         if self.appearance is not None:
             if self.training:
                 assert samples.camera_indices is not None
-                own = self.appearance(samples.camera_indices.reshape(-1)).view(*x.shape[:-1], -1)
+                own = self.appearance(samples.camera_indices[..., 0][chosen])
             else:
-                own = self.appearance.mean(dim=0).expand(*x.shape[:-1], -1)
-            x = torch.cat([x, own], -1)
-        return self.color(x.flatten(0, -2)).float().view(*x.shape[:-1], 3)
+                own = self.appearance.mean(dim=0).expand(*rows.shape[:-1], -1)
+            rows = torch.cat([rows, own], -1)
+        colours = self.color(rows.flatten(0, -2)).float().view(*rows.shape[:-1], 3)
+        return colours if seen is None else colours.new_zeros(*seen.shape, 3).index_put((seen,), colours)

@@ -1,5 +1,6 @@
 """nerfstudio's Model: rays, samples along them, and what a camera sees."""
 
+import math
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field, fields, replace
@@ -12,7 +13,6 @@ import tyro
 from nerfstudio.cameras.camera_optimizers import CameraOptimizer, CameraOptimizerConfig
 from nerfstudio.cameras.rays import RayBundle, RaySamples
 from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackAttributes, TrainingCallbackLocation
-from nerfstudio.field_components.field_heads import FieldHeadNames
 from nerfstudio.model_components import losses as host_losses
 from nerfstudio.model_components.ray_samplers import UniformSampler
 from nerfstudio.model_components.renderers import AccumulationRenderer, DepthRenderer, RGBRenderer
@@ -31,6 +31,7 @@ from loe_field.errors import InputError
 from loe_field.nerf import marching, skipping
 from loe_field.nerf.colour import HostImplementation
 from loe_field.nerf.fields import Contraction, LoEDensityField, LoEEncoding, LoEField
+from loe_field.network.layers import LoEMLP
 from loe_field.network.protocol import Network
 from loe_field.pictures.metrics import colour_corrected, psnr, ssim
 from loe_field.training.config import require_at_least
@@ -38,6 +39,8 @@ from loe_field.words import say
 
 ALEXNET = "alexnet-owt-7be5be79.pth"
 """The file that torchvision keeps AlexNet's weights in."""
+_MOST = 0.75
+"""Part of the samples from which on all have a colour: choosing them costs more than it saves."""
 
 
 @dataclass
@@ -105,6 +108,18 @@ class LoENerfModelConfig(ModelConfig):
     """Cells per axis of its finest level; the coarsest is the field's."""
     proposal_grid_table_size: int | None = None
     """Most vectors of its levels, a power of two. None: the field's."""
+    grid_gain: float = 4.0
+    """Factor on the field's first matrix at the start where a grid is before it: features begin at nearly 0, and the
+    sines with them."""
+    initial_density: float | None = None
+    """Density that the field and the proposal networks begin with, about, per unit of the scene's length. None: 0.02
+    behind a grid in a box, which is empty for the most part; else 1."""
+    faint: float | None = None
+    """Weight below which a sample has no colour in training; 0: all have one. None: 0.0001 on a CPU, where that saves
+    time, and 0 on a GPU, whose graphs cannot choose."""
+    muon: Literal["hidden", "all"] | None = None
+    """Matrices that the optimizer "experts" has: those of the field's hidden levels, or also the first one behind a
+    grid and the colour MLP's. The optimizer "fields" has the others. None: all where the field has a grid."""
     interlevel_loss_mult: float = 1.0
     """Weight of the loss that teaches the proposal networks."""
     distortion_loss_mult: float = 0.002
@@ -178,6 +193,13 @@ class LoENerfModel(Model):
         self.proposal_networks = nn.ModuleList(
             LoEDensityField(aabb, LoEEncoding(p), spatial_distortion=contraction) for p in proposals
         )
+        first = self._behind_grid
+        if first is not None:
+            with torch.no_grad():
+                first *= config.grid_gain
+        density = 0.02 if first is not None and config.scene == "box" else 1.0
+        for network in self.networks:
+            _begin_with(density if config.initial_density is None else config.initial_density, network)
         self.camera_optimizer: CameraOptimizer = config.camera_optimizer.setup(
             num_cameras=self.num_train_data, device="cpu"
         )
@@ -218,14 +240,27 @@ class LoENerfModel(Model):
         return [f.encoding.network for f in fields]
 
     @property
+    def _behind_grid(self) -> Parameter | None:
+        """The field's first matrix where a grid is before it; None: there is no grid."""
+        network = self.networks[0]
+        if not isinstance(network, LoEMLP) or network.grid is None:
+            return None
+        return network.layers[0].weight  # type: ignore[return-value]
+
+    @property
     def capturable(self) -> bool:
         """Whether a step on a GPU waits for nothing."""
-        return self.config.host_implementation != "tcnn" and all(network.capturable for network in self.networks)
+        whole = self.config.host_implementation != "tcnn" and not self._faint
+        return whole and all(network.capturable for network in self.networks)
 
     def get_param_groups(self) -> dict[str, list[Parameter]]:
-        """The hidden stacks of matrices as "experts", tables as "grid", poses as "camera_opt"; all else is "fields"."""
+        """Matrices as `muon` has it are "experts", tables "grid", poses "camera_opt"; all else is "fields"."""
         of_networks = [network.param_groups() for network in self.networks]
         experts, tables = ([p for groups in of_networks for p in groups.get(name, [])] for name in ("experts", "grid"))
+        first = self._behind_grid
+        if self.config.muon == "all" or (self.config.muon is None and first is not None):
+            experts += [] if first is None else [first]
+            experts += [p for p in self.field.color.parameters() if p.dim() == 2][:-1]
         chosen = {id(p) for p in experts + tables}
         rest = [p for part in (self.field, self.proposal_networks) for p in part.parameters() if id(p) not in chosen]
         groups = {name: p for name, p in {"experts": experts, "fields": rest, "grid": tables}.items() if p}
@@ -281,10 +316,9 @@ class LoENerfModel(Model):
         hit = skipping.with_weight(weights_list[-1], threshold) if threshold and not behind else None
         bundle, asked = (ray_bundle, samples) if hit is None else (ray_bundle[hit], samples[hit])
         if by_kernels:
-            weights, colours = self.field.weights_and_colours(bundle, asked)
+            weights, colours = self.field.weights_and_colours(asked, bundle, seen=self._seen)
         else:
-            outputs = self.field(asked)
-            weights, colours = asked.get_weights(outputs[FieldHeadNames.DENSITY]), outputs[FieldHeadNames.RGB]
+            weights, colours = self.field.weights_and_colours(asked, seen=self._seen)
         if hit is not None:
             weights, colours = (skipping.spread(values, hit, len(ray_bundle)) for values in (weights, colours))
         rgb = self.renderer_rgb(rgb=colours, weights=weights)
@@ -294,6 +328,21 @@ class LoENerfModel(Model):
         for name, renderer in (("depth", self.renderer_depth), ("expected_depth", self.renderer_expected_depth)):
             rendered[name] = renderer(weights=weights, ray_samples=samples)
         return rendered
+
+    @property
+    def _faint(self) -> float:
+        """The option, settled."""
+        faint = self.config.faint
+        return (1e-4 if self.device.type == "cpu" else 0.0) if faint is None else faint
+
+    def _seen(self, weights: Tensor) -> Tensor | None:
+        """Which samples get a colour by their weights [N, S, 1], bool [N, S]: in training no faint one; None: all."""
+        if not (self.training and self._faint):
+            return None
+        seen = weights[..., 0] >= self._faint
+        if self.config.background_color == "last_sample":
+            seen[:, -1] = True
+        return seen if seen.float().mean() <= _MOST else None
 
     def get_loss_dict(
         self, outputs: dict[str, Any], batch: dict[str, Tensor], metrics_dict: dict[str, Tensor] | None = None
@@ -362,6 +411,13 @@ class LoENerfModel(Model):
         return metrics, images
 
 
+def _begin_with(density: float, network: Network) -> None:
+    """Have a network of levels begin with this density instead of 1; a baseline begins as its authors have it."""
+    if isinstance(network, LoEMLP):
+        with torch.no_grad():
+            network.head.bias[0] += math.log(density)
+
+
 def _rgb_renderer(background_color: Any) -> RGBRenderer:
     """The host's renderer, with a plain background that moves to the device: it would copy it at every step."""
     renderer = RGBRenderer(background_color)
@@ -383,6 +439,12 @@ def _check_options(config: LoENerfModelConfig) -> None:
         raise InputError(f"--pipeline.model.num-proposal-samples is {fewest}: it must be at least 1")
     if not 0 <= config.skip_below < 1:
         raise InputError(f"--pipeline.model.skip-below is {config.skip_below:g}: it must be at least 0, and below 1")
+    if config.faint is not None and not 0 <= config.faint < 1:
+        raise InputError(f"--pipeline.model.faint is {config.faint:g}: it must be at least 0, and below 1")
+    if config.initial_density is not None and not 0 < config.initial_density < math.inf:
+        raise InputError(
+            f"--pipeline.model.initial-density is {config.initial_density:g}: it must be above 0, and finite"
+        )
     if not 0 <= config.near_plane < config.far_plane:
         raise InputError(
             f"--pipeline.model.near-plane is {config.near_plane:g} and far-plane {config.far_plane:g}: rays begin at 0 "

@@ -182,8 +182,8 @@ def test_a_step_is_the_hosts(options, training, monkeypatch):
     found, used = [], []
     for how in ("auto", "torch"):
         built = model(host_implementation=how, **options).train(training)
-        call = built.field.weights_and_colours
-        monkeypatch.setattr(built.field, "weights_and_colours", lambda *a, c=call: used.append(1) or c(*a))
+        call = built.field.encoded
+        monkeypatch.setattr(built.field, "encoded", lambda *a, c=call: used.append(1) or c(*a))
         torch.manual_seed(3)
         out = built(rays())
         values = {name: out[name] for name in ("rgb", "accumulation")}
