@@ -159,7 +159,7 @@ class LoEConfig:
             out_features=out_features,
             num_layers=self.num_layers,
             layer_width=self.layer_width,
-            tile_size=self.tile_size,
+            tile_size=self.tile_size if self.expert_levels is None else self._tiles_of_coarsest(self.expert_levels),
             pattern=[(refinement * a, b) for a, b in levels] if self.levels is None else self.levels,
             blending=self.blending,
             bias_tile_size=self.bias_tile_size,

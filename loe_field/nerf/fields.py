@@ -81,7 +81,8 @@ class LoEDensityField(Field):
     def encoded(self, bundle: RayBundle, samples: RaySamples) -> tuple[Tensor, Tensor]:
         """By `marching`'s kernels: the encoding's numbers at samples [N, S, C], and whether each is inside [N, S]."""
         assert self.spatial_distortion is None or isinstance(self.spatial_distortion, Contraction)
-        box = None if self.spatial_distortion else (self.aabb[0], self.aabb[1] - self.aabb[0])
+        low, high = self.aabb.float()
+        box = None if self.spatial_distortion else (low, high - low)
         coords, inside = coords_of(bundle, samples, box)
         return self.encoding(coords).float(), inside
 
@@ -142,16 +143,16 @@ class LoEField(LoEDensityField):
     def weights_and_colours(
         self,
         samples: RaySamples,
-        bundle: RayBundle | None = None,
+        bundle: RayBundle | None,
         *,
-        seen: Callable[[Tensor], Tensor | None] = lambda weights: None,
+        seen: Callable[[Tensor], Tensor | None],
     ) -> tuple[Tensor, Tensor]:
         """Weights [N, S, 1] and colours [N, S, 3] of samples.
 
         Args:
             samples: S on each of N rays.
             bundle: the rays, for `marching`'s kernels; None: by the host's operations.
-            seen: of weights, which samples get a colour, bool [N, S]; the others are black. None: all get one.
+            seen: tells from the weights which samples get a colour, bool [N, S], the others being black; None for all.
         """
         if bundle is not None:
             weights, x = weights_of(

@@ -87,10 +87,10 @@ class _Weights(torch.autograd.Function):
 
 
 class _WithGradient(torch.autograd.Function):
-    """A number whose gradient for `parameter` was found with it."""
+    """A number [] whose gradient for `parameter`, of the same shape as that, was found with it."""
 
     @staticmethod
-    def forward(ctx: Any, parameter: Tensor, value: Tensor, gradient: Tensor | None) -> Tensor:
+    def forward(ctx: Any, parameter: Tensor, value: Tensor, gradient: Tensor) -> Tensor:
         ctx.save_for_backward(gradient)
         return value.view_as(value)
 
@@ -102,7 +102,7 @@ class _WithGradient(torch.autograd.Function):
 
 
 def interlevel_loss(weights: Sequence[Tensor], samples: Sequence[RaySamples]) -> Tensor:
-    """The host's loss of the same name: the proposal networks' weights bound the field's, which come last."""
+    """The host's loss of the same name: the proposed weights [N, P, 1] bound the field's [N, S, 1], which come last."""
     edges, last = edges_of(samples[-1]), weights[-1].detach()[..., 0]
     total = last.new_zeros(())
     for proposed, its_samples in zip(weights[:-1], samples[:-1]):
@@ -115,7 +115,7 @@ def interlevel_loss(weights: Sequence[Tensor], samples: Sequence[RaySamples]) ->
 
 
 def distortion_loss(weights: Sequence[Tensor], samples: Sequence[RaySamples]) -> Tensor:
-    """The host's loss of the same name, in linear instead of quadratic time."""
+    """The host's loss of the same name, for the last weights [N, S, 1]: in linear instead of quadratic time."""
     found, flat = weights[-1], weights[-1].detach()[..., 0]
     loss, grad = kernels.distortion(edges_of(samples[-1]), flat, need_grad=found.requires_grad)
     loss, scale = loss.mean(), 1 / len(flat)
@@ -128,7 +128,15 @@ class KernelSampler(ProposalNetworkSampler):
     def proposals(
         self, bundle: RayBundle, networks: Iterable[Any]
     ) -> tuple[RaySamples, list[Tensor], list[RaySamples]]:
-        """As `forward` for `kernels_serve`; networks are LoEDensityFields."""
+        """As `forward`, where `kernels_serve`.
+
+        Args:
+            bundle: N rays.
+            networks: the proposal networks, LoEDensityFields.
+
+        Returns:
+            The field's samples, and each network's weights [N, P, 1] and samples.
+        """
         updated = self._steps_since_update > self.update_sched(self._step) or self._step < 10
         counts = [*self.num_proposal_samples_per_ray, self.num_nerf_samples_per_ray]
         samples = self.initial_sampler(bundle, num_samples=counts[0])
@@ -147,8 +155,8 @@ class KernelSampler(ProposalNetworkSampler):
         return samples, weights_list, samples_list
 
     def _resampled(self, bundle: RayBundle, samples: RaySamples, weights: Tensor, count: int) -> RaySamples:
-        """So many samples where the weights [N, S] are."""
-        pdf, edges = self.pdf_sampler, edges_of(samples).expand(len(weights), -1).contiguous()
+        """`count` samples on each ray where the weights [N, S] are, with one jitter a ray in training."""
+        pdf, edges = self.pdf_sampler, edges_of(samples)
         u, jitter = torch.linspace(0, 1 - 1 / (count + 1), count + 1), None
         if pdf.train_stratified and self.training:
             jitter = torch.rand(len(weights)) / (count + 1)

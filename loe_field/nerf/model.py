@@ -90,8 +90,9 @@ class LoENerfModelConfig(ModelConfig):
     num_samples: int = 32
     """Samples along a ray for the field."""
     skip_below: float = 0.001
-    """In evaluations, renderings and the viewer, rays whose proposed weights add up to less see the background, and
-    others have three quarters of the samples, closer to the proposals; 0: all are made as in training."""
+    """Evaluations, renderings and the viewer take three quarters of the samples, closer to the proposals. Rays whose
+    proposed weights add up to less than this see the background at once, unless that is last_sample, which the field
+    colours. 0: all are made as in training."""
     proposal_layers: int = 2
     """Linear layers of the proposal networks."""
     proposal_width: int = 16
@@ -297,28 +298,16 @@ class LoENerfModel(Model):
         """Rgb [N, 3] and accumulation [N, 1]; in training the samples, else depth (median), expected_depth [N, 1]."""
         if self.training:
             self.camera_optimizer.apply_to_raybundle(ray_bundle)
-        samples: RaySamples
         rays = ray_bundle.origins, ray_bundle.directions, ray_bundle.nears, ray_bundle.fars
         moved = any(t is not None and t.requires_grad for t in rays)  # by poses that are learned
         by_kernels = not moved and self._by_kernels(*rays)
-        # In full when measured, at any step: a checkpoint does not hold it.
-        anneal: Any = 1.0 if not self.training else self._anneal_number if by_kernels else self.anneal
-        self.proposal_sampler.set_anneal(anneal)
         threshold = 0 if self.training else self.config.skip_below
         with skipping.fewer_samples(self.proposal_sampler) if threshold else nullcontext():
-            if by_kernels:
-                found = self.proposal_sampler.proposals(ray_bundle, self.proposal_networks)
-            else:
-                density_fns = [network.density_fn for network in self.proposal_networks]
-                found = self.proposal_sampler(ray_bundle, density_fns=density_fns)
-        samples, weights_list, samples_list = found
+            samples, weights_list, samples_list = self._proposed(ray_bundle, by_kernels)
         behind = self.renderer_rgb.background_color == "last_sample"  # the field's own colour, of every ray
         hit = skipping.with_weight(weights_list[-1], threshold) if threshold and not behind else None
         bundle, asked = (ray_bundle, samples) if hit is None else (ray_bundle[hit], samples[hit])
-        if by_kernels:
-            weights, colours = self.field.weights_and_colours(asked, bundle, seen=self._seen)
-        else:
-            weights, colours = self.field.weights_and_colours(asked, seen=self._seen)
+        weights, colours = self.field.weights_and_colours(asked, bundle if by_kernels else None, seen=self._seen)
         if hit is not None:
             weights, colours = (skipping.spread(values, hit, len(ray_bundle)) for values in (weights, colours))
         rgb = self.renderer_rgb(rgb=colours, weights=weights)
@@ -328,6 +317,16 @@ class LoENerfModel(Model):
         for name, renderer in (("depth", self.renderer_depth), ("expected_depth", self.renderer_expected_depth)):
             rendered[name] = renderer(weights=weights, ray_samples=samples)
         return rendered
+
+    def _proposed(self, bundle: RayBundle, by_kernels: bool) -> tuple[RaySamples, list[Tensor], list[RaySamples]]:
+        """The field's samples on a bundle's rays, and each proposal network's weights [N, P, 1] and samples."""
+        sampler = self.proposal_sampler
+        # In full when measured, at any step: a checkpoint does not hold it.
+        anneal: Any = 1.0 if not self.training else self._anneal_number if by_kernels else self.anneal
+        sampler.set_anneal(anneal)
+        if by_kernels:
+            return sampler.proposals(bundle, self.proposal_networks)
+        return sampler(bundle, density_fns=[network.density_fn for network in self.proposal_networks])
 
     @property
     def _faint(self) -> float:
@@ -429,9 +428,13 @@ def _rgb_renderer(background_color: Any) -> RGBRenderer:
 
 def _check_options(config: LoENerfModelConfig) -> None:
     """Refuse counts that are too small, and a far plane that is not behind the near one."""
-    for name in ("num_layers", "layer_width", "tile_size"):
+    for name in ("num_layers", "layer_width", "tile_size", "bias_tile_size"):
         if getattr(config.loe, name) is None:
             raise InputError(f"--pipeline.model.{name.replace('_', '-')} is None: a scene needs a number")
+    if config.loe.bias_levels == "fine":
+        raise InputError(
+            "--pipeline.model.bias-levels is fine, which counts pixels: a scene needs alpha and beta pairs"
+        )
     counts = ("eval_num_rays_per_chunk", "num_features", "num_samples")
     require_at_least(1, config, *counts, prefix="pipeline.model.")
     require_at_least(0, config, "appearance_dim", prefix="pipeline.model.")
@@ -441,10 +444,11 @@ def _check_options(config: LoENerfModelConfig) -> None:
         raise InputError(f"--pipeline.model.skip-below is {config.skip_below:g}: it must be at least 0, and below 1")
     if config.faint is not None and not 0 <= config.faint < 1:
         raise InputError(f"--pipeline.model.faint is {config.faint:g}: it must be at least 0, and below 1")
-    if config.initial_density is not None and not 0 < config.initial_density < math.inf:
-        raise InputError(
-            f"--pipeline.model.initial-density is {config.initial_density:g}: it must be above 0, and finite"
-        )
+    for name in ("initial_density", "grid_gain"):
+        value = getattr(config, name)
+        if value is not None and not 0 < value < math.inf:
+            option = f"--pipeline.model.{name.replace('_', '-')}"
+            raise InputError(f"{option} is {value:g}: it must be above 0, and finite")
     if not 0 <= config.near_plane < config.far_plane:
         raise InputError(
             f"--pipeline.model.near-plane is {config.near_plane:g} and far-plane {config.far_plane:g}: rays begin at 0 "

@@ -51,8 +51,8 @@ def bias_tile_size_for(resolution: Sequence[int], channels: int, others: int, nu
 def fine_bias_levels(resolution: Sequence[int], num_levels: int) -> tuple[tuple[float, float], ...]:
     """Alpha and beta of the bias tiles: 1 to 1/8 of a vector per sample of the longest side, in equal ratios.
 
-    Tiles of all levels repeat within the picture then, and no two with one period. Octaves down to alpha 2 leave most
-    vectors of the coarse tiles outside the unit square.
+    In a picture of camera's size tiles of all levels repeat then, and no two with one period. Octaves down to alpha 2
+    leave most vectors of the coarse tiles outside the unit square.
     """
     finest, steps = max(resolution), max(1, num_levels - 1)
     return tuple((finest * 8 ** (-level / steps), 0.0) for level in range(num_levels))

@@ -67,7 +67,7 @@ class AdamConfig(OptimizerConfig):
         full = self.filled(lr=1e-2, eps=1e-8, beta1=0.9, beta2=0.99, amsgrad=False)
         values: dict[str, Any] = {name: getattr(full, name) for name in ("lr", "eps", "amsgrad", "weight_decay")}
         # A fifth of the time of torch's operations one by one, for a table of a million numbers on a core.
-        fused = all(p.is_cuda or p.is_cpu for p in params)
+        fused = all(p.is_cuda or p.is_cpu for p in params) or None  # None: as torch has it for other devices
         return Adam(params, betas=(full.beta1, full.beta2), fused=fused, **values)  # type: ignore[arg-type]
 
 

@@ -1,5 +1,7 @@
 """The radiance field's options: what is trained by what, what it begins with, and what is not computed."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from nerfstudio.cameras.rays import RayBundle
@@ -79,11 +81,29 @@ def test_faint_samples_have_no_colour_and_nobody_sees_it(background):
 
 
 @pytest.mark.parametrize(
-    "option", [{"initial_density": 0.0}, {"initial_density": float("nan")}, {"faint": -0.1}, {"faint": 1.0}], ids=str
+    "option",
+    [
+        {"initial_density": 0.0},
+        {"initial_density": float("nan")},
+        {"grid_gain": 0.0},
+        {"faint": -0.1},
+        {"faint": 1.0},
+        {"bias_levels": "fine"},
+        {"bias_tile_size": None},
+    ],
+    ids=str,
 )
 def test_what_cannot_be_is_refused(option):
-    with pytest.raises(InputError, match=next(iter(option)).replace("_", "-")):
-        model_of(**option)
+    (name,) = option
+    of_network = hasattr(SMALL, name)
+    with pytest.raises(InputError, match=name.replace("_", "-")):
+        model_of(replace(SMALL, **option)) if of_network else model_of(**option)
+
+
+def test_the_coarsest_levels_alone_have_experts():
+    model = model_of(replace(SMALL, tile_size=2, pattern="quad_tree", expert_levels=1))
+    assert model.field.encoding.network.tile_sizes == (2, 1)
+    assert model.proposal_networks[0].encoding.network.tile_sizes == (2,)
 
 
 def test_the_gain_is_that_of_the_matrix_behind_a_grid():
