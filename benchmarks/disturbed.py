@@ -7,8 +7,8 @@
 
 Each training camera is turned by about --turn degrees about a random axis and moved by about --move of the cameras'
 extent, and its picture's light (sRGB undone) is multiplied by about 2 to the power of ±--stops; all are normally
-distributed. The errors' means are taken off: the held-out views, every tenth, stay as they are and belong to the same
-frame and exposure. FOLDER must not be there yet.
+distributed, with these as root mean squares. The errors' means are taken off: the held-out views, every tenth, stay as
+they are and belong to the same frame and exposure. FOLDER must not be there yet.
 """
 
 import argparse

@@ -4,8 +4,8 @@
     python -m benchmarks.large_scene --data SCENE            # a scene in nerfstudio's format
 
 Starts a process that does what `ns-train loe-nerf` does until its first step is done, and prints the seconds and
-processor seconds since it began, what it says of memory beforehand and what it took. The pictures are JPEG, cut from
-one picture of noise of several sizes, and removed at the end.
+processor seconds since it began, what it says of memory beforehand and what it took, as Linux counts it. The pictures
+are JPEG, cut from one picture of noise of several sizes, and removed at the end.
 """
 
 import argparse
