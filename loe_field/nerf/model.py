@@ -40,7 +40,7 @@ from loe_field.words import say
 ALEXNET = "alexnet-owt-7be5be79.pth"
 """The file that torchvision keeps AlexNet's weights in."""
 _MOST = 0.75
-"""Part of the samples from which on all have a colour: choosing them costs more than it saves."""
+"""Part of the samples from which on all have a colour: to choose some costs more than it saves."""
 
 
 @dataclass
@@ -116,8 +116,8 @@ class LoENerfModelConfig(ModelConfig):
     """Density that the field and the proposal networks begin with, about, per unit of the scene's length. None: 0.02
     behind a grid in a box, which is empty for the most part; else 1."""
     faint: float | None = None
-    """Weight below which a sample has no colour in training; 0: all have one. None: 0.0001 on a CPU, where that saves
-    time, and 0 on a GPU, whose graphs cannot choose."""
+    """Weight below which a sample is black in training, and not asked for its colour; 0: all have one. None: 0.0001 on
+    a CPU, where that saves time, and 0 on a GPU, whose graphs cannot choose."""
     muon: Literal["hidden", "all"] | None = None
     """Matrices that the optimizer "experts" has: those of the field's hidden levels, or also the first one behind a
     grid and the colour MLP's. The optimizer "fields" has the others. None: all where the field has a grid."""
@@ -335,7 +335,7 @@ class LoENerfModel(Model):
         return (1e-4 if self.device.type == "cpu" else 0.0) if faint is None else faint
 
     def _seen(self, weights: Tensor) -> Tensor | None:
-        """Which samples get a colour by their weights [N, S, 1], bool [N, S]: in training no faint one; None: all."""
+        """Which samples get a colour by their weights [N, S, 1], bool [N, S]: in training no faint one. None: all."""
         if not (self.training and self._faint):
             return None
         seen = weights[..., 0] >= self._faint

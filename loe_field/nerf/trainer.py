@@ -96,10 +96,10 @@ class NerfTrainer(LoETrainer):
         self._rays_per_second = rays / (time.perf_counter() - began)
 
     def _update_viewer_state(self, step: int) -> None:
-        """Where somebody looks on: by the speed the host shares time between training and pictures.
+        """Tell the host how fast training is where somebody looks on: so it shares time between that and pictures.
 
-        Without it, it makes a still picture every 30 steps, however long that takes. A thread that waits for the lock
-        gets it only if training pauses: a lock goes to whoever asks first, and training asks at once.
+        Untold, it makes a still picture every 30 steps, however long that takes. A thread that waits for the lock gets
+        it only if training pauses: a lock goes to whoever asks first, and training asks at once.
         """
         if getattr(self.viewer_state, "render_statemachines", None):
             speed = {"buffer": [], "avg": self._rays_per_second}
