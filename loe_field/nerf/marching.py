@@ -44,6 +44,11 @@ def _ends(samples: RaySamples) -> tuple[Tensor, Tensor]:
     return found if all(t.stride(1) == 1 for t in found) else tuple(t.contiguous() for t in found)  # type: ignore[return-value]
 
 
+def _flat(weights: Tensor) -> Tensor:
+    """Weights [N, S, 1] as the kernels take them, [N, S], without a gradient."""
+    return weights.detach()[..., 0].contiguous()
+
+
 def coords_of(bundle: RayBundle, samples: RaySamples, box: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
     """Middles of samples [N, S, 3] in the unit cube, and whether each lies inside it [N, S]; see `kernels.coords`."""
     return kernels.coords(bundle.origins.contiguous(), bundle.directions.contiguous(), *_ends(samples), box)
@@ -69,7 +74,7 @@ class _Weights(torch.autograd.Function):
     def forward(
         ctx: Any, encoded: Tensor, inside: Tensor, starts: Tensor, ends: Tensor, prefix: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
-        encoded = encoded.detach().contiguous()
+        encoded, prefix = encoded.detach().contiguous(), None if prefix is None else prefix.contiguous()
         weights, x = kernels.weights(encoded, inside, starts, ends, prefix)
         ctx.save_for_backward(encoded, inside, starts, ends, weights)
         ctx.beside = 0 if prefix is None else prefix.shape[1]
@@ -103,12 +108,11 @@ class _WithGradient(torch.autograd.Function):
 
 def interlevel_loss(weights: Sequence[Tensor], samples: Sequence[RaySamples]) -> Tensor:
     """The host's loss of the same name: the proposed weights [N, P, 1] bound the field's [N, S, 1], which come last."""
-    edges, last = edges_of(samples[-1]), weights[-1].detach()[..., 0]
+    edges, last = edges_of(samples[-1]), _flat(weights[-1])
     total = last.new_zeros(())
     for proposed, its_samples in zip(weights[:-1], samples[:-1]):
-        flat = proposed.detach()[..., 0]
         need = proposed.requires_grad
-        loss, grad = kernels.interlevel(edges, last, edges_of(its_samples), flat, eps=EPS, need_grad=need)
+        loss, grad = kernels.interlevel(edges, last, edges_of(its_samples), _flat(proposed), eps=EPS, need_grad=need)
         loss, scale = loss.sum() / last.numel(), 1 / last.numel()
         total = total + (loss if grad is None else _WithGradient.apply(proposed, loss, grad[..., None].mul_(scale)))
     return total
@@ -116,7 +120,7 @@ def interlevel_loss(weights: Sequence[Tensor], samples: Sequence[RaySamples]) ->
 
 def distortion_loss(weights: Sequence[Tensor], samples: Sequence[RaySamples]) -> Tensor:
     """The host's loss of the same name, for the last weights [N, S, 1]: in linear instead of quadratic time."""
-    found, flat = weights[-1], weights[-1].detach()[..., 0]
+    found, flat = weights[-1], _flat(weights[-1])
     loss, grad = kernels.distortion(edges_of(samples[-1]), flat, need_grad=found.requires_grad)
     loss, scale = loss.mean(), 1 / len(flat)
     return loss if grad is None else _WithGradient.apply(found, loss, grad[..., None].mul_(scale))  # type: ignore[return-value]
@@ -146,7 +150,7 @@ class KernelSampler(ProposalNetworkSampler):
                 weights = network.weights(bundle, samples)
             weights_list.append(weights)
             samples_list.append(samples)
-            trusted = weights.detach()[..., 0]
+            trusted = _flat(weights)
             if self._anneal != 1:
                 trusted = trusted.pow(self._anneal)
             samples = self._resampled(bundle, samples, trusted, count)
@@ -162,7 +166,7 @@ class KernelSampler(ProposalNetworkSampler):
             jitter = torch.rand(len(weights)) / (count + 1)
         else:
             u = u + 1 / (2 * (count + 1))
-        new = kernels.resample(weights.contiguous(), edges, u, jitter, padding=pdf.histogram_padding)
+        new = kernels.resample(weights, edges, u, jitter, padding=pdf.histogram_padding)
         to_lengths = samples.spacing_to_euclidean_fn
         assert to_lengths is not None
         lengths = to_lengths(new)
