@@ -32,14 +32,17 @@ def obstacle(
     dtype: torch.dtype,
     blending: Blending,
     experts: int,
+    fields: int | None = None,
     altered: str | None = None,
 ) -> str | None:
     """Why these kernels cannot serve so many experts of this dtype on this device; None if they can.
 
-    `altered` says how the network differs from those that the kernels compute.
+    `fields` is the num_fields of a network, `altered` says how it differs from those that the kernels compute.
     """
     if altered is not None:
         return altered
+    if fields is not None:
+        return "it has many fields and the kernels compute one"
     if blending == "linear":
         return "the blending is linear and the kernels have nearest only"
     if dtype != torch.float32:
@@ -74,6 +77,7 @@ def resolve_implementation(
     dtype: torch.dtype,
     blending: Blending,
     experts: int,
+    fields: int | None = None,
     altered: str | None = None,
 ) -> Resolved:
     """The implementation for a network with so many experts a level, in this dtype on this device.
@@ -86,7 +90,8 @@ def resolve_implementation(
     if implementation in ("torch", "reference"):
         return implementation
     kernels = implementation if implementation != "auto" else "cpu" if device.type == "cpu" else "triton"
-    reason = obstacle(kernels, device=device, dtype=dtype, blending=blending, experts=experts, altered=altered)
+    where = {"device": device, "dtype": dtype, "blending": blending, "experts": experts}
+    reason = obstacle(kernels, **where, fields=fields, altered=altered)
     if reason is None:
         return kernels
     if implementation == "auto":
