@@ -41,8 +41,6 @@ def obstacle(
     """
     if altered is not None:
         return altered
-    if fields is not None:
-        return "it has many fields and the kernels compute one"
     if blending == "linear":
         return "the blending is linear and the kernels have nearest only"
     if dtype != torch.float32:
@@ -54,6 +52,8 @@ def obstacle(
 
         if experts > MAX_EXPERTS:
             return f"a level has {experts} experts and the kernels number at most {MAX_EXPERTS}"
+        if fields is not None and torch.is_autocast_enabled("cpu"):
+            return "autocast wants 16 bits and the kernels of many fields have float32"
         if torch.is_autocast_enabled("cpu") and why_unavailable() is None:
             if torch.get_autocast_dtype("cpu") != torch.bfloat16:
                 return "autocast wants float16 and the kernels have float32 and bfloat16"
@@ -62,6 +62,8 @@ def obstacle(
         return why_unavailable()
     if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
         return f"the tensors are on {device} and the kernels need an NVIDIA GPU"
+    if fields is not None:
+        return "it has many fields and the kernels compute one"
     return None if triton_installed() else "Triton is not installed: pip install triton"
 
 

@@ -519,6 +519,37 @@ class LoEMLP(nn.Module):
         """`forward` alone."""
         return [self(coords, rows)]
 
+    def mean_squared_errors(self, coords: Tensor, target: Tensor) -> Tensor:
+        """The mean of (self(coords) - target)^2 of every field.
+
+        Where the CPU kernels serve many fields, the pass that finds them finds their gradients too.
+
+        Args:
+            coords: points as in a call.
+            target: [..., out_features], of the result's shape; with num_fields [num_fields, N, out_features].
+
+        Returns:
+            [num_fields]; of one field a scalar.
+
+        Raises:
+            ValueError: target has another shape than the result.
+        """
+        fields = () if self.num_fields is None else (self.num_fields,)
+        coords = self._checked(coords)
+        wanted = (*(fields or coords.shape[:-2]), *coords.shape[max(0, coords.dim() - 2) : -1], self.out_features)
+        if target.shape != wanted:
+            raise ValueError(f"target is {tuple(target.shape)}: {list(wanted)} is wanted, as the network gives it")
+        circumstances = self._circumstances
+        if fields and circumstances["altered"] is None and not needs_operators():
+            weights, biases = self._weights_and_biases
+            table: Tensor | None = self.grid_table if self.grid is not None else None  # type: ignore[assignment]
+            plain = needs_plain(coords, target, *weights, *biases, *([] if table is None else [table]))
+            if not plain and resolve_implementation(self.implementation, **circumstances) == "cpu":
+                return fused_cpu.mean_squared_errors(coords, target, weights, biases, self.shape, table=table)
+        if fields:
+            return (self._evaluate(coords) - target).square().mean((1, 2))
+        return (self(coords) - target).square().mean()
+
     def group(self, coords: Tensor) -> ExpertRows | None:
         """Points [..., dim] grouped by expert at every level where the Triton kernels use it; None elsewhere."""
         if self.num_fields is not None or self.tile_size == 1 or self.resolved_implementation != "triton":

@@ -1213,3 +1213,4 @@ void loe_muon(const Muon *muon, float *workspace) {
 }
 
 #include "grid.c"
+#include "fields.c"
