@@ -4,8 +4,9 @@ import time
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
+import tyro
 from rich.console import Console
 from rich.progress import TimeRemainingColumn
 
@@ -23,10 +24,12 @@ class Render:
     the picture's pixels are filled as --upscaling says. The run's picture need not be there any more.
     """
 
-    load_config: Path
-    """config.yml of the run, or a safetensors file of loe-export."""
+    load_config: Annotated[Path, tyro.conf.arg(aliases=["--load"])]
+    """config.yml of the run, a safetensors file of loe-export, or the folder of ns-train loe-images (with --member)."""
     output: Path
     """The file: .png, .jpg, .tif, .webp, .exr or .npy. All but WebP are written row by row, whatever their size."""
+    member: str | None = None
+    """The field of such a folder: a name of its results.csv, or a number from 0 on."""
     scale: float | None = None
     """Pixels of the result to one of the picture, along each side. None: 1."""
     size: tuple[int, int] | None = None
@@ -55,7 +58,7 @@ class Render:
 
         start = time.perf_counter()
         check_output(self.output)
-        field = load_run(self.load_config.expanduser())
+        field = load_run(self.load_config.expanduser(), self.member)
         picture = field.picture
         view = view_of((picture.width, picture.height), scale=self.scale, size=self.size, crop=self.crop)
         job = RenderJob(
