@@ -9,6 +9,7 @@ import secrets
 import shutil
 import stat
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -255,11 +256,22 @@ def _lock(path: Path, flags: int) -> int | None:
 def owned(path: Path) -> Iterator[None]:
     """Keep a temporary file, made if it is not there, from being swept for as long as this lasts."""
     while (held := _lock(path, os.O_RDWR | os.O_CREAT)) is None:
-        pass  # a sweeper has it for a moment
+        time.sleep(0.001)  # a sweeper has it for a moment
     try:
         yield
     finally:
         os.close(held)
+
+
+def is_owned(path: Path) -> bool:
+    """Whether a living process, this one included, is within `owned` of a file."""
+    try:
+        held = _lock(path, os.O_RDWR)
+    except FileNotFoundError:
+        return False
+    if held is not None:
+        os.close(held)
+    return held is None
 
 
 @contextmanager

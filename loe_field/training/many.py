@@ -82,7 +82,7 @@ def fit_fields(
     recipe: ManyRecipe,
     depth: Depth,
     start: LoEMLP | None = None,
-    watch: Callable[[int, int], None] = lambda step, done: None,
+    watch: Callable[[float], None] = lambda done: None,
 ) -> FittedFields:
     """Fit a field to each of F pictures of one size; each becomes what it would alone, with its seed.
 
@@ -93,7 +93,7 @@ def fit_fields(
         recipe: steps and learning rates.
         depth: of the pictures' numbers.
         start: a field with which all begin instead.
-        watch: told of the steps taken and the fields done; what it raises ends the fit.
+        watch: told before each step how many fields are done, parts of fields included; what it raises ends the fit.
     """
     count, height, width, channels = targets.shape
     num_pixels, device = height * width, targets.device
@@ -123,7 +123,7 @@ def fit_fields(
             psnr[i], taken[i] = value, step
 
     for step in range(num_steps):
-        watch(step, count - len(alive))
+        watch(count - len(alive) * (1 - step / num_steps))
         if batches > 1 and step % batches == 0:
             order = torch.randperm(num_pixels, generator=seeded_generator(device, step // batches), device=device)
         if batches == 1:
@@ -155,7 +155,6 @@ def fit_fields(
                 targets, alive = targets[left.to(device)], alive[left]
     if len(alive):
         keep(torch.arange(len(alive)), measured(network, coords, targets, depth), num_steps)
-    watch(num_steps, count)
     return FittedFields(result, psnr, taken)
 
 
