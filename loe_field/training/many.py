@@ -98,14 +98,15 @@ def fit_fields(
     count, height, width, channels = targets.shape
     num_pixels, device = height * width, targets.device
     options = size.options((width, height), channels)
-    network = LoEMLP(**options, num_fields=count).to(device)
+    with torch.random.fork_rng(devices=[]):
+        network = LoEMLP(**options, num_fields=count).to(device)
+        result = LoEMLP(**options, num_fields=count)
     if start is None:
         network.init_fields_(seeds)
     else:
         with torch.no_grad():
             for of_all, own in zip(network.parameters(), start.parameters()):
                 of_all.copy_(own.expand_as(of_all))
-    result = LoEMLP(**options, num_fields=count)
     every = torch.arange(num_pixels, device=device)
     coords = grid_coords(every, (height, width)) / torch.tensor([width, height], dtype=torch.float32, device=device)
     targets = targets.reshape(count, num_pixels, channels)
