@@ -692,19 +692,24 @@ class LoEMLP(nn.Module):
     def floats_per_point(self) -> float:
         """Numbers that a training step keeps for a point, about, where the parameters are now; of all fields."""
         # In copies of a level's activations; measured on the CPU: 3.9 (nearest), 4.8 (linear) and 1.1 with its kernels.
+        fields = self.num_fields or 1
         copies = 6 if self.blending == "linear" else 1.5 if self.resolved_implementation == "cpu" else 4
         features = 0 if self.grid is None else self.grid.out_features
         # Features and their gradient; in torch operations also those of every corner, and the corners themselves.
         kernels = self.resolved_implementation in ("cpu", "triton")
         corners = 0 if self.grid is None or kernels else 2**self.dim
         blended = 2 * features + corners * (features + 4 * len(self.grid_tiles))
-        return (self.num_fields or 1) * (copies * len(self.layers) * self.head.in_features + blended)
+        if self.num_fields is not None and self.resolved_implementation == "cpu":
+            return fields * (2 * self.out_features + blended)  # the backward pass computes all else anew
+        return fields * (copies * len(self.layers) * self.head.in_features + blended)
 
     @property
     def workspace_numbers(self) -> int:
         """Numbers, about, that a training step on a CPU keeps beside points and parameters; there are no others."""
         if self.blending == "linear" or self.implementation not in ("auto", "cpu"):
             return 0
+        if self.num_fields is not None:
+            return self.num_parameters  # the gradients that losses keep; a thread's room is that of one field
         return fused_cpu.workspace_numbers(*self._weights_and_biases)
 
     def _with_fields(self, num_fields: int | None) -> "LoEMLP":

@@ -29,7 +29,7 @@ def results(network, coords, cotangent, rows=None):
     ("own", "options"),
     [
         (False, {"layer_width": 12, "num_frequencies": 1}),
-        (True, {"tile_size": [3, 1], "activation": "relu", "pattern": "gray_code"}),
+        (True, {"tile_size": [1, 2], "activation": "relu", "pattern": "gray_code"}),
         (False, {"tile_size": 1, "grid": FeatureGrid(num_levels=2, max_resolution=32, table_size=64)}),
     ],
     ids=["shared points", "own points, sizes", "grid"],
@@ -43,7 +43,7 @@ def test_error_budget(options, own):
     others = [LoEMLP(**options, implementation="torch").to(DEVICE, dtype) for dtype in (torch.float64, torch.float32)]
     for net in others:
         net.load_state_dict(ours.state_dict())
-    for count in (0, 1, 40):
+    for count in (0, 33):
         coords = torch.rand(*[2] * own, count, 2, device=DEVICE) * 3 - 1
         cotangent = torch.randn(2, count, 3, device=DEVICE)
         found = [
@@ -52,9 +52,9 @@ def test_error_budget(options, own):
         for true, plain, fast in zip(*found):
             assert fast.shape == true.shape
             if true.numel():
-                scale = true.abs().max().clamp_min(0.1 if count == 1 else 0)
+                scale = true.abs().max()
                 error, budget = ((got.double() - true).abs().max() for got in (fast, plain))
-                assert error <= 2 * budget + scale * (1e-5 if count == 1 else 1e-6)
+                assert error <= 2 * budget + scale * 1e-6
         assert torch.equal(ours(coords, ours.group(coords)), found[-1][0])
 
 
