@@ -2,9 +2,9 @@
 
     python -m benchmarks.fields --points 1024 --width 12 16 24 32 --output benchmarks/results/fields.csv
 
-Needs torch and this package only. Every field is a square picture of so many points and three channels, all at every step.
-Columns are microseconds a field, "ns_per_point" that of losses and their gradients, and "gmacs" how many multiply-adds a
-second that makes, of all that a forward and backward pass need.
+Needs torch and this package only. Every field is a square picture of so many points, all of them at every step. Columns
+are microseconds a field; "ns_per_point" is that of losses and their gradients, "gmacs" how many multiply-adds a second
+that makes, of all that a forward and a backward pass need.
 """
 
 import math
@@ -16,7 +16,8 @@ from itertools import pairwise
 import torch
 
 from benchmarks.common import options, provenance, relative_error, set_up, show, synchronize, write
-from loe_field import LoEMLP, Muon
+from loe_field import LoEMLP
+from loe_field.network.optim import Muon
 
 
 def row_of(side: int, width: int, layers: int, fields: int, repeats: int, device: torch.device) -> dict[str, object]:
