@@ -267,26 +267,27 @@ class _Losses(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, coords: Tensor, x: Tensor, target: Tensor, shape: NetworkShape, *parameters: Tensor
+        ctx: Any, coords: Tensor, x: Tensor, target: Tensor, shape: NetworkShape, keep: bool, *parameters: Tensor
     ) -> Tensor:
-        need_coords, need_x, need_target, _, *need = ctx.needs_input_grad
+        _, need_x, _, _, _, *need = ctx.needs_input_grad
         call = _fields_call(coords, x, parameters, shape)
-        needs = {"need_x": need_x, "need_parameters": any(need)}
+        needs = {"need_x": keep and need_x, "need_parameters": keep and any(need)}
         loss, (grad_x, weights, biases) = call.losses(target.detach().contiguous(), **needs)
-        ctx.save_for_backward(coords, x, target, *parameters, grad_x, *weights, *biases)
-        ctx.shape = shape
+        if keep:
+            ctx.save_for_backward(coords, x, target, *parameters, grad_x, *weights, *biases)
+            ctx.shape = shape
         return loss
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        need_coords, need_x, need_target, _, *need = ctx.needs_input_grad
+        need_coords, need_x, need_target, _, _, *need = ctx.needs_input_grad
         shape, (coords, x, target, *rest) = ctx.shape, ctx.saved_tensors
         need_coords = need_coords and any(tile is not None and tile.blending == "linear" for tile in shape.bias_tiles)
         parameters, (grad_x, *grads) = rest[: len(need)], rest[len(need) :]
         if not (need_coords or need_target or torch.is_grad_enabled() or transformed(grad)):
             found = [None if g is None else g * grad.view(-1, *[1] * (g.dim() - 1)) for g in (grad_x, *grads)]
             grads = [g if needed else None for g, needed in zip(found[1:] or [None] * len(need), need)]
-            return None, found[0], None, None, *grads
+            return None, found[0], None, None, None, *grads
         layers = len(parameters) // 2
 
         def losses(coords: Tensor, x: Tensor, target: Tensor, *parameters: Tensor) -> Tensor:
@@ -298,7 +299,7 @@ class _Losses(torch.autograd.Function):
         grad_coords, grad_x, grad_target, *grads = gradients_by_torch(
             losses, (coords, x, target, *parameters), needs, grad
         )
-        return grad_coords, grad_x, grad_target, None, *grads
+        return grad_coords, grad_x, grad_target, None, None, *grads
 
 
 @torch.library.custom_op("loe_field::fields", mutates_args=(), device_types="cpu")
@@ -431,4 +432,5 @@ def mean_squared_errors(
         ValueError: a tensor is not fp32 on the CPU.
     """
     x = _encoded(coords, [target, *weights], biases, shape, table)
-    return _Losses.apply(coords, x, target, shape, *weights, *biases)  # type: ignore[return-value]
+    keep = torch.is_grad_enabled() and any(t.requires_grad for t in (coords, x, target, *weights, *biases))
+    return _Losses.apply(coords, x, target, shape, keep, *weights, *biases)  # type: ignore[return-value]

@@ -268,6 +268,17 @@ def features_of_fields(
     return torch.stack([features(points, vectors, tiles, columns) for points, vectors, columns in each])
 
 
+def experts_of_fields(index: Tensor, fields: int, experts: Sequence[int]) -> Tensor:
+    """Where all rows of F fields are one batch: a field's experts [levels, 1 or F, N] to those of all, [levels, F N].
+
+    Args:
+        index: int64, `tiling.expert_index`.
+        fields: F.
+        experts: of a field, at each level.
+    """
+    return torch.stack([numbered_by_field(level, fields, count).flatten() for level, count in zip(index, experts)])
+
+
 def _evaluate_fields(
     coords: Tensor, x: Tensor, index: Tensor, weights: list[Tensor], biases: list[Tensor], shape: NetworkShape
 ) -> Tensor:
@@ -287,7 +298,7 @@ def _evaluate_fields(
     if shared:
         rows = index[:, 0]
     else:
-        rows = torch.stack([numbered_by_field(i, fields, count).flatten() for i, count in zip(index, counts)])
+        rows = experts_of_fields(index, fields, counts)
         x, counts = x.reshape(1, x.shape[0] * x.shape[1], x.shape[2]), [fields * count for count in counts]
     groups, back = group_rows(rows, counts)
     for i, (level, tile, count) in enumerate(zip(groups, tiles, counts)):

@@ -33,11 +33,13 @@ def obstacle(
     blending: Blending,
     experts: int,
     fields: int | None = None,
+    bias_tiles: bool = False,
     altered: str | None = None,
 ) -> str | None:
     """Why these kernels cannot serve so many experts of this dtype on this device; None if they can.
 
-    `fields` is the num_fields of a network, `altered` says how it differs from those that the kernels compute.
+    `fields` is the num_fields of a network, `bias_tiles` whether it has some; `altered` says how it differs from those
+    that the kernels compute.
     """
     if altered is not None:
         return altered
@@ -62,8 +64,8 @@ def obstacle(
         return why_unavailable()
     if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
         return f"the tensors are on {device} and the kernels need an NVIDIA GPU"
-    if fields is not None:
-        return "it has many fields and the kernels compute one"
+    if fields is not None and bias_tiles:
+        return "it has bias tiles of many fields, and the kernels find those of one"
     return None if triton_installed() else "Triton is not installed: pip install triton"
 
 
@@ -80,6 +82,7 @@ def resolve_implementation(
     blending: Blending,
     experts: int,
     fields: int | None = None,
+    bias_tiles: bool = False,
     altered: str | None = None,
 ) -> Resolved:
     """The implementation for a network with so many experts a level, in this dtype on this device.
@@ -93,7 +96,7 @@ def resolve_implementation(
         return implementation
     kernels = implementation if implementation != "auto" else "cpu" if device.type == "cpu" else "triton"
     where = {"device": device, "dtype": dtype, "blending": blending, "experts": experts}
-    reason = obstacle(kernels, **where, fields=fields, altered=altered)
+    reason = obstacle(kernels, **where, fields=fields, bias_tiles=bias_tiles, altered=altered)
     if reason is None:
         return kernels
     if implementation == "auto":

@@ -219,8 +219,8 @@ class PositionDependentLinear(nn.Module):
         """Sizes and choices, for print(module)."""
         *fields, experts, out_features, in_features = self.weight.shape
         many = "".join(f"fields={number}, " for number in fields)
-        return (
-            f"{in_features}, {out_features}, {many}experts={experts}, alpha={self.level.alpha:g}, beta={self.level.beta:g}, "
+        return many + (
+            f"{in_features}, {out_features}, experts={experts}, alpha={self.level.alpha:g}, beta={self.level.beta:g}, "
             f"tile_size={self.tile_size}, blending={self.blending}, bias={self.bias is not None}"
             + ("" if self.bias_tile is None else f", bias_tile={self.bias_tile}")
         )
@@ -552,8 +552,10 @@ class LoEMLP(nn.Module):
 
     def group(self, coords: Tensor) -> ExpertRows | None:
         """Points [..., dim] grouped by expert at every level where the Triton kernels use it; None elsewhere."""
-        if self.num_fields is not None or self.tile_size == 1 or self.resolved_implementation != "triton":
+        if self.resolved_implementation != "triton" or (self.tile_size == 1 and self.num_fields is None):
             return None
+        if self.num_fields is not None:
+            return fused_triton.rows_of_fields(self._checked(coords), self.num_fields, self.shape)
         index = expert_index(coords.reshape(-1, self.dim), self.levels, self.tile_size)
         return expert_rows(index, self.shape.experts)
 
@@ -603,11 +605,8 @@ class LoEMLP(nn.Module):
         """All that the choice of the implementation depends on."""
         like, experts = self._a_parameter, num_experts(max(self.tile_sizes), self.dim)
         where = {"device": like.device, "dtype": like.dtype, "blending": self.blending, "experts": experts}
-        return {
-            **where,
-            "fields": self.num_fields,
-            "altered": self._altered,
-        }  # not |, which torch.compile of torch 2.7 does not know
+        fields = {"fields": self.num_fields, "bias_tiles": any(self.bias_tiles)}
+        return {**where, **fields, "altered": self._altered}  # not |, which torch.compile of torch 2.7 does not know
 
     @property
     def _a_parameter(self) -> Tensor:
@@ -693,19 +692,24 @@ class LoEMLP(nn.Module):
     def floats_per_point(self) -> float:
         """Numbers that a training step keeps for a point, about, where the parameters are now; of all fields."""
         # In copies of a level's activations; measured on the CPU: 3.9 (nearest), 4.8 (linear) and 1.1 with its kernels.
+        fields = self.num_fields or 1
         copies = 6 if self.blending == "linear" else 1.5 if self.resolved_implementation == "cpu" else 4
         features = 0 if self.grid is None else self.grid.out_features
         # Features and their gradient; in torch operations also those of every corner, and the corners themselves.
         kernels = self.resolved_implementation in ("cpu", "triton")
         corners = 0 if self.grid is None or kernels else 2**self.dim
         blended = 2 * features + corners * (features + 4 * len(self.grid_tiles))
-        return (self.num_fields or 1) * (copies * len(self.layers) * self.head.in_features + blended)
+        if self.num_fields is not None and self.resolved_implementation == "cpu":
+            return fields * (2 * self.out_features + blended)  # the backward pass computes all else anew
+        return fields * (copies * len(self.layers) * self.head.in_features + blended)
 
     @property
     def workspace_numbers(self) -> int:
         """Numbers, about, that a training step on a CPU keeps beside points and parameters; there are no others."""
         if self.blending == "linear" or self.implementation not in ("auto", "cpu"):
             return 0
+        if self.num_fields is not None:
+            return self.num_parameters  # the gradients that losses keep; a thread's room is that of one field
         return fused_cpu.workspace_numbers(*self._weights_and_biases)
 
     def _with_fields(self, num_fields: int | None) -> "LoEMLP":
