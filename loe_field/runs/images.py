@@ -122,7 +122,11 @@ class ImagesTrainerConfig(TrainerConfig):
 
     def set_timestamp(self) -> None:
         """Refuse names that no file can have: the host calls this before anything else."""
-        for option, path in {"--data": self.data, "--output-dir": self.output_dir, "--init-from": self.init_from}.items():
+        for option, path in {
+            "--data": self.data,
+            "--output-dir": self.output_dir,
+            "--init-from": self.init_from,
+        }.items():
             if path is not None:
                 check_name(path, option)
         check_name(self.get_base_dir(), "--experiment-name or --timestamp")
@@ -139,7 +143,9 @@ class ImagesTrainerConfig(TrainerConfig):
         require_at_least(1, self, "max_num_iterations", "layer_width", "group_size", "num_threads")
         require_at_least(0, self, "num_frequencies")
         if self.tile_size is not None and (len(self.tile_size) < 2 or min(self.tile_size) < 1):
-            raise InputError(f"--tile-size is {' '.join(map(str, self.tile_size))}: give 2 levels or more, 1 or more each")
+            raise InputError(
+                f"--tile-size is {' '.join(map(str, self.tile_size))}: give 2 levels or more, 1 or more each"
+            )
         for name in ("experts_lr", "fields_lr", "parameters_per_target"):
             value = getattr(self, name)
             if not 0 < value < float("inf"):
@@ -159,7 +165,9 @@ class ImagesTrainerConfig(TrainerConfig):
             )
         root, base = (Path(os.path.abspath(path)) for path in (self.output_dir, self.get_base_dir()))
         if root not in base.parents:
-            raise InputError(f"--experiment-name and --timestamp lead out of the folder {root}: give names without '..'")
+            raise InputError(
+                f"--experiment-name and --timestamp lead out of the folder {root}: give names without '..'"
+            )
 
     def options(self, start: LoEMLP | None) -> SetOptions:
         """How the fields are made."""

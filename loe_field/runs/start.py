@@ -24,7 +24,9 @@ def start_of(path: Path) -> LoEMLP:
     places = read_set(path)
     first = places[0].shard
     if any(place.shard.network != first.network for place in places):
-        raise InputError(f"{path} has networks of several shapes, which have no mean: give a set of pictures of one size")
+        raise InputError(
+            f"{path} has networks of several shapes, which have no mean: give a set of pictures of one size"
+        )
     mean = first.blank().to_empty(device="cpu")
     with torch.no_grad():
         for parameter in mean.parameters():
