@@ -45,7 +45,7 @@ class Member:
 
     @property
     def decibels(self) -> float:
-        """psnr as a number: infinite where nothing differs."""
+        """The PSNR as a number: infinite where nothing differs."""
         return math.inf if self.psnr is None else self.psnr
 
 
@@ -211,17 +211,17 @@ class Place(NamedTuple):
     """Where a member's field lies."""
 
     shard: Shard
-    index: int
+    row: int
 
     @property
     def member(self) -> Member:
         """What is known of it."""
-        return self.shard.members[self.index]
+        return self.shard.members[self.row]
 
 
 def places_of(shards: list[Shard]) -> list[Place]:
     """All members by their names, in natural order; of a name that was fitted again the last one."""
-    last = {member.name: Place(shard, index) for shard in shards for index, member in enumerate(shard.members)}
+    last = {member.name: Place(shard, row) for shard in shards for row, member in enumerate(shard.members)}
     return [last[name] for name in sorted(last, key=natural_order)]
 
 

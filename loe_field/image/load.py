@@ -146,7 +146,7 @@ def field_of(place: Place) -> PictureField:
     file_format = "EXR" if peak is not None else "PNG" if kind.dtype == "uint8" else "TIFF"
     values = np.broadcast_to(np.zeros((), kind.dtype), (kind.height, kind.width, kind.channels))
     picture = Picture(values, file_format, CHANNEL_NAMES[kind.channels], peak=peak)
-    return PictureField(place.shard.field(place.index), picture)
+    return PictureField(place.shard.field(place.row), picture)
 
 
 def _load_exported(path: Path) -> PictureField:

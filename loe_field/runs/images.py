@@ -29,6 +29,7 @@ from loe_field.runs.fields import (
     RESULTS,
     SUMMARY,
     FieldFolder,
+    Item,
     SetOptions,
     histogram_lines,
     items_of,
@@ -79,8 +80,8 @@ class ImagesTrainerConfig(TrainerConfig):
     """All fields begin with the weights of --machine.seed, instead of each with a seed of its own from that and its
     name."""
     init_from: Path | None = None
-    """A field that all begin with, a safetensors file of save_field, loe-export or shared_start; or the folder of a set,
-    of whose fields it is the mean. The networks must have one shape."""
+    """A field that all begin with: a safetensors file of save_field or loe-export; or the folder of a set, of whose
+    fields it is the mean. The networks must have one shape."""
     group_size: int | None = None
     """Pictures that are fitted together. None: as many as have 262,144 pixels on a CPU, 16 million on a GPU."""
     num_threads: int | None = None
@@ -275,8 +276,9 @@ class ManyPictures:
         """Take pictures until all are done, by whomever."""
         most = -(-len(self.pictures) // self.size)
 
-        def count(first: Any) -> int:
-            usual = together(*first.size, self.device, torch.get_num_threads())
+        def count(first: Item) -> int:
+            width, height = first.size
+            usual = together(width, height, self.device, torch.get_num_threads())
             return min(self.config.group_size or usual, most)
 
         while not received:

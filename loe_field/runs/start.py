@@ -32,6 +32,6 @@ def start_of(path: Path) -> LoEMLP:
         for parameter in mean.parameters():
             parameter.zero_()
         for place in places:
-            for name, value in place.shard.weights(place.index).items():
+            for name, value in place.shard.weights(place.row).items():
                 mean.get_parameter(name).add_(value, alpha=1 / len(places))
     return mean

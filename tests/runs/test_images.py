@@ -76,7 +76,7 @@ def made(tmp_path_factory):
 
 
 def test_what_is_left(made):
-    data, folder, done = made
+    _, folder, done = made
     assert done.returncode == 1
     assert "left out bad: " in done.stderr
     assert "1 could not be fitted: bad" in done.stdout
@@ -150,7 +150,7 @@ def test_the_dataset(made):
 
 
 def test_render_and_export_of_a_member(made, tmp_path, call_main):
-    data, folder, _ = made
+    folder = made[1]
     dataset = FieldDataset(folder)
     for member in ("p10", str(dataset.index("p10"))):
         options = ("--member", member, "--output", tmp_path / "a.png", "--scale", 2)
