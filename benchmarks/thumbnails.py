@@ -3,8 +3,8 @@
     python -m benchmarks.thumbnails thumbnails --count 1000 --side 32
     ns-train loe-images --data thumbnails
 
-The windows lie side by side, none over another, and are chosen by a seed. Without --photos they come from scikit-image's
-own pictures in colour.
+The windows lie side by side, none over another, and are chosen by a seed. Without --photos they come from
+scikit-image's own pictures in colour.
 """
 
 from dataclasses import dataclass

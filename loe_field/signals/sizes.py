@@ -82,17 +82,32 @@ class SmallNetwork(NamedTuple):
 
     def options(self, resolution: Sequence[int], channels: int) -> dict[str, Any]:
         """Arguments of LoEMLP: from cells of one sample down to a tile that covers the signal once."""
-        levels, longest, tile = len(self.tile_size), max(resolution), self.tile_size[-1]
-        ratio = max(1.0, longest / tile) ** (1 / (levels - 1))
         return {
             "dim": len(resolution),
             "out_features": channels,
-            "num_layers": levels + 1,
+            "num_layers": len(self.tile_size) + 1,
             "layer_width": self.layer_width,
             "tile_size": self.tile_size,
-            "pattern": [(max(longest, tile) / ratio**i, 0.0) for i in range(levels)],
+            "pattern": [(alpha, 0.0) for alpha in self._scales(resolution)],
             "num_frequencies": self.num_frequencies,
         }
+
+    def _scales(self, resolution: Sequence[int]) -> list[float]:
+        """Cells along an axis, level by level; the finest are samples of the longest axis.
+
+        With the shortest axis's cells instead, 48x32, 60x40 and 96x32 pixels lost 2.8 to 3.7 dB.
+        """
+        finest, coarsest, levels = max(resolution), self.tile_size[-1], len(self.tile_size)
+        ratio = max(1.0, finest / coarsest) ** (1 / (levels - 1))
+        return [max(finest, coarsest) / ratio**i for i in range(levels)]
+
+    def serves(self, resolution: Sequence[int]) -> bool:
+        """Whether every expert of every level has samples."""
+        return all(
+            len({math.floor(alpha * (i + 0.5) / samples) % tile for i in range(samples)}) == tile
+            for alpha, tile in zip(self._scales(resolution), self.tile_size)
+            for samples in resolution
+        )
 
 
 _LEAST_WIDTH, _LEAST_TILE, _LARGEST_SMALL_TILE = 4, 2, 16
@@ -121,7 +136,7 @@ def small_network_for(
             for octaves in (1, 2, 3)
         ]
         if fitting := [size for size in sizes if size.num_parameters(dim, channels) <= budget]:
-            return max(fitting, key=lambda size: size.num_parameters(dim, channels))
+            return max(fitting, key=lambda size: (size.serves(resolution), size.num_parameters(dim, channels)))
         tile //= 2
     levels = max(2, round(math.log2(max(1, max(resolution) / _LEAST_TILE))) + 1)
     return SmallNetwork(_LEAST_WIDTH, (_LEAST_TILE,) * levels, 1)

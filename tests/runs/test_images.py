@@ -391,6 +391,46 @@ def test_fields_that_come_to_nothing(tmp_path):
     assert shard_paths(folder) == []
 
 
+@pytest.mark.parametrize("change", ["order", "sign", "period", "half period"])
+def test_the_symmetries_that_the_docs_name(change):
+    fits = fit_images([picture(0)], num_steps=20)
+    network, coords = fits.network(0), torch.rand(200, 2)
+    expected = network(coords)
+    with torch.no_grad():
+        level, following = network.layers[1], network.layers[2]
+        weight, bias, outgoing = level.weight, level.bias, following.weight
+        if change == "order":
+            order = torch.randperm(len(bias))
+            weight.copy_(weight[:, order]), bias.copy_(bias[order]), outgoing.copy_(outgoing[:, :, order])
+        if change == "sign":
+            weight[:, 1].neg_(), bias[1].neg_(), outgoing[:, :, 1].neg_()
+        if change == "period":
+            bias[1] += 2 * np.pi
+        if change == "half period":
+            bias[1] += np.pi
+            outgoing[:, :, 1].neg_()
+    assert not torch.equal(fits[0]["vector"], torch.cat([p.reshape(-1) for p in network.state_dict().values()]))
+    torch.testing.assert_close(network(coords), expected, rtol=0, atol=1e-4)
+
+
+def test_processes_of_torchrun_do_not_wait_for_each_other(tmp_path, monkeypatch):
+    """Two that the environment tells of: this one joins nothing, and takes no more than its share at once."""
+    from loe_field import train
+
+    write(tmp_path / "small", list("abcd"))
+    for name, value in {"RANK": 1, "WORLD_SIZE": 2, "LOCAL_RANK": 1, "LOCAL_WORLD_SIZE": 2}.items():
+        monkeypatch.setenv(name, str(value))
+    options = ["--data", tmp_path / "small", "--output-dir", tmp_path / "out", *STEPS]
+    monkeypatch.setattr("sys.argv", ["train", "loe-images", *map(str, options)])
+    quiet = images.CONSOLE.quiet
+    try:
+        train.main()
+    finally:
+        images.CONSOLE.quiet = quiet
+    folder = tmp_path / "out" / "small" / "loe-images" / "fields"
+    assert [len(read_shard(path).members) for path in shard_paths(folder)] == [2, 2]
+
+
 def test_statistics():
     found = statistics_of([30.2, 30.9, 41.5, float("inf")])
     assert (found["fitted"], found["exact"], found["histogram"]) == (4, 1, {"30": 2, "41": 1})
