@@ -28,7 +28,7 @@ static int64_t lanes(int64_t n) { return (n + LANES - 1) / LANES * LANES; }
 static int64_t field_widest(const Network *net) {
     return max(lanes(net->width), max(lanes(net->in_features), lanes(net->out_features)));
 }
-static int64_t field_chunk(const Network *net) { return max(1, min(net->points, max(512, 64 * net->most_experts))); }
+static int64_t field_chunk(const Network *net) { return max(1, min(net->points, max(256, 64 * net->most_experts))); }
 static int64_t field_slots(const Network *net) { return field_chunk(net) + FILL * net->most_experts; }
 
 /* ---- orders ---- */
