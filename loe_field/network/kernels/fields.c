@@ -319,7 +319,7 @@ static inline __attribute__((always_inline)) void activate_slots(Finish kind, fl
 
 /* The gradient of level's pre-activations g, in its slots, from that of its values, in the next level's: times slope.
  * Adds its rows up in sums, if there is one bias. */
-static void pass_slopes(const Network *net, int64_t level, const Order order, const float *grad, const float *slope,
+static inline __attribute__((always_inline)) void pass_slopes(const Network *net, int64_t level, const Order order, const float *grad, const float *slope,
                         int64_t columns, float *g, float *sums) {
     for (int64_t e = 0; e < experts(net, level); e++)
         for (int64_t s = order.start[e], end = s + order.count[e]; s < end; s += 16)
@@ -407,10 +407,16 @@ void loe_fields(const Fields *fields, const float *coords, const float *x, float
                             }
                     float *value = values + level * slots * width;
                     float *slope = backward ? slopes + level * slots * width : 0;
-                    if (net->activation == SINE)
-                        activate_slots(SINE, (float)net->parameter, net, level, order, one, width, value, slope);
+                    /* With the rows' length known to the compiler it takes 0.85 of the time. */
+                    const float parameter = (float)net->parameter;
+                    if (net->activation == LEAKY)
+                        activate_slots(LEAKY, parameter, net, level, order, one, width, value, slope);
+                    else if (width == LANES)
+                        activate_slots(SINE, parameter, net, level, order, one, LANES, value, slope);
+                    else if (width == 2 * LANES)
+                        activate_slots(SINE, parameter, net, level, order, one, 2 * LANES, value, slope);
                     else
-                        activate_slots(LEAKY, (float)net->parameter, net, level, order, one, width, value, slope);
+                        activate_slots(SINE, parameter, net, level, order, one, width, value, slope);
                 }
                 const Order last = order_at(net, levels - 1, orders);
                 const int64_t last_experts = experts(net, levels - 1);
@@ -454,8 +460,11 @@ void loe_fields(const Fields *fields, const float *coords, const float *x, float
                     const Layer layer = layer_at(net, level, room);
                     const int64_t tiled = corners(net, level), stride = level ? width : first_columns;
                     const float *before = level ? values + (level - 1) * slots * width : entry;
-                    pass_slopes(net, level, order, two, slopes + level * slots * width, width, one,
-                                tiled ? 0 : layer.bias_sums);
+                    float *slope = slopes + level * slots * width, *sums = tiled ? 0 : layer.bias_sums;
+                    if (width == LANES)
+                        pass_slopes(net, level, order, two, slope, LANES, one, sums);
+                    else
+                        pass_slopes(net, level, order, two, slope, width, one, sums);
                     for (int64_t e = 0; e < experts(net, level) && tiled; e++)
                         for (int64_t s = order.start[e]; s < order.start[e] + order.count[e]; s++)
                             for (int64_t c = 0; c < tiled; c++) {
