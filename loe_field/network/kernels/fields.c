@@ -257,7 +257,8 @@ static void take_layer(const Network *net, int64_t layer, int64_t field, int bac
     const int64_t columns = lanes(out), columns_back = lanes(in), tile = vectors(net, layer);
     const float *weight = net->weight[layer] + field * count * out * in, *bias = net->bias[layer] + field * tile * out;
     for (int64_t e = 0; e < count; e++) {
-        float *matrix = to.forward + e * matrix_size(net, layer, 0), *back = to.backward + e * matrix_size(net, layer, 1);
+        float *matrix = to.forward + e * matrix_size(net, layer, 0);
+        float *back = to.backward + e * matrix_size(net, layer, 1);
         const float *from = weight + e * out * in;
         for (int64_t i = 0; i < in; i++) {
             for (int64_t o = 0; o < out; o++) matrix[i * columns + o] = from[o * in + i];
@@ -288,7 +289,8 @@ static int64_t field_room(const Fields *fields) {
 static int64_t field_chunks(const Network *net) { return (net->points + field_chunk(net) - 1) / field_chunk(net); }
 static int64_t shared_size(const Fields *fields) {
     const Network *net = &fields->net;
-    return (fields->own_points ? 0 : orders_size(net)) + (fields->own_x ? 0 : field_slots(net) * lanes(net->in_features));
+    const int64_t rows = fields->own_x ? 0 : field_slots(net) * lanes(net->in_features);
+    return (fields->own_points ? 0 : orders_size(net)) + rows;
 }
 
 /* Floats that loe_fields needs to work in. */
@@ -319,8 +321,9 @@ static inline __attribute__((always_inline)) void activate_slots(Finish kind, fl
 
 /* The gradient of level's pre-activations g, in its slots, from that of its values, in the next level's: times slope.
  * Adds its rows up in sums, if there is one bias. */
-static inline __attribute__((always_inline)) void pass_slopes(const Network *net, int64_t level, const Order order, const float *grad, const float *slope,
-                        int64_t columns, float *g, float *sums) {
+static inline __attribute__((always_inline)) void pass_slopes(const Network *net, int64_t level, const Order order,
+                                                              const float *grad, const float *slope,
+                                                              int64_t columns, float *g, float *sums) {
     for (int64_t e = 0; e < experts(net, level); e++)
         for (int64_t s = order.start[e], end = s + order.count[e]; s < end; s += 16)
             for (int64_t c = 0; c < columns; c += LANES) {
