@@ -1,4 +1,4 @@
-"""Calls cpu.c and its parts grid.c and fields.c with tensors (rays.py: rays.c); compiles them for this processor.
+"""Calls cpu.c and its parts grid.c and fields.c with tensors (rays.py: rays.c); compiles them at first use.
 
 OpenMP's functions are left open when it is linked: those of torch's own OpenMP, already loaded, fill them in, so that
 both share one pool of threads instead of fighting over the cores.
