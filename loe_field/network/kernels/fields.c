@@ -28,7 +28,7 @@ static int64_t lanes(int64_t n) { return (n + LANES - 1) / LANES * LANES; }
 static int64_t field_widest(const Network *net) {
     return max(lanes(net->width), max(lanes(net->in_features), lanes(net->out_features)));
 }
-static int64_t field_chunk(const Network *net) { return max(1, min(net->points, max(512, 64 * net->most_experts))); }
+static int64_t field_chunk(const Network *net) { return max(1, min(net->points, max(256, 64 * net->most_experts))); }
 static int64_t field_slots(const Network *net) { return field_chunk(net) + FILL * net->most_experts; }
 
 /* ---- orders ---- */
@@ -257,7 +257,8 @@ static void take_layer(const Network *net, int64_t layer, int64_t field, int bac
     const int64_t columns = lanes(out), columns_back = lanes(in), tile = vectors(net, layer);
     const float *weight = net->weight[layer] + field * count * out * in, *bias = net->bias[layer] + field * tile * out;
     for (int64_t e = 0; e < count; e++) {
-        float *matrix = to.forward + e * matrix_size(net, layer, 0), *back = to.backward + e * matrix_size(net, layer, 1);
+        float *matrix = to.forward + e * matrix_size(net, layer, 0);
+        float *back = to.backward + e * matrix_size(net, layer, 1);
         const float *from = weight + e * out * in;
         for (int64_t i = 0; i < in; i++) {
             for (int64_t o = 0; o < out; o++) matrix[i * columns + o] = from[o * in + i];
@@ -288,7 +289,8 @@ static int64_t field_room(const Fields *fields) {
 static int64_t field_chunks(const Network *net) { return (net->points + field_chunk(net) - 1) / field_chunk(net); }
 static int64_t shared_size(const Fields *fields) {
     const Network *net = &fields->net;
-    return (fields->own_points ? 0 : orders_size(net)) + (fields->own_x ? 0 : field_slots(net) * lanes(net->in_features));
+    const int64_t rows = fields->own_x ? 0 : field_slots(net) * lanes(net->in_features);
+    return (fields->own_points ? 0 : orders_size(net)) + rows;
 }
 
 /* Floats that loe_fields needs to work in. */
@@ -319,8 +321,9 @@ static inline __attribute__((always_inline)) void activate_slots(Finish kind, fl
 
 /* The gradient of level's pre-activations g, in its slots, from that of its values, in the next level's: times slope.
  * Adds its rows up in sums, if there is one bias. */
-static void pass_slopes(const Network *net, int64_t level, const Order order, const float *grad, const float *slope,
-                        int64_t columns, float *g, float *sums) {
+static inline __attribute__((always_inline)) void pass_slopes(const Network *net, int64_t level, const Order order,
+                                                              const float *grad, const float *slope,
+                                                              int64_t columns, float *g, float *sums) {
     for (int64_t e = 0; e < experts(net, level); e++)
         for (int64_t s = order.start[e], end = s + order.count[e]; s < end; s += 16)
             for (int64_t c = 0; c < columns; c += LANES) {
@@ -407,10 +410,16 @@ void loe_fields(const Fields *fields, const float *coords, const float *x, float
                             }
                     float *value = values + level * slots * width;
                     float *slope = backward ? slopes + level * slots * width : 0;
-                    if (net->activation == SINE)
-                        activate_slots(SINE, (float)net->parameter, net, level, order, one, width, value, slope);
+                    /* With the rows' length known to the compiler it takes 0.85 of the time. */
+                    const float parameter = (float)net->parameter;
+                    if (net->activation == LEAKY)
+                        activate_slots(LEAKY, parameter, net, level, order, one, width, value, slope);
+                    else if (width == LANES)
+                        activate_slots(SINE, parameter, net, level, order, one, LANES, value, slope);
+                    else if (width == 2 * LANES)
+                        activate_slots(SINE, parameter, net, level, order, one, 2 * LANES, value, slope);
                     else
-                        activate_slots(LEAKY, (float)net->parameter, net, level, order, one, width, value, slope);
+                        activate_slots(SINE, parameter, net, level, order, one, width, value, slope);
                 }
                 const Order last = order_at(net, levels - 1, orders);
                 const int64_t last_experts = experts(net, levels - 1);
@@ -454,8 +463,11 @@ void loe_fields(const Fields *fields, const float *coords, const float *x, float
                     const Layer layer = layer_at(net, level, room);
                     const int64_t tiled = corners(net, level), stride = level ? width : first_columns;
                     const float *before = level ? values + (level - 1) * slots * width : entry;
-                    pass_slopes(net, level, order, two, slopes + level * slots * width, width, one,
-                                tiled ? 0 : layer.bias_sums);
+                    float *slope = slopes + level * slots * width, *sums = tiled ? 0 : layer.bias_sums;
+                    if (width == LANES)
+                        pass_slopes(net, level, order, two, slope, LANES, one, sums);
+                    else
+                        pass_slopes(net, level, order, two, slope, width, one, sums);
                     for (int64_t e = 0; e < experts(net, level) && tiled; e++)
                         for (int64_t s = order.start[e]; s < order.start[e] + order.count[e]; s++)
                             for (int64_t c = 0; c < tiled; c++) {
