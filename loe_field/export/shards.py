@@ -98,7 +98,7 @@ class Shard:
         Raises:
             InputError: it cannot be written.
         """
-        from safetensors.torch import save_file
+        from safetensors.torch import save
 
         details = {
             "format_version": SET_VERSION,
@@ -111,7 +111,8 @@ class Shard:
         text = json.dumps(details, separators=(",", ":"), allow_nan=False)
         with write_whole(path) as temporary:
             assert self._weights is not None
-            save_file({name: value.contiguous() for name, value in self._weights.items()}, temporary, {KEY: text})
+            tensors = {name: value.contiguous() for name, value in self._weights.items()}
+            temporary.write_bytes(save(tensors, {KEY: text}))  # save_file's are for this user alone
 
     def weights(self, index: int) -> dict[str, Tensor]:
         """The parameters of one field, float32 by their names in LoEMLP's state_dict.
