@@ -5,6 +5,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,13 @@ from torch import Tensor
 from loe_field.errors import InputError
 from loe_field.files import write_whole
 from loe_field.pictures.metrics import decibels, squared_error
-from loe_field.signals.seeds import seeded_generator
+from loe_field.signals.shuffle import shuffled
 
 Field = Callable[[Tensor], Tensor]
 """Coordinates [N, dim] in [0, 1) to values [N, channels], both on the signal's device."""
+
+_SHUFFLED_AT_ONCE = {"cpu": 2**15, "cuda": 2**20}
+"""Samples, about, whose order is computed at once: as many as a core's cache holds, or as make a GPU's launches few."""
 
 
 class Reconstruction(ABC):
@@ -165,7 +169,9 @@ class GridSignal(Signal):
         largest = min(samples_per_batch or self.num_samples, self.num_samples)
         self.batches_per_pass = -(-self.num_samples // largest)
         self.samples_per_batch = -(-self.num_samples // self.batches_per_pass)
-        self._pass, self._order = -1, torch.empty(0, dtype=torch.int64)
+        at_once = _SHUFFLED_AT_ONCE["cuda" if self.device.type == "cuda" else "cpu"]
+        self._batches_at_once = max(1, at_once // self.samples_per_batch)
+        self._first, self._batches = -1, [torch.empty(0, dtype=torch.int64)]
 
     @property
     def targets(self) -> np.ndarray:
@@ -208,12 +214,15 @@ class GridSignal(Signal):
 
     def _chosen(self, step: int) -> Tensor:
         number, k = divmod(step, self.batches_per_pass)
-        if number != self._pass:
-            generator = seeded_generator(self.device, self._seed, number)
-            order = torch.randperm(self.num_samples, generator=generator, device=self.device)
-            self._order, self._pass = order if self._kept is None else self._kept[order], number
-        first, last = (i * self.num_samples // self.batches_per_pass for i in (k, k + 1))
-        return self._order[first:last]
+        first = step - k % self._batches_at_once
+        if first != self._first:
+            last = min(k - k % self._batches_at_once + self._batches_at_once, self.batches_per_pass)
+            bounds = [i * self.num_samples // self.batches_per_pass for i in range(first - step + k, last + 1)]
+            places = torch.arange(bounds[0], bounds[-1], device=self.device)
+            index = shuffled(places, self.num_samples, self._seed, number)
+            index = index if self._kept is None else self._kept[index]
+            self._first, self._batches = first, index.split([end - start for start, end in pairwise(bounds)])
+        return self._batches[step - first]
 
     @torch.no_grad()
     def strips(self, field: Field, chunk: int) -> Iterator[tuple[slice, np.ndarray]]:
