@@ -3,7 +3,6 @@
 import math
 
 import numpy as np
-import torch
 from torch import Tensor
 
 _FACTORS = 0x21F0AAAD, 0x7FEB352D

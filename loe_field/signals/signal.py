@@ -21,6 +21,8 @@ from loe_field.signals.shuffle import shuffled
 Field = Callable[[Tensor], Tensor]
 """Coordinates [N, dim] in [0, 1) to values [N, channels], both on the signal's device."""
 
+_MOST_MEASURED, _SOME_MEASURED = 2**20, 2**18
+"""Samples up to which all are measured during a run, and how many of more. These tell the PSNR within some 0.02 dB."""
 _SHUFFLED_AT_ONCE = {"cpu": 2**15, "cuda": 2**20}
 """Samples, about, whose order is computed at once: as many as a core's cache holds, or as make a GPU's launches few."""
 
@@ -55,6 +57,7 @@ class Signal(ABC):
         batches_per_pass: steps of one pass.
         resolution: samples along each coordinate, about; network and batches are sized by it.
         num_targets: numbers that are measured.
+        num_measured: samples that `quick_psnr` measures; None: all.
         kind: everything but the content, as plain numbers and text that a checkpoint can hold.
         unit: a word for the samples.
     """
@@ -66,6 +69,7 @@ class Signal(ABC):
     batches_per_pass: int
     resolution: tuple[int, ...]
     num_targets: int
+    num_measured: int | None = None
     kind: dict[str, Any]
     unit = "samples"
 
@@ -93,6 +97,14 @@ class Signal(ABC):
     @abstractmethod
     def reconstruct(self, field: Field, *, chunk: int = 65536) -> Reconstruction:
         """Evaluate a field at all samples, `chunk` of them at once."""
+
+    def quick_psnr(self, field: Field, *, chunk: int = 65536) -> float:
+        """PSNR in dB of a field, of a large signal over samples of it, always the same ones."""
+        return self.reconstruct(field, chunk=chunk).psnr
+
+    def preview(self, field: Field, num_samples: int, *, chunk: int = 65536) -> np.ndarray | None:
+        """A small look at a field, uint8 [height, width, channels], from about so many samples; None: it has none."""
+        return None
 
     def measure(self, field: Field) -> dict[str, Any]:
         """All measures of a field, by name."""
@@ -166,6 +178,7 @@ class GridSignal(Signal):
         self._kept = None if kept is None else torch.from_numpy(kept).to(device)
         self._size = torch.tensor(self.resolution, dtype=torch.float32, device=device)
         self.num_samples = len(flat) if kept is None else len(kept)
+        self.num_measured = None if len(flat) <= _MOST_MEASURED else _SOME_MEASURED
         largest = min(samples_per_batch or self.num_samples, self.num_samples)
         self.batches_per_pass = -(-self.num_samples // largest)
         self.samples_per_batch = -(-self.num_samples // self.batches_per_pass)
@@ -235,6 +248,23 @@ class GridSignal(Signal):
             index = torch.arange(first * inner, last * inner, device=self.device)
             parts = [field(self.coords(part)).float().cpu() for part in index.split(chunk)]
             yield slice(first, last), torch.cat(parts).numpy().reshape(-1, *self.shape[1:], self.channels)
+
+    @torch.no_grad()
+    def quick_psnr(self, field: Field, *, chunk: int = 65536) -> float:
+        """See Signal.quick_psnr."""
+        if self.num_measured is None:
+            return super().quick_psnr(field, chunk=chunk)
+        places = torch.arange(self.num_measured, device=self.device)
+        index = shuffled(places, len(self._values), self._seed, 0, 1)
+        square = 0.0
+        for part in index.split(chunk):
+            seen = self.seen(field(self.coords(part)).float().cpu().numpy())
+            square += squared_error(seen, self.values(part).cpu().numpy())
+        return decibels(square, len(index) * self.channels)
+
+    def seen(self, values: np.ndarray) -> np.ndarray:
+        """Values of a field [N, channels] as a reconstruction has them, on the scale of the targets."""
+        return values.clip(0, 1)
 
     def reconstruct(self, field: Field, *, chunk: int = 65536) -> Reconstruction:
         """The field's own numbers, clamped to [0, 1]."""

@@ -14,13 +14,13 @@ pytestmark = pytest.mark.slow
 
 
 def test_previews_grow_and_come_at_doubling_times(scene, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(trainer_module, "_FIRST_PREVIEW", 1e-3)
+    monkeypatch.setattr(trainer_module.NerfTrainer, "first_preview", 1e-3)
     monkeypatch.setattr(trainer_module, "_PREVIEW_RAYS", 500)
     seen = []
     write = trainer_module.NerfTrainer._write_preview
 
-    def written(self, rays):
-        write(self, rays)
+    def written(self):
+        write(self)
         seen.append((self.record.seconds_here, Image.open(self.base_dir / "preview.png").size))
 
     monkeypatch.setattr(trainer_module.NerfTrainer, "_write_preview", written)
