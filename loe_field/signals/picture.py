@@ -36,7 +36,7 @@ class PictureOptions:
     each picture in it. Left out: scikit-image's `camera`, 512x512 grey."""
     pixels_per_batch: int | Literal["auto"] | None = "auto"
     """Pixels per step, drawn at random without replacement. "auto": 4,096 for every expert along an axis (8,192, and
-    16,384 or 32,768 for large pictures); for a baseline its authors' number. None: the whole picture at every step.
+    16,384 or 32,768 for large pictures), 1,024 from 4 megapixels on where a CPU computes; for a baseline its authors' number. None: the whole picture at every step.
     Several processes share them: of 8,192 pixels each of two takes 4,096."""
     off_grid: float = 0.0
     """Part of the pixels of every step, 0 to 1, that are visited at a random place in their square instead of its
@@ -59,7 +59,9 @@ class PictureOptions:
         in_file = picture is None
         picture = picture or read_picture(self.data or default_picture())
         if self.pixels_per_batch == "auto":
-            self.pixels_per_batch = samples_per_batch_for((picture.width, picture.height), picture.channels)
+            by_clock = torch.device(device).type == "cpu"
+            sizes = (picture.width, picture.height), picture.channels
+            self.pixels_per_batch = samples_per_batch_for(*sizes, by_clock=by_clock)
         options = {"off_grid": self.off_grid, "hold_out": self.hold_out, "in_file": in_file}
         return PictureSignal(picture, device, samples_per_batch=self.pixels_per_batch, seed=seed, **options)
 

@@ -6,7 +6,7 @@ import torch
 from loe_field.adapter.network import LoEConfig, build_network
 from loe_field.network.tiling import expert_index
 from loe_field.signals.signal import grid_coords
-from loe_field.signals.sizes import levels_for, samples_per_batch_for, tile_size_for
+from loe_field.signals.sizes import levels_for, samples_per_batch_for, seconds_for, tile_size_for
 
 
 def network_for(resolution, channels, **options):
@@ -82,3 +82,13 @@ def test_options_of_the_user_count():
     assert [level.alpha for level in network.levels] == [8, 4, 2]
     _, network = network_for((8, 8), 1, tile_size=5, num_layers=2, levels=((7.0, 0.5),))
     assert network.levels == ((7.0, 0.5),)
+
+
+@pytest.mark.parametrize(
+    ("resolution", "seconds", "batch"),
+    [((2000, 2000), None, 32768), ((6028, 3391), 181, 8192), ((8192, 8192), 321, 8192)],
+)
+def test_large_pictures_end_by_the_clock_and_take_small_steps(resolution, seconds, batch):
+    assert seconds_for(resolution) == seconds
+    assert samples_per_batch_for(resolution, 3, by_clock=True) == batch
+    assert samples_per_batch_for(resolution, 3) == 32768
