@@ -36,8 +36,9 @@ class PictureOptions:
     each picture in it. Left out: scikit-image's `camera`, 512x512 grey."""
     pixels_per_batch: int | Literal["auto"] | None = "auto"
     """Pixels per step, drawn at random without replacement. "auto": 4,096 for every expert along an axis (8,192, and
-    16,384 or 32,768 for large pictures), 1,024 from 4 megapixels on where a CPU computes; for a baseline its authors' number. None: the whole picture at every step.
-    Several processes share them: of 8,192 pixels each of two takes 4,096."""
+    16,384 or 32,768 for large pictures), 1,024 from 4 megapixels on where a CPU computes; for a baseline its authors'
+    number. None: the whole picture at every step. Several processes share them: of 8,192 pixels each of two takes
+    4,096."""
     off_grid: float = 0.0
     """Part of the pixels of every step, 0 to 1, that are visited at a random place in their square instead of its
     centre; the colour there is that of the cubic spline through the pixels. 0 fits the pixels and nothing between them;

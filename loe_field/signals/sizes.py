@@ -76,8 +76,8 @@ def samples_per_batch_for(resolution: Sequence[int], channels: int, *, by_clock:
     """Samples per step: 4,096 for every expert along an axis, so that each has enough of them; see `tile_size_for`.
 
     1,024 where a run ends by the clock (`seconds_for`) after a pass or so: more steps are worth more there, though Muon
-    then takes a quarter of the time. Two photographs side by side, 2160x1920 RGB, 4x4 tiles, 20 s of one core that others
-    shared (fp32, one seed): 4,096 samples 33.03 dB after 596 steps, 16,384 30.24 after 198.
+    then takes a quarter of the time. Two photographs side by side, 2160x1920 RGB, 4x4 tiles, 20 s of one core that
+    others shared (fp32, one seed): 4,096 samples 33.03 dB after 596 steps, 16,384 30.24 after 198.
     """
     few = by_clock and seconds_for(resolution) is not None
     return (1024 if few else 4096) * tile_size_for(resolution, channels)
