@@ -29,7 +29,9 @@ loe_image_smooth = MethodSpecification(
         method_name="loe-image-smooth",
         pipeline=ImagePipelineConfig(
             datamanager=ImageDataManagerConfig(off_grid=0.5),
-            model=SignalModelConfig(loe=LoEConfig(num_frequencies=9, expert_levels=4, bias_tile_size=None)),
+            model=SignalModelConfig(
+                loe=LoEConfig(num_frequencies=9, expert_levels=3, bias_tile_size=None, bias_levels="fine")
+            ),
         ),
         optimizers={
             **loe_image.config.optimizers,

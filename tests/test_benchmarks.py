@@ -270,6 +270,35 @@ def test_the_bricks_are_a_scene_on_white(tmp_path, monkeypatch):
     assert views("train").alpha_color.tolist() == [1, 1, 1]
 
 
+def test_a_scene_is_disturbed_as_it_is_told(tmp_path):
+    import json
+
+    import numpy as np
+    from scenes import write_scene
+    from scipy.spatial.transform import Rotation
+
+    from benchmarks import disturbed
+
+    whole = write_scene(tmp_path / "whole", views=40, height=8, width=10)
+    disturbed.write(whole, tmp_path / "off", turn=0.5, move=0.01, stops=0.3, seed=1)
+    content, original = (json.loads((folder / "transforms.json").read_text()) for folder in (tmp_path / "off", whole))
+    names = [frame["file_path"] for frame in content["frames"]]
+    held_out = [names.index(name) for name in content["val_filenames"]]
+    assert held_out == [5, 15, 25, 35]
+    assert sorted(content["train_filenames"] + content["test_filenames"]) == names
+    poses, were = (np.array([f["transform_matrix"] for f in c["frames"]])[:, :3] for c in (content, original))
+    assert np.array_equal(poses[held_out], were[held_out])
+    turns = Rotation.from_matrix(poses[:, :, :3] @ were[:, :, :3].swapaxes(1, 2)).as_rotvec(degrees=True)
+    moves = poses[:, :, 3] - were[:, :, 3]
+    extent = np.abs(were[:, :, 3] - were[:, :, 3].mean(0)).max()
+    assert (turns**2).sum(1).mean() ** 0.5 == pytest.approx(0.5, rel=0.3)
+    assert (moves**2).sum(1).mean() ** 0.5 == pytest.approx(0.01 * extent, rel=0.3)
+    assert np.abs(turns.mean(0)).max() < 1e-3
+    grey = np.full((2, 2, 3), 100, np.uint8)
+    assert np.abs(disturbed.brighter(disturbed.brighter(grey, 0.5), -0.5).astype(int) - grey).max() <= 1
+    assert disturbed.brighter(grey, 1.0)[0, 0, 0] == 138  # twice the light of 100 in sRGB
+
+
 def test_the_figure_of_biases_is_drawn(tmp_path, monkeypatch, capsys):
     from benchmarks import bias_figure
 

@@ -405,10 +405,12 @@ def test_loggers_of_the_host(call, small_picture, tmp_path):
 def test_own_levels_and_whole_picture_steps(call, small_picture, tmp_path):
     levels = ("--pipeline.model.levels", 16, 0, 8, 0.5, 4, 0, 2, 0, "--pipeline.datamanager.pixels-per-batch", "None")
     tiles = ("--pipeline.model.tile-size", 1, 1, 2, 2, "--pipeline.model.bias-tile-size", 5, 3, 1, 2)
-    folder = fit(call, small_picture, tmp_path, "--max-num-iterations", 5, *levels, *tiles)
+    scales = ("--pipeline.model.bias-levels", "fine")
+    folder = fit(call, small_picture, tmp_path, "--max-num-iterations", 5, *levels, *tiles, *scales)
     assert "alpha" not in (folder / "metrics.json").read_text()
     field = load_run(folder / "config.yml").network
     assert (field.tile_sizes, [len(layer.bias) for layer in field.layers[:2]]) == ((1, 1, 2, 2), [25, 9])
+    assert field.bias_tiles[0].level.alpha == 2 * field.bias_tiles[1].level.alpha
 
 
 def test_between_the_pixels(call, tmp_path):

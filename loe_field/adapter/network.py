@@ -14,7 +14,7 @@ from loe_field.network.layers import Activation, Initialization, LoEMLP
 from loe_field.network.protocol import Network
 from loe_field.network.tiling import Blending, FeatureGrid, Pattern, make_levels
 from loe_field.pictures.memory import available_memory
-from loe_field.signals.sizes import bias_tile_size_for, levels_for, tile_size_for
+from loe_field.signals.sizes import bias_tile_size_for, fine_bias_levels, levels_for, tile_size_for
 
 N = TypeVar("N", bound=nn.Module)
 _MOST_LAYERS = 128
@@ -44,9 +44,10 @@ class LoEConfig:
     """One expert per point, or a cyclic linear blend of the 2^dim around it (2^dim times the arithmetic)."""
     bias_tile_size: int | tuple[int, ...] | None = 1
     """Vectors per axis of the bias, of all levels or of each: a tile that is blended between its vectors at the cost of
-    reading them. 1 is the bias that all points share. None: as many as make 0.55 parameters per target, 8 to 32."""
-    bias_levels: tuple[tuple[float, float], ...] | None = None
-    """Alpha and beta of each level's bias tile. None: those of its experts."""
+    reading them. 1 is the bias that all points share. None: as many as make 0.55 parameters per target, 11 to 32."""
+    bias_levels: tuple[tuple[float, float], ...] | Literal["fine"] | None = None
+    """Alpha and beta of each level's bias tile. None: those of its experts. fine: scales in equal ratios, from one
+    vector per sample along the longest side to one per 8 samples, first layer finest."""
     bias_blending: Blending = "linear"
     """Between the 2^dim vectors around a point, which is continuous, or none."""
     bias_table_size: int | None = None
@@ -75,7 +76,7 @@ class LoEConfig:
     """Kernels, plain PyTorch, or the readable reference."""
 
     def sized(self, resolution: Sequence[int], channels: int) -> "LoEConfig":
-        """A copy with numbers where sizes are None, and expert_levels told by tile_size.
+        """A copy with numbers where sizes are None, expert_levels told by tile_size, and bias_levels as numbers.
 
         Args:
             resolution: samples along each coordinate.
@@ -96,9 +97,12 @@ class LoEConfig:
         if self.bias_tile_size is None:
             # Its size depends on what the other parameters leave.
             with torch.device("meta"):
-                alone = replace(sized, bias_tile_size=1).build(len(resolution), channels)
+                alone = replace(sized, bias_tile_size=1, bias_levels=None).build(len(resolution), channels)
             sizes = (alone.num_parameters, (layers - 1) * width)
             sized = replace(sized, bias_tile_size=bias_tile_size_for(resolution, channels, *sizes))
+        if self.bias_levels == "fine":
+            tiled = sized.bias_tile_size is not None and _largest(sized.bias_tile_size) > 1
+            sized = replace(sized, bias_levels=fine_bias_levels(resolution, layers - 1) if tiled else None)
         return sized
 
     def _tiles_of_coarsest(self, number: int) -> int | tuple[int, ...]:
@@ -147,6 +151,7 @@ class LoEConfig:
         assert self.layer_width is not None
         assert self.tile_size is not None
         assert self.bias_tile_size is not None
+        assert self.bias_levels != "fine"
         check_between(2, _MOST_LAYERS, num_layers=self.num_layers)
         levels = make_levels(self.pattern, self.num_layers - 1)
         return LoEMLP(

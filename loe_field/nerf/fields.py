@@ -1,19 +1,20 @@
 """Levels of experts as nerfstudio's Encoding, density field and radiance field."""
 
-from typing import Literal
+from collections.abc import Callable
 
 import torch
-from nerfstudio.cameras.rays import RaySamples
+from nerfstudio.cameras.rays import RayBundle, RaySamples
 from nerfstudio.data.scene_box import SceneBox
 from nerfstudio.field_components.activations import trunc_exp
 from nerfstudio.field_components.embedding import Embedding
 from nerfstudio.field_components.encodings import Encoding, SHEncoding
 from nerfstudio.field_components.field_heads import FieldHeadNames
-from nerfstudio.field_components.mlp import MLP
 from nerfstudio.field_components.spatial_distortions import SpatialDistortion
 from nerfstudio.fields.base_field import Field, get_normalized_directions
-from torch import Tensor, nn
+from torch import Tensor
 
+from loe_field.nerf.colour import ColourMLP, HostImplementation
+from loe_field.nerf.marching import coords_of, weights_of
 from loe_field.network.protocol import Network
 
 
@@ -77,6 +78,17 @@ class LoEDensityField(Field):
         logarithm, features = encoded.split([1, encoded.shape[-1] - 1], -1)
         return trunc_exp(logarithm) * inside, features
 
+    def encoded(self, bundle: RayBundle, samples: RaySamples) -> tuple[Tensor, Tensor]:
+        """By `marching`'s kernels: the encoding's numbers at samples [N, S, C], and whether each is inside [N, S]."""
+        assert self.spatial_distortion is None or isinstance(self.spatial_distortion, Contraction)
+        box = None if self.spatial_distortion else (self.aabb[0], self.aabb[1] - self.aabb[0])
+        coords, inside = coords_of(bundle, samples, box)
+        return self.encoding(coords).float(), inside
+
+    def weights(self, bundle: RayBundle, samples: RaySamples) -> Tensor:
+        """Weights [N, S, 1] of samples on a bundle's rays, by `marching`'s kernels."""
+        return weights_of(samples, *self.encoded(bundle, samples))[0]
+
     def get_outputs(
         self, ray_samples: RaySamples, density_embedding: Tensor | None = None
     ) -> dict[FieldHeadNames, Tensor]:
@@ -93,7 +105,7 @@ class LoEField(LoEDensityField):
         num_images: training pictures, for the appearance embedding.
         appearance_dim: numbers of each picture's embedding; 0 for none.
         spatial_distortion: contraction of space, or None.
-        implementation: "torch", or "tcnn" for the host's own parts where tinycudann is installed.
+        implementation: of direction encoding and MLP; see ColourMLP.
     """
 
     def __init__(
@@ -104,32 +116,68 @@ class LoEField(LoEDensityField):
         num_images: int,
         appearance_dim: int = 0,
         spatial_distortion: SpatialDistortion | None = None,
-        implementation: Literal["torch", "tcnn"] = "torch",
+        implementation: HostImplementation = "auto",
     ) -> None:
         super().__init__(aabb, encoding, spatial_distortion=spatial_distortion)
-        self.direction_encoding = SHEncoding(levels=4, implementation=implementation)
+        self.direction_encoding = SHEncoding(4, "tcnn" if implementation == "tcnn" else "torch")
         self.appearance = Embedding(num_images, appearance_dim) if appearance_dim else None
-        self.color = MLP(
-            in_dim=self.direction_encoding.get_out_dim() + encoding.get_out_dim() - 1 + appearance_dim,
-            num_layers=3,
-            layer_width=64,
-            out_dim=3,
-            activation=nn.ReLU(),
-            out_activation=nn.Sigmoid(),
-            implementation=implementation,
-        )
+        in_dim = self.direction_encoding.get_out_dim() + encoding.get_out_dim() - 1 + appearance_dim
+        self.color = ColourMLP(in_dim, implementation=implementation)
 
     def get_outputs(
         self, ray_samples: RaySamples, density_embedding: Tensor | None = None
     ) -> dict[FieldHeadNames, Tensor]:
         """The colour [..., 3] in [0, 1]."""
         assert density_embedding is not None
-        directions = get_normalized_directions(ray_samples.frustums.directions)
-        shape = directions.shape[:-1]
-        parts = [self.direction_encoding(directions.reshape(-1, 3)), density_embedding.flatten(0, -2)]
-        if self.appearance is not None and self.training:
-            assert ray_samples.camera_indices is not None
-            parts.append(self.appearance(ray_samples.camera_indices.reshape(-1)))
-        elif self.appearance is not None:
-            parts.append(self.appearance.mean(dim=0).expand(len(parts[0]), -1))
-        return {FieldHeadNames.RGB: self.color(torch.cat(parts, -1)).float().view(*shape, 3)}
+        x = self._with_directions(ray_samples, density_embedding)
+        return {FieldHeadNames.RGB: self._colours(x, ray_samples)}
+
+    def _with_directions(self, samples: RaySamples, features: Tensor) -> Tensor:
+        """Encoded directions beside features [..., numbers]."""
+        directions = samples.frustums.directions
+        if directions.dim() > 2 and directions.stride(-2) == 0:  # those of a ray's samples are one: encoded once
+            directions = directions[..., :1, :]
+        return torch.cat([self._encoded_directions(directions).expand(*features.shape[:-1], -1), features], -1)
+
+    def weights_and_colours(
+        self,
+        samples: RaySamples,
+        bundle: RayBundle | None = None,
+        *,
+        seen: Callable[[Tensor], Tensor | None] = lambda weights: None,
+    ) -> tuple[Tensor, Tensor]:
+        """Weights [N, S, 1] and colours [N, S, 3] of samples.
+
+        Args:
+            samples: S on each of N rays.
+            bundle: the rays, for `marching`'s kernels; None: by the host's operations.
+            seen: of weights, which samples get a colour, bool [N, S]; the others are black. None: all get one.
+        """
+        if bundle is not None:
+            weights, x = weights_of(
+                samples, *self.encoded(bundle, samples), self._encoded_directions(bundle.directions)
+            )
+            assert x is not None
+        else:
+            density, features = self.get_density(samples)
+            weights, x = samples.get_weights(density), self._with_directions(samples, features)
+        return weights, self._colours(x, samples, seen(weights))
+
+    def _encoded_directions(self, directions: Tensor) -> Tensor:
+        """Directions [..., 3] to [..., numbers]."""
+        encoded = self.direction_encoding(get_normalized_directions(directions).reshape(-1, 3))
+        return encoded.view(*directions.shape[:-1], -1)
+
+    def _colours(self, x: Tensor, samples: RaySamples, seen: Tensor | None = None) -> Tensor:
+        """Colours [..., 3] from directions and features x [..., numbers]; black where not seen [...]."""
+        chosen = slice(None) if seen is None else seen
+        rows = x[chosen]
+        if self.appearance is not None:
+            if self.training:
+                assert samples.camera_indices is not None
+                own = self.appearance(samples.camera_indices[..., 0][chosen])
+            else:
+                own = self.appearance.mean(dim=0).expand(*rows.shape[:-1], -1)
+            rows = torch.cat([rows, own], -1)
+        colours = self.color(rows.flatten(0, -2)).float().view(*rows.shape[:-1], 3)
+        return colours if seen is None else colours.new_zeros(*seen.shape, 3).index_put((seen,), colours)

@@ -1,5 +1,10 @@
 """Every pixel of every posed picture on the device, and batches of rays through them."""
 
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any
+
 import numpy as np
 import torch
 from nerfstudio.cameras.camera_utils import radial_and_tangential_undistort
@@ -12,6 +17,7 @@ from torch.nn.functional import normalize
 
 from loe_field.errors import InputError
 from loe_field.pictures.memory import free_memory
+from loe_field.pictures.pillow import unlimited
 from loe_field.signals.seeds import seeded_generator
 from loe_field.words import say
 
@@ -21,6 +27,8 @@ _TABLE_ENTRY = 16  # bytes: a direction and an area
 _AT_ONCE = 2**13
 """Rays that are made at once. The host undoes distortion in hundreds of operations on three points for each. So few
 stay in the cache, and are below the 32,768 numbers from which on torch has its threads wait for each other."""
+_READERS = 8
+"""Threads that read pictures, at most: each holds one picture."""
 _STEPS_AT_ONCE = 64  # steps whose pixels are drawn at once: a GPU draws them all in one launch
 _PIXELS_AT_ONCE = 2**20  # and so many pixels at most, 8 MiB, however large a step is
 _WORTH_SAYING = 2**28  # bytes
@@ -40,7 +48,7 @@ class RayTable:
     num_pixels: int
     """Pixels that give rays."""
     memory: int
-    """Bytes that were reckoned for the tables and the largest picture while it is read, before they were taken."""
+    """Bytes that were reckoned for the tables and the pictures that are read at once, before they were taken."""
     num_rays_per_batch: int
     """Rays of a batch; may be changed at any time."""
 
@@ -60,7 +68,8 @@ class RayTable:
         total, entries = int(pixels.sum()), int(starts[-1])
         many = entries > max(_SMALL_TABLE, total // _TABLE_ENTRY)
         computed = many and bool(np.isin(cameras.camera_type.numpy(), _IN_CLOSED_FORM).all())
-        self.memory = _check_memory(total, 0 if computed else entries, int(pixels.max()), self._device)
+        each = getattr(dataset, "metadata", {}).get("bytes_per_pixel", 4)
+        self.memory = _check_memory(total, each, 0 if computed else entries, int(pixels.max()), self._device)
         if self.memory >= _WORTH_SAYING:
             say(f"{total:,} pixels and their directions: {self.memory / 2**30:.1f} GiB of memory", CONSOLE)
         self._lens = lens.float().to(self._device) if computed else None
@@ -76,8 +85,7 @@ class RayTable:
 
         counts, places = [], []
         self._colours = torch.empty(0, 0, dtype=torch.uint8, device=self._device)
-        for i in range(len(dataset)):
-            data = dataset.get_data(i, image_type="uint8")
+        for data in _views(dataset):
             flat = data["image"].flatten(0, 1)
             if "mask" in data:
                 places.append(data["mask"].flatten().nonzero().squeeze(1).to(torch.int32))
@@ -148,11 +156,31 @@ def lens_numbers(cameras: Cameras) -> Tensor:
     return torch.cat([p.reshape(len(cameras), -1).double() for p in parts], 1)
 
 
-def _check_memory(pixels: int, entries: int, largest: int, device: torch.device) -> int:
-    """Bytes of a scene's pictures, directions and largest picture while it is read; refuses what does not fit."""
+def _views(dataset: InputDataset) -> Iterator[dict[str, Any]]:
+    """The views of 8 bits one after the other, as many at once as torch has threads: decoders leave Python's lock."""
+    readers, get = _num_readers(), partial(dataset.get_data, image_type="uint8")
+    with unlimited(), ThreadPoolExecutor(readers) as pool:  # once for all: threads would undo each other's limits
+        for first in range(0, len(dataset), readers):
+            yield from pool.map(get, range(first, min(first + readers, len(dataset))))
+
+
+def _num_readers() -> int:
+    return min(_READERS, torch.get_num_threads())
+
+
+def _check_memory(pixels: int, each: int, entries: int, largest: int, device: torch.device) -> int:
+    """Bytes of a scene's pictures, directions and the pictures being read; refuses what does not fit.
+
+    Args:
+        pixels: of all pictures.
+        each: bytes that stay of a pixel.
+        entries: of the tables of directions.
+        largest: pixels of the largest picture.
+        device: where they stay.
+    """
     if device.type == "meta":
         return 0
-    needed = pixels * 4 + entries * _TABLE_ENTRY + (largest * 16 if device.type == "cpu" else 0)
+    needed = pixels * each + entries * _TABLE_ENTRY + (largest * 16 * _num_readers() if device.type == "cpu" else 0)
     free = free_memory(device)
     if needed > free:
         raise InputError(
@@ -169,16 +197,59 @@ def _directions(cameras: Cameras, index: int, device: torch.device) -> tuple[Ten
     Third where the rays begin in that frame [pixels, 3]: not at 0 for orthographic and stereo cameras.
     """
     camera = cameras[index : index + 1]
+    if int(camera.camera_type) in _IN_CLOSED_FORM:
+        return _directions_in_closed_form(camera, device)
     camera.camera_to_worlds = torch.eye(3, 4)[None]
     coords = camera.get_image_coords()
     parts = []
     for rows in coords.split(max(1, _AT_ONCE // coords.shape[1])):
         rays = camera.generate_rays(camera_indices=0, coords=rows)
-        if not rays.directions.isfinite().all():
-            raise InputError("a lens of the scene gives no directions: mend fl_x, fl_y, cx, cy and k1, k2, ...")
+        _check_finite(rays.directions)
         parts.append([rays.directions.flatten(0, 1), rays.pixel_area.flatten(0, 1), rays.origins.flatten(0, 1)])
     directions, areas, offsets = (torch.cat(part).to(device) for part in zip(*parts))
     return directions, areas, offsets
+
+
+def _directions_in_closed_form(camera: Cameras, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """As _directions: a pixel's area needs the pixels to its right and below it, which are undistorted once for all."""
+    height, width, lens = int(camera.height), int(camera.width), lens_numbers(camera)[0].float()
+    if not lens[7:].any():
+        lens = lens[:7]
+    directions, areas = torch.empty(height, width, 3, device=device), torch.empty(height, width, 1, device=device)
+    column, step = torch.arange(width + 1.0), max(1, _AT_ONCE // width)
+    for top in range(0, height, step):
+        rows = slice(top, min(top + step, height))
+        at = _towards(lens, torch.arange(rows.start, rows.stop + 1.0)[:, None], column)
+        _check_finite(at)
+        here, right, below = at[:-1, :-1], at[:-1, 1:], at[1:, :-1]
+        directions[rows] = here
+        areas[rows] = ((here - right).norm(dim=-1) * (here - below).norm(dim=-1))[..., None]
+    return directions.view(-1, 3), areas.view(-1, 1), directions.new_zeros(1, 3).expand(height * width, 3)
+
+
+def _check_finite(directions: Tensor) -> None:
+    if not directions.isfinite().all():
+        raise InputError("a lens of the scene gives no directions: mend fl_x, fl_y, cx, cy and k1, k2, ...")
+
+
+def _towards(lens: Tensor, row: Tensor, column: Tensor) -> Tensor:
+    """Directions [..., 3] of length 1 in a camera's own frame, of perspective and fisheye cameras.
+
+    Args:
+        lens: lens_numbers of each one's camera [..., numbers].
+        row: of the pixel, [...], as lens and column or broadcast with them.
+        column: of the pixel.
+    """
+    fx, fy, cx, cy, _, _, kind = lens[..., :7].unbind(-1)
+    at = torch.stack(torch.broadcast_tensors((column + 0.5 - cx) / fx, (row + 0.5 - cy) / fy), -1)
+    if lens.shape[-1] > 7:
+        at = radial_and_tangential_undistort(at, lens[..., 7:])
+    across, up = at[..., 0], -at[..., 1]
+    radius = torch.sqrt(across**2 + up**2).clamp(1e-9, torch.pi)
+    fisheye = kind == CameraType.FISHEYE.value
+    scale = torch.where(fisheye, radius.sin() / radius, 1.0)
+    back = torch.where(fisheye, -radius.cos(), -1.0)
+    return normalize(torch.stack([across * scale, up * scale, back], -1), dim=-1)
 
 
 def _computed(lens: Tensor, row: Tensor, column: Tensor) -> tuple[Tensor, Tensor]:
@@ -189,16 +260,7 @@ def _computed(lens: Tensor, row: Tensor, column: Tensor) -> tuple[Tensor, Tensor
         row: of its pixel, [N].
         column: of its pixel, [N].
     """
-    fx, fy, cx, cy, _, _, kind = lens.T[:7]
-    x, y = column + 0.5 - cx, row + 0.5 - cy
     # The pixel, and those one to the right of it and below it, for the area.
-    at = torch.stack([torch.stack([(x + right) / fx, (y + down) / fy], -1) for right, down in ((0, 0), (1, 0), (0, 1))])
-    if lens.shape[1] > 7:
-        at = radial_and_tangential_undistort(at, lens[:, 7:])
-    across, up = at[..., 0], -at[..., 1]
-    radius = torch.sqrt(across**2 + up**2).clamp(1e-9, torch.pi)
-    fisheye = kind == CameraType.FISHEYE.value
-    scale = torch.where(fisheye, radius.sin() / radius, 1.0)
-    back = torch.where(fisheye, -radius.cos(), -1.0)
-    directions, right, down = normalize(torch.stack([across * scale, up * scale, back], -1), dim=-1)
-    return directions, ((directions - right).norm(dim=-1) * (directions - down).norm(dim=-1))[:, None]
+    rows, columns = torch.stack([row, row, row + 1]), torch.stack([column, column + 1, column])
+    directions, right, below = _towards(lens, rows, columns)
+    return directions, ((directions - right).norm(dim=-1) * (directions - below).norm(dim=-1))[:, None]

@@ -87,10 +87,11 @@ def usable(outputs: DataparserOutputs, split: str, *, whole: bool = False) -> Da
     """The views of a split whose pictures are there and can be opened; says how many are left out.
 
     Their metadata also has "background", for the model: the colour [3] in [0, 1] that the dataparser has behind
-    the object, "transparent" if a pixel of them is and they are put on nothing, else None. Pictures are read to their
-    ends if whole, else only their heads.
+    the object, "transparent" if a pixel of them is and they are put on nothing, else None; and for the memory
+    "bytes_per_pixel": its channels, and 8 where masks choose pixels. Pictures are read to their ends if whole, else
+    only their heads.
     """
-    cameras, kept, lost = outputs.cameras, [], []
+    cameras, kept, lost, channels = outputs.cameras, [], [], 3
     if not len(outputs.image_filenames):
         return outputs
     if not cameras.shape:
@@ -104,6 +105,7 @@ def usable(outputs: DataparserOutputs, split: str, *, whole: bool = False) -> Da
     for i, path in enumerate(outputs.image_filenames):
         try:
             with opened(path) as picture:
+                channels = max(channels, 3 + picture.has_transparency_data)
                 size, wanted = picture.size, (int(cameras.width[i]), int(cameras.height[i]))
                 if size != wanted and wrong is None:
                     wrong = path, size, wanted, _turned(picture)
@@ -121,7 +123,9 @@ def usable(outputs: DataparserOutputs, split: str, *, whole: bool = False) -> Da
     transparent = any(sees_through(outputs.image_filenames[i]) for i in kept)
     colour = outputs.alpha_color
     background = colour.tolist() if colour is not None else "transparent" if transparent else None
-    outputs = replace(outputs, metadata={**outputs.metadata, "background": background})
+    each = channels + (8 if outputs.mask_filenames is not None else 0)
+    mine = {"background": background, "bytes_per_pixel": each}
+    outputs = replace(outputs, metadata={**outputs.metadata, **mine})
     if not lost:
         return outputs
     count = len(outputs.image_filenames)

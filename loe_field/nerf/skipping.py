@@ -1,73 +1,42 @@
-"""Rays that are only looked at: the field is asked where there is something to be seen, and nowhere else."""
+"""Rays that are only looked at: the field is asked less often, and not where nothing is to be seen."""
 
-import torch
-from nerfstudio.cameras.rays import RaySamples
-from nerfstudio.field_components.field_heads import FieldHeadNames
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from nerfstudio.model_components.ray_samplers import ProposalNetworkSampler
 from torch import Tensor
 
-from loe_field.nerf.fields import LoEField
-
+_SAMPLES = 0.75
+_PADDING = 0.001
 _MOST = 0.75
-"""Part of the samples from which on all are computed: choosing them costs more than it saves."""
+"""Part of the rays from which on all are asked for: choosing them costs more than it saves."""
 
 
-def proposed_weights(samples: RaySamples, proposed: RaySamples, weights: Tensor) -> Tensor:
-    """The weight [N, S] that a proposal network gives the field's samples: its own, spread over their intervals.
+@contextmanager
+def fewer_samples(sampler: ProposalNetworkSampler) -> Iterator[None]:
+    """Let the host's sampler make _SAMPLES of its last samples, as many as before where the proposed weights are.
 
-    Args:
-        samples: of the field, S for each of N rays.
-        proposed: the proposal network's, P for each ray.
-        weights: of these, [N, P, 1].
+    In training it gives each interval 0.01 of the weight beside the proposed one, in which the proposals may be
+    wrong: of 64 intervals that is four in ten samples. Here it is _PADDING.
     """
-    edges, wanted = (_edges(s) for s in (proposed, samples))
-    below = torch.nn.functional.pad(weights[..., 0].cumsum(-1), (1, 0))
-    right = torch.searchsorted(edges, wanted, right=True).clamp(1, edges.shape[-1] - 1)
-    left = right - 1
-    start, end = edges.gather(-1, left), edges.gather(-1, right)
-    part = ((wanted - start) / (end - start).clamp(min=1e-12)).clamp(0, 1)
-    return torch.lerp(below.gather(-1, left), below.gather(-1, right), part).diff(dim=-1)
+    chosen = sampler.pdf_sampler
+    were = sampler.num_nerf_samples_per_ray, chosen.histogram_padding
+    sampler.num_nerf_samples_per_ray = math.ceil(_SAMPLES * were[0])
+    chosen.histogram_padding = _PADDING
+    try:
+        yield
+    finally:
+        sampler.num_nerf_samples_per_ray, chosen.histogram_padding = were
 
 
-def sparse_outputs(
-    field: LoEField, samples: RaySamples, expected: Tensor, *, threshold: float, last_colour: bool
-) -> tuple[Tensor, Tensor]:
-    """Weights [N, S, 1] and colours [N, S, 3] of samples; what is too faint to be seen is 0 and is not computed.
-
-    A sample whose expected weight is below the threshold has no density. A sample whose weight is below it, because it
-    is empty or because little light comes past those before it, has no colour.
-
-    Args:
-        field: the field.
-        samples: S for each of N rays.
-        expected: their weights as the proposal network has them, [N, S].
-        threshold: above 0 and below 1.
-        last_colour: whether the last sample's colour is wanted wherever a ray is not opaque: it is the background.
-    """
-    seen = _worth_choosing(expected >= threshold)
-    kept = samples[seen]
-    density, features = field.get_density(kept)
-    weights = samples.get_weights(_spread(density, seen))
-    coloured = _worth_choosing(weights[..., 0] >= threshold) & seen
-    among = coloured[seen]
-    rgb = _spread(field.get_outputs(kept[among], features[among])[FieldHeadNames.RGB], coloured)
-    if last_colour:
-        through = weights.sum((1, 2)) < 1 - threshold
-        rgb[through, -1] = field(samples[through][:, -1])[FieldHeadNames.RGB]
-    return weights, rgb
+def with_weight(weights: Tensor, threshold: float) -> Tensor | None:
+    """Numbers [M] of the rays whose proposed weights [N, P, 1] add up to the threshold, one at least; None for all."""
+    rays = (weights.sum((1, 2)) >= threshold).nonzero().squeeze(1)
+    rays = rays if len(rays) else rays.new_zeros(1)
+    return rays if len(rays) < _MOST * len(weights) else None
 
 
-def _edges(samples: RaySamples) -> Tensor:
-    """Where the S intervals of samples begin and end, [N, S + 1], in the sampler's own measure."""
-    assert samples.spacing_starts is not None
-    assert samples.spacing_ends is not None
-    return torch.cat([samples.spacing_starts[..., 0], samples.spacing_ends[..., -1:, 0]], -1)
-
-
-def _worth_choosing(mask: Tensor) -> Tensor:
-    """The mask, or all of it where it leaves out little."""
-    return mask if mask.float().mean() < _MOST else torch.ones_like(mask)
-
-
-def _spread(values: Tensor, where: Tensor) -> Tensor:
-    """Values [M, C] at the M places that a mask [N, S] names, 0 elsewhere: [N, S, C]."""
-    return values.new_zeros(*where.shape, values.shape[-1]).index_put((where,), values)
+def spread(values: Tensor, rays: Tensor, count: int) -> Tensor:
+    """Values [M, ...] of rays with these numbers [M], and 0 of the others: [count, ...]."""
+    return values.new_zeros(count, *values.shape[1:]).index_copy_(0, rays, values)

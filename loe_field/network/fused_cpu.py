@@ -229,6 +229,13 @@ def evaluate(
     x = encode(coords, shape.num_frequencies)
     if table is not None:
         x = features_by_kernels(coords, table, shape.grid, x)
+    return evaluate_rows(coords, x, weights, biases, shape)
+
+
+def evaluate_rows(
+    coords: Tensor, x: Tensor, weights: list[Tensor], biases: list[Tensor], shape: NetworkShape
+) -> Tensor:
+    """`evaluate` behind encoding and grid: x [N, in_features] is what goes into the first layer at coords [N, dim]."""
     bf16 = torch.is_autocast_enabled("cpu")
     keep = torch.is_grad_enabled() and any(t.requires_grad for t in (x, *weights, *biases))
     if needs_operators():

@@ -30,6 +30,21 @@ def psnr(values: np.ndarray, target: np.ndarray, white: float = 1.0) -> float:
     return decibels(square / white**2, values.size)
 
 
+def colour_corrected(values: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """The values with colours nearest to the target's by one affine map of colours (least squares), clipped.
+
+    PSNR after such a correction is what Mip-NeRF 360's and Zip-NeRF's code call cc_psnr; theirs is a quadratic map.
+
+    Args:
+        values: [height, width, 3] in [0, 1].
+        target: likewise.
+    """
+    colours = values.reshape(-1, values.shape[-1]).astype(np.float64)
+    colours = np.concatenate([colours, np.ones((len(colours), 1))], 1)
+    found = np.linalg.lstsq(colours.T @ colours, colours.T @ target.reshape(len(colours), -1), rcond=1e-9)[0]
+    return (colours @ found).clip(0, 1).astype(values.dtype).reshape(values.shape)
+
+
 def picture_psnr(picture: Picture, target: Picture) -> float:
     """PSNR in dB between two pictures of one kind; HDR on its curve, where the target's peak is 1."""
     if target.peak is None:

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import threading
 
 import numpy as np
 import pytest
@@ -108,6 +109,28 @@ def test_rays_are_the_hosts(edit, computed, tmp_path, monkeypatch):
     images = [dataset.get_data(i)["image"] for i in range(len(dataset))]
     colours = torch.stack([images[c][y, x] for c, y, x in batch["indices"].tolist()])
     torch.testing.assert_close(batch["image"], colours)
+
+
+def test_a_lens_is_undistorted_once_for_each_pixel(tmp_path, monkeypatch):
+    undistorted = []
+    of = rays_module.radial_and_tangential_undistort
+    monkeypatch.setattr(
+        rays_module,
+        "radial_and_tangential_undistort",
+        lambda at, k: undistorted.append(at[..., 0].numel()) or of(at, k),
+    )
+    RayTable(dataset_of(edited(write_scene(tmp_path / "s", views=4), distort)), "cpu", num_rays_per_batch=9, seed=1)
+    assert 40 * 50 < sum(undistorted) < 1.2 * 40 * 50
+
+
+def test_pictures_are_read_by_several_threads_in_their_order(scene, monkeypatch):
+    dataset, together = dataset_of(scene), threading.Barrier(2)
+    of, alone = dataset.get_data, RayTable(dataset, "cpu", num_rays_per_batch=9, seed=1)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    waits = iter([True] * 2 + [False] * len(dataset))
+    dataset.get_data = lambda *args, **options: (next(waits) and together.wait(20), of(*args, **options))[1]
+    both = RayTable(dataset, "cpu", num_rays_per_batch=9, seed=1)
+    assert torch.equal(alone._colours, both._colours)
 
 
 def test_a_fisheyes_axis_through_the_middle_of_a_pixel(tmp_path):

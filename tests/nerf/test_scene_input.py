@@ -8,12 +8,14 @@ import torch
 from nerfstudio.configs.method_configs import method_configs  # noqa: F401  (the host's modules import each other)
 from nerfstudio.data.dataparsers.instant_ngp_dataparser import InstantNGPDataParserConfig
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
+from nerfstudio.data.scene_box import SceneBox
 from PIL import Image
 from scenes import write_scene
 from support import run_here
 
 from loe_field.errors import InputError
 from loe_field.nerf.datamanager import SceneDataManagerConfig
+from loe_field.nerf.model import LoENerfModelConfig
 
 pytestmark = pytest.mark.slow
 
@@ -44,6 +46,17 @@ def test_a_sound_scene(small_scene):
     assert not torch.equal(datamanager.next_train(0)[1]["indices"], batch["indices"])
     rays, batch = datamanager.next_eval(0)
     assert set(batch["indices"][:, 0].tolist()) <= set(range(len(datamanager.eval_dataset)))
+
+
+def test_views_of_pictures_with_an_appearance_are_measured_with_colours_corrected_too():
+    box = SceneBox(torch.tensor([[-1.0] * 3, [1.0] * 3]))
+    model = LoENerfModelConfig(appearance_dim=8).setup(scene_box=box, num_train_data=3, metadata={}).eval()
+    picture = torch.rand(12, 12, 3, generator=torch.Generator().manual_seed(0))
+    seen = {"rgb": 0.7 * picture + 0.1, "accumulation": torch.ones(12, 12, 1), "depth": torch.ones(12, 12, 1)}
+    metrics, _ = model.get_image_metrics_and_images(seen, {"image": picture})
+    model.config.appearance_dim = 0
+    assert metrics.keys() - model.get_image_metrics_and_images(seen, {"image": picture})[0].keys() == {"cc_psnr"}
+    assert metrics["psnr"] < 25 < 60 < metrics["cc_psnr"]
 
 
 def test_rays_of_a_step_that_are_left_open_are_those_for_the_device(small_scene):

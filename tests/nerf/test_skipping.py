@@ -5,12 +5,10 @@ import torch
 from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.configs.method_configs import method_configs  # noqa: F401  (the host's modules import each other)
 from nerfstudio.data.scene_box import SceneBox
-from nerfstudio.model_components.ray_samplers import UniformSampler
 
 from loe_field.adapter.network import LoEConfig
 from loe_field.errors import InputError
 from loe_field.nerf.model import LoENerfModelConfig
-from loe_field.nerf.skipping import proposed_weights
 
 pytestmark = pytest.mark.slow
 
@@ -21,6 +19,7 @@ def model_of(background, **options):
     config = LoENerfModelConfig(
         loe=LoEConfig(num_layers=3, layer_width=16, tile_size=2, num_frequencies=3),
         scene="box",
+        host_implementation="torch",  # asks the functions that are replaced below
         background_color=background,
         **options,
     )
@@ -54,7 +53,7 @@ def rays():
 
 @pytest.mark.parametrize("background", ["random", "last_sample", "black", "white"])
 def test_the_picture_is_the_same_at_a_fraction_of_the_points(background):
-    model, asked = model_of(background, skip_below=1e-4)
+    model, asked = model_of(background, skip_below=1e-3)
     with torch.no_grad():
         sparse, few = model(rays()), sum(asked)
         asked.clear()
@@ -62,12 +61,33 @@ def test_the_picture_is_the_same_at_a_fraction_of_the_points(background):
         full = model(rays())
     assert set(sparse) == set(full)
     for name in ("rgb", "accumulation"):
-        assert (sparse[name] - full[name]).abs().max() < 2e-3, name
+        assert (sparse[name] - full[name]).abs().max() < 1e-2, name
+        assert (sparse[name] - full[name]).abs().mean() < 1e-3, name
     hit = full["accumulation"][:, 0] > 0.5
     assert hit.any()
     for name in ("depth", "expected_depth"):
-        assert (sparse[name] - full[name])[hit].abs().max() < 1e-2, name
-    assert few < 0.4 * sum(asked)
+        assert sparse[name].shape == full[name].shape
+        assert (sparse[name] - full[name])[hit].abs().max() < 5e-2, name
+    if background == "last_sample":  # which every ray may see
+        assert few == 0.75 * sum(asked)
+    else:
+        assert few < 0.2 * sum(asked)
+
+
+def test_rays_that_all_see_nothing():
+    model, asked = model_of("white", skip_below=1e-3)
+    with torch.no_grad():
+        assert (model(rays()[:20])["rgb"] == 1).all()
+    assert sum(asked) == 24
+
+
+def test_training_follows_as_before():
+    model, _ = model_of("white")
+    sampler = model.proposal_sampler
+    were = sampler.num_nerf_samples_per_ray, sampler.pdf_sampler.histogram_padding
+    with torch.no_grad():
+        model(rays())
+    assert (sampler.num_nerf_samples_per_ray, sampler.pdf_sampler.histogram_padding) == were
 
 
 def test_training_computes_all():
@@ -77,21 +97,19 @@ def test_training_computes_all():
     assert sum(asked) == 24 * 18 * model.config.num_samples
 
 
-def test_expected_weights_are_those_of_the_proposal_network_interval_by_interval():
-    bundle = rays()
-    bundle.nears, bundle.fars = torch.zeros(len(bundle), 1), torch.ones(len(bundle), 1)
-    sampler = UniformSampler().eval()
-    fine, coarse = sampler(bundle, num_samples=12), sampler(bundle, num_samples=4)
-    weights = torch.rand(len(bundle), 12, 1)
-    torch.testing.assert_close(
-        proposed_weights(coarse, fine, weights), weights[..., 0].unflatten(-1, (4, 3)).sum(-1), atol=1e-5, rtol=0
-    )
-    torch.testing.assert_close(
-        proposed_weights(fine, coarse, weights[:, :4]),
-        weights[:, :4, 0].repeat_interleave(3, -1) / 3,
-        atol=1e-5,
-        rtol=0,
-    )
+@pytest.mark.parametrize("threshold", [0.0, 0.001, 0.9])
+def test_the_kernels_see_what_the_hosts_operations_see(threshold):
+    views = {}
+    for way in ("torch", "auto"):
+        config = LoENerfModelConfig(
+            scene="box", background_color="white", host_implementation=way, skip_below=threshold
+        )
+        torch.manual_seed(0)
+        model = config.setup(scene_box=SceneBox(BOX), num_train_data=2, metadata={}).eval()
+        with torch.no_grad():
+            views[way] = model(rays())
+    for name, view in views["auto"].items():
+        torch.testing.assert_close(view, views["torch"][name], atol=2e-4, rtol=1e-3)
 
 
 def test_a_threshold_that_is_none():

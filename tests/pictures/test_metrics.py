@@ -8,7 +8,7 @@ import torch
 from skimage.metrics import peak_signal_noise_ratio
 from torchmetrics.functional.image import structural_similarity_index_measure
 
-from loe_field.pictures.metrics import picture_psnr, picture_ssim, psnr, ssim
+from loe_field.pictures.metrics import colour_corrected, picture_psnr, picture_ssim, psnr, ssim
 from loe_field.pictures.picture import Picture
 
 
@@ -30,6 +30,15 @@ def test_ssim_of_itself_is_one_and_of_a_thin_picture_none():
     assert picture_ssim(noisy, thick) < 0.97
     thin = Picture(thick.values[:5], "PNG", "RGB")
     assert picture_ssim(thin, thin) is None
+
+
+def test_one_map_of_colours_is_taken_off():
+    target = np.random.default_rng(3).random((20, 30, 3)).astype(np.float32)
+    seen = (target @ np.array([[0.6, 0.1, 0], [0, 0.7, 0.1], [0.1, 0, 0.5]]) + 0.05).astype(np.float32)
+    assert psnr(seen, target) < 20
+    assert psnr(colour_corrected(seen, target), target) > 80
+    mean = np.broadcast_to(target.mean((0, 1)), target.shape)
+    np.testing.assert_allclose(colour_corrected(np.zeros_like(target), target), mean, atol=1e-6)
 
 
 @pytest.mark.parametrize("height", [11, 26, 27, 50])

@@ -1,5 +1,7 @@
 """Sizes of the recipe for signals of all sizes."""
 
+import itertools
+
 import pytest
 import torch
 
@@ -37,18 +39,27 @@ def test_more_experts_for_more_targets(resolution, channels, tile_size, levels, 
 
 @pytest.mark.parametrize(
     ("resolution", "channels", "experts", "vectors", "parameters"),
-    [((512, 512), 1, 2, 10, 142_017), ((16, 16), 3, 2, 8, 121_411), ((768, 512), 3, 4, 25, 641_155)],
+    [((512, 512), 1, 2, 11, 141_825), ((16, 16), 3, 2, 11, 141_955), ((768, 512), 3, 4, 27, 639_619)],
 )
 def test_the_smooth_recipe_fills_what_experts_leave_with_bias_tiles(resolution, channels, experts, vectors, parameters):
-    options = {"num_frequencies": 9, "expert_levels": 4, "bias_tile_size": None}
+    options = {"num_frequencies": 9, "expert_levels": 3, "bias_tile_size": None, "bias_levels": "fine"}
     state = torch.random.get_rng_state()
     config = LoEConfig(**options).sized(resolution, channels)
     assert torch.equal(torch.random.get_rng_state(), state)
-    assert config.tile_size == (1,) * 5 + (experts,) * 4
+    assert config.tile_size == (1,) * 6 + (experts,) * 3
     assert config.bias_tile_size == vectors
     assert config.sized(resolution, channels) == config
     network = build_network("loe", config, None, resolution=resolution, channels=channels)
     assert network.num_parameters == parameters
+    scales = [tile.level.alpha for tile in network.bias_tiles]
+    assert (scales[0], scales[-1]) == pytest.approx((max(resolution), max(resolution) / 8))
+    assert [coarser / finer for finer, coarser in itertools.pairwise(scales)] == pytest.approx([8 ** (-1 / 8)] * 8)
+
+
+def test_no_tile_no_scales():
+    assert LoEConfig(bias_levels="fine").sized((64, 64), 1).bias_levels is None
+    one = LoEConfig(bias_levels="fine", bias_tile_size=4, num_layers=2).sized((64, 32), 1)
+    assert one.bias_levels == ((64, 0),)
 
 
 def test_experts_are_said_once():

@@ -143,6 +143,33 @@ static inline __attribute__((always_inline)) void store(int half, float *out, in
     *(vec *)(out + at) = v;
 }
 
+/* n numbers x into to, filled up with zeros to `columns` of them, a multiple of LANES; for a few numbers a call of memcpy
+ * takes longer than all else. */
+static inline __attribute__((always_inline)) void fill_row(const float *x, int64_t n, int64_t columns, float *to) {
+    int64_t c = 0;
+    for (; c + LANES <= n; c += LANES) *(vec *)(to + c) = *(const vec *)(x + c);
+    if (c < n) {
+#if defined(__AVX512F__)
+        _mm512_storeu_ps(to + c, _mm512_maskz_loadu_ps((__mmask16)((1 << (n - c)) - 1), x + c));
+#else
+        *(vec *)(to + c) = (vec){0};
+        for (int64_t k = c; k < n; k++) to[k] = x[k];
+#endif
+        c += LANES;
+    }
+    for (; c < columns; c += LANES) *(vec *)(to + c) = (vec){0};
+}
+/* n numbers x, behind which there is room up to a multiple of LANES, into to, behind which there is none. */
+static inline __attribute__((always_inline)) void cut_row(const float *x, int64_t n, float *to) {
+    int64_t c = 0;
+    for (; c + LANES <= n; c += LANES) *(vec *)(to + c) = *(const vec *)(x + c);
+#if defined(__AVX512F__)
+    if (c < n) _mm512_mask_storeu_ps(to + c, (__mmask16)((1 << (n - c)) - 1), _mm512_loadu_ps(x + c));
+#else
+    for (; c < n; c++) to[c] = x[c];
+#endif
+}
+
 /* ---- weights in the order in which the products read them ---- */
 
 /* Words of one of a layer's packed matrices: [in][pad(out)], or [out][pad(in)] for the backward pass; of halves
@@ -499,15 +526,23 @@ static inline __attribute__((always_inline)) int product_as(
     const Bias bias, float *extra, const Out out) {
     ivec beyond = {0};
     for (int64_t c = 0; c < columns;) {
-        const int wide = columns - c >= VECS * LANES;
+        /* Sums of one vector wait for each other; of the products that end in a first layer some are 2 or 3 wide. */
+        const int any_width = (finish == PLAIN || finish == SCALE) && !a.half && !out.half;
+        int64_t vecs = min(VECS, (columns - c) / LANES);
+        if (vecs < VECS && !any_width) vecs = 1;
         for (int64_t r = 0; r < rows; r += ROWS) {
             float *extra_r = finish == SCALE ? extra + r * columns : extra;
-            if (wide)
+            if (vecs == VECS)
                 product_block(finish, parameter, VECS, list + r, a, b, columns, c, bias, extra_r, out, &beyond);
+            else if (any_width && VECS > 3 && vecs == 3)
+                product_block(finish, parameter, VECS > 3 ? 3 : 1, list + r, a, b, columns, c, bias, extra_r, out,
+                              &beyond);
+            else if (any_width && VECS > 2 && vecs == 2)
+                product_block(finish, parameter, 2, list + r, a, b, columns, c, bias, extra_r, out, &beyond);
             else
                 product_block(finish, parameter, 1, list + r, a, b, columns, c, bias, extra_r, out, &beyond);
         }
-        c += wide ? VECS * LANES : LANES;
+        c += vecs * LANES;
     }
     return any(beyond);
 }
@@ -569,14 +604,18 @@ static inline __attribute__((always_inline)) void outer_block(
 static inline __attribute__((always_inline)) void outer_as(int half, int64_t rows, const float *g, int64_t stride_g,
                                                            int64_t out, const float *x, int64_t in, float *sums) {
     for (int64_t i = 0; i < in;) {
-        const int wide = in - i >= VECS * LANES;
+        const int64_t vecs = min(VECS, (in - i) / LANES);
         for (int64_t o = 0; o < out; o += OUT_ROWS) {
-            if (wide)
+            if (vecs == VECS)
                 outer_block(half, VECS, rows, g + o, stride_g, x + i, in, sums + o * in + i);
+            else if (VECS > 3 && vecs == 3)
+                outer_block(half, VECS > 3 ? 3 : 1, rows, g + o, stride_g, x + i, in, sums + o * in + i);
+            else if (VECS > 2 && vecs == 2)
+                outer_block(half, 2, rows, g + o, stride_g, x + i, in, sums + o * in + i);
             else
                 outer_block(half, 1, rows, g + o, stride_g, x + i, in, sums + o * in + i);
         }
-        i += wide ? VECS * LANES : LANES;
+        i += vecs * LANES;
     }
 }
 /* sums [out to OUT_ROWS][in] += g^T x over rows of words: g [rows][stride_g], x [rows][in], in a multiple of PAD. */
@@ -673,7 +712,10 @@ void loe_forward(const Network *net, const float *coords, const float *x, uint16
                 uint16_t *expert = index + level * net->points + first;
                 float *kept = z ? z + (level * net->points + first) * width : 0;
                 expert_index(net, level, coords + first * net->dim, rows, next, expert);
-                list_rows(expert, rows, experts(net, level), list, starts, counts, room);
+                if (experts(net, level) == 1)
+                    list_all(rows, list, starts, counts);
+                else
+                    list_rows(expert, rows, experts(net, level), list, starts, counts, room);
                 if (corner_count)
                     find_corners(net->bias_tile + level, net->dim, coords + first * net->dim, rows, at);
                 int beyond = 0;
@@ -696,7 +738,7 @@ void loe_forward(const Network *net, const float *coords, const float *x, uint16
             product(PLAIN, 0, list, rows, (Left){input, width, net->width, 0}, packed + packed_start(net, levels, 0),
                     pad(channels), (Bias){.rows = bias + levels * most}, 0, (Out){next, 0});
             for (int64_t r = 0; r < rows; r++)
-                memcpy(out + (first + r) * channels, next + r * pad(channels), channels * sizeof(float));
+                cut_row(next + r * pad(channels), channels, out + (first + r) * channels);
         }
     }
 }
@@ -757,10 +799,7 @@ static inline __attribute__((always_inline)) void activate_rows(Finish kind, flo
 
 /* The listed rows of x [.., n], filled up with zeros, into to [rows][columns]. */
 static void copy_rows(const int32_t *list, int64_t rows, const float *x, int64_t n, int64_t columns, float *to) {
-    for (int64_t r = 0; r < rows; r++) {
-        memcpy(to + r * columns, x + list[r] * n, n * sizeof(float));
-        memset(to + r * columns + n, 0, (columns - n) * sizeof(float));
-    }
+    for (int64_t r = 0; r < rows; r++) fill_row(x + list[r] * n, n, columns, to + r * columns);
 }
 
 #if HAS_HALF
@@ -884,11 +923,8 @@ void loe_backward(const Network *net, const float *coords, const float *x, const
         for (int64_t chunk = 0; chunk < chunks; chunk++) {
             const int64_t first = chunk * size, rows = min(size, net->points - first), dim = net->dim;
             if (grad_coords) memset(grad_coords + first * dim, 0, rows * dim * sizeof(float));
-            for (int64_t r = 0; r < rows; r++) {
-                float *to = grad + r * pad(channels);
-                memcpy(to, grad_out + (first + r) * channels, channels * sizeof(float));
-                memset(to + channels, 0, (pad(channels) - channels) * sizeof(float));
-            }
+            for (int64_t r = 0; r < rows; r++)
+                fill_row(grad_out + (first + r) * channels, channels, pad(channels), grad + r * pad(channels));
             for (int64_t layer = levels; layer >= 0; layer--) {
                 const int64_t out = outputs(net, layer), columns = pad(inputs(net, layer));
                 const float *input = layer == 0 ? x + first * in : z + ((layer - 1) * net->points + first) * width;
@@ -897,7 +933,7 @@ void loe_backward(const Network *net, const float *coords, const float *x, const
                 const int is_half = half(net, layer);
                 const Left a = is_half ? (Left){grad, pad(out) / 2, pad(out) / 2, 1} : (Left){grad, pad(out), out, 0};
                 float *sum = sums + sums_start(net, layer);
-                if (layer < levels)
+                if (experts(net, layer) > 1)
                     list_rows(index + layer * net->points + first, rows, experts(net, layer), list, starts, counts,
                               next);
                 else
@@ -951,8 +987,7 @@ void loe_backward(const Network *net, const float *coords, const float *x, const
                 grad = before, before = swap;
             }
             if (grad_x)
-                for (int64_t r = 0; r < rows; r++)
-                    memcpy(grad_x + (first + r) * in, grad + r * pad(in), in * sizeof(float));
+                for (int64_t r = 0; r < rows; r++) cut_row(grad + r * pad(in), in, grad_x + (first + r) * in);
         }
         /* Add up the threads' sums, one layer's output row after the other. */
         const int threads = thread_count();
@@ -1213,3 +1248,4 @@ void loe_muon(const Muon *muon, float *workspace) {
 }
 
 #include "grid.c"
+#include "rays.c"

@@ -1,4 +1,4 @@
-"""Calls cpu.c and its part grid.c with tensors; compiles them for this processor at first use.
+"""Calls cpu.c and its part grid.c with tensors (rays.py: rays.c); compiles them for this processor at first use.
 
 OpenMP's functions are left open when it is linked: those of torch's own OpenMP, already loaded, fill them in, so that
 both share one pool of threads instead of fighting over the cores.
@@ -23,13 +23,15 @@ from loe_field.network.shape import NetworkShape
 from loe_field.network.tiling import BiasTile, num_bias_vectors, num_experts
 
 _SOURCE = Path(__file__).with_name("cpu.c")
-_PARTS = (_SOURCE, _SOURCE.with_name("grid.c"))
+_PARTS = (_SOURCE, *map(_SOURCE.with_name, ("grid.c", "rays.c")))
 _FLAGS = ("-O3", "-std=gnu11", "-fPIC", "-fno-math-errno", "-fno-trapping-math")
 # How OpenMP is had: from torch, from the compiler, not at all.
 _OPENMP = ((("-fopenmp",), ()), (("-fopenmp",), ("-fopenmp",)), ((), ()))
 _FUNCTIONS = (
     *("loe_forward", "loe_backward", "loe_grid_forward", "loe_grid_backward"),
     *("loe_orthogonalize", "loe_muon", "loe_has_half"),
+    *("loe_ray_coords", "loe_ray_weights", "loe_ray_weights_backward"),
+    *("loe_ray_resample", "loe_ray_interlevel", "loe_ray_distortion"),
 )
 _SIZES = ("loe_forward_workspace", "loe_backward_workspace", "loe_muon_workspace")
 _WIDTH_PAD = 16
