@@ -78,7 +78,7 @@ def test_previews_grow_and_come_at_doubling_times(scene, tmp_path, monkeypatch, 
     trainer = trainer_of(scene, tmp_path)
     trainer.train()
     assert [size for _, size in seen][:3] == [(25, 20), (35, 28), (50, 40)]
-    assert all(seconds >= 1e-3 * 2**number for number, (seconds, _) in enumerate(seen))
+    assert all(seconds >= 1e-3 * 2**number for number, (seconds, _) in enumerate(seen[:-1])), "but that of the end"
     printed = capsys.readouterr().out.replace("\n", "")
     assert printed.count("a first look after") == 1
     assert str(trainer.base_dir / "preview.png") in printed
