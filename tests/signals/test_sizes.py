@@ -12,6 +12,7 @@ from loe_field.signals.signal import grid_coords
 from loe_field.signals.sizes import (
     levels_for,
     samples_per_batch_for,
+    seconds_for,
     small_network_for,
     tile_size_for,
 )
@@ -124,3 +125,13 @@ def test_a_small_picture_has_a_network_of_its_own_size(size, channels):
     ):
         assert level.alpha <= max(size)
         assert len(index.unique()) == tile**2
+
+
+@pytest.mark.parametrize(
+    ("resolution", "seconds", "batch"),
+    [((2000, 2000), None, 32768), ((6028, 3391), 181, 8192), ((8192, 8192), 321, 8192)],
+)
+def test_large_pictures_end_by_the_clock_and_take_small_steps(resolution, seconds, batch):
+    assert seconds_for(resolution) == seconds
+    assert samples_per_batch_for(resolution, 3, by_clock=True) == batch
+    assert samples_per_batch_for(resolution, 3) == 32768
