@@ -82,7 +82,7 @@ class RunState:
         except (KeyError, ValueError) as error:
             message = (
                 f"{path} was trained with other optimizers ({error}): give the options of its run, which its config.yml "
-                "has, as --optimizers and, of a scene, --pipeline.model.muon (hidden is what there was before the option)"
+                "has, as --optimizers and, of a scene, --pipeline.model.muon (hidden: as before that option)"
             )
             raise InputError(message) from None
         self.scaler.load_state_dict(state["scalers"])

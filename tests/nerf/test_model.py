@@ -110,7 +110,7 @@ def test_only_the_coarsest_levels_have_experts():
 
 @pytest.mark.parametrize("option", ["proposal_layers", "proposal_width", "proposal_grid_features"])
 def test_a_refused_option_of_the_proposal_networks_is_told_from_the_fields(option):
-    with pytest.raises(InputError, match="an option of --pipeline.model.proposal-"):
+    with pytest.raises(InputError, match=r"an option of --pipeline\.model\.proposal-"):
         model_of(**{option: 0})
 
 

@@ -49,7 +49,7 @@ def test_parameters_of_another_shape_are_refused(part, tiles, implementation):
     module, name = part.rsplit(".", 1)
     shape = (3, 5) if name == "weight" or (tiles > 1 and "layers" in part) else (2,)
     setattr(field.get_submodule(module), name, nn.Parameter(torch.zeros(shape)))
-    with pytest.raises((ValueError, RuntimeError), match="must be|must match|multiplied"):
+    with pytest.raises((ValueError, RuntimeError), match=r"must be|must match|multiplied"):
         field(torch.rand(9, 2))
 
 
