@@ -91,7 +91,7 @@ REFUSED = {
 @pytest.mark.parametrize(("option", "value"), [(o, v) for o, values in REFUSED.items() for v in values])
 def test_what_cannot_be_is_refused(option, value):
     with pytest.raises(InputError, match=option.replace("_", "-")):
-        model_of(**{option: value})
+        model_of(**{option: value})  # pyright: ignore[reportArgumentType]
 
 
 @pytest.mark.parametrize(
@@ -111,7 +111,7 @@ def test_only_the_coarsest_levels_have_experts():
 @pytest.mark.parametrize("option", ["proposal_layers", "proposal_width", "proposal_grid_features"])
 def test_a_refused_option_of_the_proposal_networks_is_told_from_the_fields(option):
     with pytest.raises(InputError, match=r"an option of --pipeline\.model\.proposal-"):
-        model_of(**{option: 0})
+        model_of(**{option: 0})  # pyright: ignore[reportArgumentType]
 
 
 def test_the_gain_is_that_of_the_matrix_behind_a_grid():
