@@ -81,8 +81,8 @@ class RunState:
                 self.optimizers.load_schedulers(state["schedulers"])
         except (KeyError, ValueError) as error:
             message = (
-                f"{path} was trained with other optimizers ({error}): give the options of its run, --optimizers and, of a "
-                "scene, --pipeline.model.muon (hidden: as before that option)"
+                f"{path} was trained with other optimizers ({error}): give the options of its run, --optimizers and, "
+                "of a scene, --pipeline.model.muon (hidden: as before that option)"
             )
             raise InputError(message) from None
         self.scaler.load_state_dict(state["scalers"])
