@@ -64,8 +64,9 @@ def resolutions(options: HashGridOptions) -> list[int]:
     if options.num_levels == 1:
         return [options.min_resolution]
     growth = (options.finest / options.min_resolution) ** (1 / (options.num_levels - 1))
-    # The slack keeps the finest level at max_resolution whichever way the power rounds.
-    return [math.floor(options.min_resolution * growth**level + 1e-9) for level in range(options.num_levels)]
+    # The slack keeps whole numbers whole whichever way the power rounds; of large ones it would not be enough.
+    coarser = [math.floor(options.min_resolution * growth**level + 1e-9) for level in range(options.num_levels - 1)]
+    return [*coarser, options.finest]
 
 
 def table_sizes(dim: int, options: HashGridOptions) -> list[int]:

@@ -170,6 +170,7 @@ class LoENerfModel(Model):
         self._choose_by_background(self.kwargs.get("metadata", {}).get("background"))
         unbounded = config.scene == "unbounded"
         contraction = Contraction() if unbounded else None
+        options = "--pipeline.model"
         try:
             taken = {option.name for option in fields(config.loe)} - {"num_layers", "layer_width", "levels"}
             check_one_network(config.network, config.baseline, config.loe, config.recipe, taken)
@@ -178,10 +179,10 @@ class LoENerfModel(Model):
             else:
                 grid = config.baseline or SCENE_GRID
                 network = built(lambda: build("hash-grid", dim=3, out_features=1 + config.num_features, options=grid))
-            proposal = config.proposal
+            options, proposal = "--pipeline.model.proposal-...", config.proposal
             proposals = [built(lambda: proposal.build(3, 1)) for _ in config.num_proposal_samples]
         except ValueError as error:
-            raise InputError(f"{error} (an option of --pipeline.model)") from None
+            raise InputError(f"{error} (an option of {options})") from None
         aabb = self.scene_box.aabb
         self.field = LoEField(
             aabb,
@@ -444,11 +445,16 @@ def _check_options(config: LoENerfModelConfig) -> None:
         raise InputError(f"--pipeline.model.skip-below is {config.skip_below:g}: it must be at least 0, and below 1")
     if config.faint is not None and not 0 <= config.faint < 1:
         raise InputError(f"--pipeline.model.faint is {config.faint:g}: it must be at least 0, and below 1")
-    for name in ("initial_density", "grid_gain"):
-        value = getattr(config, name)
-        if value is not None and not 0 < value < math.inf:
+    if config.initial_density is not None and not 1e-6 <= config.initial_density <= 1e6:
+        raise InputError(  # beyond, e^15 and its inverse, the gradient of a density is cut off
+            f"--pipeline.model.initial-density is {config.initial_density:g}: it must be 1e-6 to 1e6"
+        )
+    if not 0 < config.grid_gain < math.inf:
+        raise InputError(f"--pipeline.model.grid-gain is {config.grid_gain:g}: it must be above 0, and finite")
+    for name in ("interlevel_loss_mult", "distortion_loss_mult"):
+        if not 0 <= (weight := getattr(config, name)) < math.inf:
             option = f"--pipeline.model.{name.replace('_', '-')}"
-            raise InputError(f"{option} is {value:g}: it must be above 0, and finite")
+            raise InputError(f"{option} is {weight:g}: it must be at least 0, and finite")
     if not 0 <= config.near_plane < config.far_plane:
         raise InputError(
             f"--pipeline.model.near-plane is {config.near_plane:g} and far-plane {config.far_plane:g}: rays begin at 0 "

@@ -27,7 +27,13 @@ def grid_features(coords: Tensor, table: Tensor, tiles: Sequence[BiasTile], *, b
 
     Returns:
         [N, E + levels * F], levels in the order of tiles.
+
+    Raises:
+        ValueError: the table has another number of vectors.
     """
+    vectors = sum(num_bias_vectors(tile, coords.shape[-1]) for tile in tiles)
+    if table.dim() != 2 or len(table) != vectors:
+        raise ValueError(f"table is {tuple(table.shape)}: it must be [{vectors}, F], the vectors of all tiles")
     if beside is None:
         beside = coords.new_empty(len(coords), 0)
     kernels = None if needs_plain(coords, table, beside) else _serving(coords, table, beside)

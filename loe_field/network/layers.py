@@ -503,11 +503,16 @@ class LoEMLP(nn.Module):
         for i, (layer, level, size, tile) in enumerate(zip(self.layers, self.levels, self.tile_sizes, self.bias_tiles)):
             if reason := _changed(layer, PositionDependentLinear):
                 return f"layers.{i} {reason}"
-            choices = (layer.level, layer.dim, layer.tile_size, layer.blending, layer.bias_tile, layer.weight.shape)  # type: ignore[union-attr]
-            if choices != (level, self.dim, size, self.blending, tile, (*fields, size**self.dim, width, in_features)):
+            choices = (layer.level, layer.dim, layer.tile_size, layer.blending, layer.bias_tile)  # type: ignore[union-attr]
+            vectors = () if tile is None else (num_bias_vectors(tile, self.dim),)
+            shapes = (*fields, size**self.dim, width, in_features), (*fields, *vectors, width)
+            found = layer.weight.shape, layer.bias.shape  # type: ignore[union-attr]
+            if choices != (level, self.dim, size, self.blending, tile) or found != shapes:
                 return f"layers.{i} is not like the others"
             in_features = width
-        return None
+        weight, bias = self.head.weight, self.head.bias
+        fits = weight.shape[:-1] == bias.shape and weight.shape == (*fields, bias.shape[-1], width)
+        return None if fits else "head is not like the layers"
 
     @property
     def _weights_and_biases(self) -> tuple[list[Tensor], list[Tensor]]:

@@ -159,8 +159,9 @@ class FeatureGrid:
         if self.num_levels == 1:
             return (self.min_resolution,)
         growth = (self.max_resolution / self.min_resolution) ** (1 / (self.num_levels - 1))
-        # The slack keeps the finest level at max_resolution whichever way the power rounds.
-        return tuple(math.floor(self.min_resolution * growth**level + 1e-9) for level in range(self.num_levels))
+        # The slack keeps whole numbers whole whichever way the power rounds; of large ones it would not be enough.
+        coarser = [math.floor(self.min_resolution * growth**level + 1e-9) for level in range(self.num_levels - 1)]
+        return (*coarser, self.max_resolution)
 
     @property
     def out_features(self) -> int:

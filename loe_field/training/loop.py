@@ -547,7 +547,8 @@ class LoETrainer(Trainer):
             start = time.monotonic()
             psnr = self.evaluate(whole=whole)
             self._evaluating_took = time.monotonic() - start
-        if math.isnan(psnr):
+        # A scene's samples without a density are not seen: its picture alone would not show that there are no numbers.
+        if math.isnan(psnr) or not all(p.isfinite().all() for p in self.pipeline.model.parameters()):
             raise InputError(
                 f"the fit's values are no numbers any more after step {self.step + 1}: lower the learning rates "
                 "(--optimizers...optimizer.lr) or the frequencies (omega_0, sigma), and start anew"

@@ -80,7 +80,10 @@ class RunState:
             if config.load_scheduler:
                 self.optimizers.load_schedulers(state["schedulers"])
         except (KeyError, ValueError) as error:
-            message = f"{path} was trained with other optimizers ({error}): give the same --optimizers"
+            message = (
+                f"{path} was trained with other optimizers ({error}): give the options of its run, --optimizers and, "
+                "of a scene, --pipeline.model.muon (hidden: as before that option)"
+            )
             raise InputError(message) from None
         self.scaler.load_state_dict(state["scalers"])
         if "record" in state:

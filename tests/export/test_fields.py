@@ -87,7 +87,8 @@ def read_with_numpy(path):
         grid, start, features = net["grid"], 0, []
         low, levels = grid["min_resolution"], grid["num_levels"]
         for g in range(levels):
-            n = low if levels == 1 else int(low * (grid["max_resolution"] / low) ** (g / (levels - 1)) + 1e-9)
+            last = low if levels == 1 else grid["max_resolution"]
+            n = last if g == levels - 1 else int(low * (last / low) ** (g / (levels - 1)) + 1e-9)
             size, table = grid["tile_size"] or n + 1, grid["table_size"]
             count = min(size ** net["dim"], table or size ** net["dim"])
             rows, start = numbers("grid_table")[start : start + count], start + count

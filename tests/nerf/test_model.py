@@ -80,30 +80,40 @@ def test_faint_samples_have_no_colour_and_nobody_sees_it(background):
     assert 0 < asked[1] < 0.75 * asked[0]
 
 
+REFUSED = {
+    "initial_density": [0.0, float("nan"), 1e-300, 1e300],
+    "faint": [-0.1, 1.0, float("nan")],
+    "skip_below": [-0.1, 1.0, float("nan")],
+    "grid_gain": [0.0, -1.0, float("nan"), float("inf")],
+    "interlevel_loss_mult": [-1.0, float("nan"), float("inf")],
+    "distortion_loss_mult": [-1.0, float("nan"), float("inf")],
+}
+
+
+@pytest.mark.parametrize(("option", "value"), [(o, v) for o, values in REFUSED.items() for v in values])
+def test_what_cannot_be_is_refused(option, value):
+    with pytest.raises(InputError, match=option.replace("_", "-")):
+        model_of(**{option: value})  # pyright: ignore[reportArgumentType]
+
+
 @pytest.mark.parametrize(
-    "option",
-    [
-        {"initial_density": 0.0},
-        {"initial_density": float("nan")},
-        {"grid_gain": 0.0},
-        {"faint": -0.1},
-        {"faint": 1.0},
-        {"bias_levels": "fine"},
-        {"bias_tile_size": None},
-    ],
-    ids=str,
+    "option", [{"bias_tile_size": None}, {"bias_levels": "fine", "bias_tile_size": 4}, {"expert_levels": -1}], ids=str
 )
-def test_what_cannot_be_is_refused(option):
-    (name,) = option
-    of_network = hasattr(SMALL, name)
-    with pytest.raises(InputError, match=name.replace("_", "-")):
-        model_of(replace(SMALL, **option)) if of_network else model_of(**option)
+def test_what_only_pictures_have_is_refused(option):
+    with pytest.raises(InputError, match=next(iter(option)).replace("_", ".")):
+        model_of(LoEConfig(num_layers=3, layer_width=16, tile_size=2, num_frequencies=2, **option))
 
 
-def test_the_coarsest_levels_alone_have_experts():
-    model = model_of(replace(SMALL, tile_size=2, pattern="quad_tree", expert_levels=1))
-    assert model.field.encoding.network.tile_sizes == (2, 1)
+def test_only_the_coarsest_levels_have_experts():
+    model = model_of(LoEConfig(num_layers=4, layer_width=16, tile_size=2, num_frequencies=2, expert_levels=1))
+    assert model.field.encoding.network.tile_sizes == (1, 1, 2)
     assert model.proposal_networks[0].encoding.network.tile_sizes == (2,)
+
+
+@pytest.mark.parametrize("option", ["proposal_layers", "proposal_width", "proposal_grid_features"])
+def test_a_refused_option_of_the_proposal_networks_is_told_from_the_fields(option):
+    with pytest.raises(InputError, match=r"an option of --pipeline\.model\.proposal-"):
+        model_of(**{option: 0})  # pyright: ignore[reportArgumentType]
 
 
 def test_the_gain_is_that_of_the_matrix_behind_a_grid():

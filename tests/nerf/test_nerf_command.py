@@ -40,6 +40,14 @@ def test_a_run_measures_held_out_views(trained):
     assert Image.open(views[0]).size == (100, 40)  # the picture, and the field's view of it
 
 
+def test_a_scene_that_is_no_numbers_any_more_is_an_error(scene, tmp_path):
+    """Its samples have no weight then, so that its views are the background: numbers, but none of the network's."""
+    options = ("--max-num-iterations", 12, "--output-dir", tmp_path, *SMALL, "--optimizers.fields.optimizer.lr", "1e38")
+    done = run_here("ns-train", "loe-nerf", *options, "--data", scene, "nerfstudio-data", "--downscale-factor", 1)
+    assert done.returncode == 1
+    assert "no numbers any more" in done.stderr
+
+
 def test_ns_eval_measures_the_same(trained, tmp_path):
     folder, _ = trained
     done = run_here("ns-eval", "--load-config", folder / "config.yml", "--output-path", tmp_path / "eval.json")

@@ -8,7 +8,7 @@ from support import spread
 from torch.autograd import gradcheck, gradgradcheck
 
 from loe_field import FeatureGrid, LoEMLP, load_field, save_field
-from loe_field.baselines.hash_grid import Grid, HashGridOptions
+from loe_field.baselines.hash_grid import Grid, HashGridOptions, resolutions
 from loe_field.errors import InputError
 from loe_field.network.grid import features_by_kernels, features_by_torch, grid_features
 from loe_field.network.kernels import cpu
@@ -56,6 +56,14 @@ def test_resolutions_are_those_of_instant_ngp():
     assert grid.resolutions[1] == 20  # floor(16 * 32 ** (1 / 15))
     assert [tile.tile_size for tile in grid.tiles(3)] == [n + 1 for n in grid.resolutions]
     assert FeatureGrid(num_levels=1).resolutions == (16,)
+
+
+@pytest.mark.parametrize(("levels", "low", "high"), [(33, 3, 1978350), (8, 152, 15859162), (64, 2**23, 2**24 - 1)])
+def test_the_finest_level_is_max_resolution_also_where_the_power_rounds_down(levels, low, high):
+    grid = FeatureGrid(num_levels=levels, min_resolution=low, max_resolution=high)
+    assert (grid.resolutions[0], grid.resolutions[-1]) == (low, high)
+    options = HashGridOptions(num_levels=levels, min_resolution=low, max_resolution=high)
+    assert tuple(resolutions(options)) == grid.resolutions
     assert {tile.tile_size for tile in FeatureGrid(tile_size=4).tiles(2)} == {4}
 
 
@@ -329,6 +337,16 @@ def test_a_replaced_table_is_computed_layer_by_layer():
     torch.nn.utils.parametrize.register_parametrization(field, "grid_table", torch.nn.Identity())
     with pytest.warns(UserWarning, match="grid_table was replaced"):
         torch.testing.assert_close(field(points), expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:the network is computed layer by layer")
+@pytest.mark.parametrize("implementation", ["auto", "torch"])
+def test_a_table_of_another_length_is_refused(implementation):
+    """Kernels would read beyond its end."""
+    field = network("experts", implementation=implementation)
+    field.grid_table = torch.nn.Parameter(field.grid_table.detach()[:7])
+    with pytest.raises((ValueError, RuntimeError), match=r"table is|split"):
+        field(torch.rand(30, 2))
 
 
 @needs_kernels

@@ -39,6 +39,20 @@ def test_tile_size_1_is_the_dense_mlp_exactly(name, module, blending):
     assert torch.equal(field(points), dense_copy(field, module)(points))
 
 
+@pytest.mark.filterwarnings("ignore:the network is computed layer by layer")
+@pytest.mark.parametrize("implementation", ["auto", "torch"])
+@pytest.mark.parametrize("tiles", [1, 8])
+@pytest.mark.parametrize("part", ["layers.1.bias", "head.bias", "head.weight"])
+def test_parameters_of_another_shape_are_refused(part, tiles, implementation):
+    """Kernels would read, and in the backward pass write, beyond their end."""
+    field = make(torch.float32, bias_tile_size=tiles, out_features=3, implementation=implementation)
+    module, name = part.rsplit(".", 1)
+    shape = (3, 5) if name == "weight" or (tiles > 1 and "layers" in part) else (2,)
+    setattr(field.get_submodule(module), name, nn.Parameter(torch.zeros(shape)))
+    with pytest.raises((ValueError, RuntimeError), match=r"must be|must match|multiplied"):
+        field(torch.rand(9, 2))
+
+
 @pytest.mark.parametrize("dim", [1, 2, 3, 4])
 @pytest.mark.parametrize("tile_size", [2, 3])
 @pytest.mark.parametrize("blending", ["nearest", "linear"])
