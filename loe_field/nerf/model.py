@@ -20,6 +20,7 @@ from nerfstudio.model_components.scene_colliders import AABBBoxCollider, NearFar
 from nerfstudio.models.base_model import Model, ModelConfig
 from nerfstudio.utils import colormaps
 from nerfstudio.utils.colors import COLORS_DICT
+from nerfstudio.utils.external import TCNN_EXISTS
 from nerfstudio.utils.rich_utils import CONSOLE
 from torch import Tensor, nn
 from torch.nn import Parameter
@@ -72,7 +73,7 @@ class LoENerfModelConfig(ModelConfig):
     host_implementation: HostImplementation = "auto"
     """How the host's own parts are computed: samples along rays, their losses and the colour MLP. "auto": in fp32 on
     a CPU by this package's C kernels, elsewhere as with "torch", the host's way. "tcnn": encoding of directions and
-    MLP by tinycudann, the rest the host's way."""
+    MLP by tinycudann, which must be installed, the rest the host's way."""
     num_features: int = 15
     """Numbers that the colour is made of besides the direction."""
     appearance_dim: int = 0
@@ -429,7 +430,7 @@ def _rgb_renderer(background_color: Any) -> RGBRenderer:
 
 
 def _check_options(config: LoENerfModelConfig) -> None:
-    """Refuse counts that are too small, and a far plane that is not behind the near one."""
+    """Refuse what is too small or not here, and a far plane that is not behind the near one."""
     for name in ("num_layers", "layer_width", "tile_size"):
         if getattr(config.loe, name) is None:
             raise InputError(f"--pipeline.model.{name.replace('_', '-')} is None: a scene needs a number")
@@ -442,6 +443,13 @@ def _check_options(config: LoENerfModelConfig) -> None:
         raise InputError(f"--pipeline.model.skip-below is {config.skip_below:g}: it must be at least 0, and below 1")
     if config.faint is not None and not 0 <= config.faint < 1:
         raise InputError(f"--pipeline.model.faint is {config.faint:g}: it must be at least 0, and below 1")
+    if config.host_implementation == "tcnn" and not TCNN_EXISTS:
+        raise InputError(
+            "--pipeline.model.host-implementation is tcnn, and tinycudann is not installed here: leave it out, or "
+            "choose torch"
+        )
+    if not 0 < config.grid_gain < math.inf:
+        raise InputError(f"--pipeline.model.grid-gain is {config.grid_gain:g}: it must be above 0, and finite")
     if config.initial_density is not None and not 0 < config.initial_density < math.inf:
         raise InputError(
             f"--pipeline.model.initial-density is {config.initial_density:g}: it must be above 0, and finite"

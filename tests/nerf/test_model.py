@@ -5,6 +5,7 @@ import torch
 from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.configs.method_configs import method_configs  # noqa: F401  (the host's modules import each other)
 from nerfstudio.data.scene_box import SceneBox
+from nerfstudio.utils.external import TCNN_EXISTS
 
 from loe_field.adapter.network import LoEConfig
 from loe_field.errors import InputError
@@ -79,7 +80,15 @@ def test_faint_samples_have_no_colour_and_nobody_sees_it(background):
 
 
 @pytest.mark.parametrize(
-    "option", [{"initial_density": 0.0}, {"initial_density": float("nan")}, {"faint": -0.1}, {"faint": 1.0}], ids=str
+    "option",
+    [
+        *({"initial_density": 0.0}, {"initial_density": float("nan")}, {"faint": -0.1}, {"faint": 1.0}),
+        *({"grid_gain": 0.0}, {"grid_gain": float("nan")}),
+        pytest.param(
+            {"host_implementation": "tcnn"}, marks=pytest.mark.skipif(TCNN_EXISTS, reason="tinycudann serves")
+        ),
+    ],
+    ids=str,
 )
 def test_what_cannot_be_is_refused(option):
     with pytest.raises(InputError, match=next(iter(option)).replace("_", "-")):
