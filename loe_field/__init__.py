@@ -2,7 +2,7 @@
 
 from loe_field.errors import InputError
 from loe_field.export.fields import load_field, save_field
-from loe_field.fit import ImageFit, fit_image
+from loe_field.fit import ImageFit, fit_image, fit_images, shared_start
 from loe_field.network.layers import LoEMLP, PositionalEncoding, PositionDependentLinear
 from loe_field.network.ops import position_dependent_linear
 from loe_field.network.reference import position_dependent_linear_ref
@@ -17,11 +17,13 @@ from loe_field.network.tiling import (
     make_levels,
     quad_tree,
 )
+from loe_field.render.dataset import FieldDataset
 from loe_field.version import __version__
 
 __all__ = [
     "BiasTile",
     "FeatureGrid",
+    "FieldDataset",
     "ImageFit",
     "InputError",
     "Level",
@@ -33,6 +35,7 @@ __all__ = [
     "expert_index",
     "fine_to_coarse",
     "fit_image",
+    "fit_images",
     "gray_code",
     "load_field",
     "make_levels",
@@ -40,4 +43,5 @@ __all__ = [
     "position_dependent_linear_ref",
     "quad_tree",
     "save_field",
+    "shared_start",
 ]

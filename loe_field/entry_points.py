@@ -13,7 +13,7 @@ from typing import Any
 from loe_field.errors import InputError, shortage
 from loe_field.words import say
 
-_NAMES = ("loe-image", "loe-image-smooth", "loe-image-paper", "loe-nerf")
+_NAMES = ("loe-image", "loe-image-smooth", "loe-image-paper", "loe-images", "loe-nerf")
 _COMMANDS = [[name] for name in _NAMES]
 
 
@@ -81,9 +81,11 @@ def _show_of_thread(of: threading.ExceptHookArgs, previous: Any = threading.exce
 
 sys.excepthook, threading.excepthook = _show, _show_of_thread
 try:
-    from loe_field.methods import loe_image, loe_image_paper, loe_image_smooth, loe_nerf
+    from loe_field.methods import loe_image, loe_image_paper, loe_image_smooth, loe_images, loe_nerf
 except Exception as error:  # a missing package, a library that cannot be loaded, versions that do not fit: whatever
     try:
-        loe_image, loe_image_smooth, loe_image_paper, loe_nerf = (_unusable(name, _problem(error)) for name in _NAMES)
+        loe_image, loe_image_smooth, loe_image_paper, loe_images, loe_nerf = (
+            _unusable(name, _problem(error)) for name in _NAMES
+        )
     except Exception:  # a host that is not the one known: it warns of a None and goes on
-        loe_image = loe_image_smooth = loe_image_paper = loe_nerf = None
+        loe_image = loe_image_smooth = loe_image_paper = loe_images = loe_nerf = None

@@ -9,6 +9,7 @@ import secrets
 import shutil
 import stat
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -186,6 +187,23 @@ def check_output(path: Path) -> Path:
     return path
 
 
+def check_output_folder(path: Path) -> Path:
+    """The absolute path of a folder that --output names, once it is sure that it can be made.
+
+    Raises:
+        InputError: there is something already, unless an empty folder, or it can be neither made nor written.
+    """
+    path = path.expanduser().absolute()
+    try:
+        there = os.path.lexists(path) and not (path.is_dir() and not any(path.iterdir()))
+    except OSError as error:
+        raise InputError(f"{path} cannot be written ({error.strerror}): give --output another name") from None
+    if there:
+        raise InputError(f"{path} is there already: give --output the name of a new folder")
+    check_writable(path.parent, "--output")
+    return path
+
+
 LOCK = ".loe_field.lock"
 """The file in a folder whose lock `locked` holds."""
 _TEMPORARY_FILE = re.compile(rf"\.[0-9a-f]{{16}}\.tmp(\..*)?|{re.escape(LOCK)}")
@@ -255,11 +273,22 @@ def _lock(path: Path, flags: int) -> int | None:
 def owned(path: Path) -> Iterator[None]:
     """Keep a temporary file, made if it is not there, from being swept for as long as this lasts."""
     while (held := _lock(path, os.O_RDWR | os.O_CREAT)) is None:
-        pass  # a sweeper has it for a moment
+        time.sleep(0.001)  # a sweeper has it for a moment
     try:
         yield
     finally:
         os.close(held)
+
+
+def is_owned(path: Path) -> bool:
+    """Whether a living process, this one included, is within `owned` of a file."""
+    try:
+        held = _lock(path, os.O_RDWR)
+    except FileNotFoundError:
+        return False
+    if held is not None:
+        os.close(held)
+    return held is None
 
 
 @contextmanager
@@ -276,6 +305,40 @@ def temporary_folder() -> Iterator[Path]:
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         os.close(held)
+
+
+@contextmanager
+def write_folder(path: Path) -> Iterator[Path]:
+    """Fill the temporary folder yielded, which becomes `path` when the block ends without an exception.
+
+    Args:
+        path: not there yet, or an empty folder; the folders above it are made.
+
+    Raises:
+        InputError: it cannot be written; an OSError within the block is taken for that.
+    """
+    target = Path(os.path.realpath(path))
+    make_folder(target.parent)
+    sweep(target.parent)
+    temporary = target.parent / f"loe_field-held-{secrets.token_hex(4)}"
+    held = None
+    try:
+        temporary.mkdir()
+        held = _lock(temporary, os.O_RDONLY)
+        yield temporary
+        for folder, _, names in os.walk(temporary):
+            for name in names:
+                with open(Path(folder, name), "rb") as file:
+                    os.fsync(file.fileno())
+            _sync_folder(Path(folder))
+        os.rename(temporary, target)
+        _sync_folder(target.parent)
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror or error}") from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if held is not None:
+            os.close(held)
 
 
 @contextmanager

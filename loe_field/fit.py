@@ -10,7 +10,7 @@ import re
 import tempfile
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, get_type_hints
@@ -26,6 +26,7 @@ from loe_field.typed import typed
 if TYPE_CHECKING:
     from loe_field.image.load import PictureField
     from loe_field.pictures.picture import Picture
+    from loe_field.render.dataset import FieldDataset
     from loe_field.training.record import Point
 
 _CHUNK = 65536
@@ -137,6 +138,144 @@ class ImageFit:
         from loe_field.render.window import evaluated
 
         return evaluated(self._field, self._field.device, _CHUNK)(coords)
+
+
+def fit_images(
+    arrays: Sequence[ArrayLike],
+    *,
+    names: Sequence[str] | None = None,
+    num_steps: int | None = None,
+    target_psnr: float | None = None,
+    seed: int = 42,
+    same_start: bool = False,
+    start: LoEMLP | None = None,
+    parameters_per_target: float = 0.55,
+    layer_width: int | None = None,
+    tile_size: tuple[int, ...] | None = None,
+    num_frequencies: int | None = None,
+    experts_lr: float = 0.06,
+    fields_lr: float = 0.03,
+    device: Literal["cpu", "cuda"] | None = None,
+    num_threads: int | None = None,
+    group_size: int | None = None,
+    hdr: bool = False,
+) -> "FieldDataset":
+    """Fit a field to each of many small pictures, those of one size and kind together, as `ns-train loe-images` does.
+
+    Each field becomes what it would alone with its seed. Nothing of nerfstudio is needed. Fits in several threads wait
+    for each other.
+
+    Args:
+        arrays: each as `fit_image` takes one.
+        names: one for each, no two alike, which decide the seeds; None: "0", "1", ...
+        num_steps: for each picture, over which the learning rates fall. None: 300 for every 16,384 pixels.
+        target_psnr: a picture is done as soon as it has so many dB.
+        seed: of everything.
+        same_start: all begin with the weights of `seed` instead of a seed of their own.
+        start: a field that all begin with, see `shared_start`.
+        parameters_per_target: size of the networks.
+        layer_width: channels of the hidden layers. None: by the size, like the others.
+        tile_size: experts per axis of every level, finest first.
+        num_frequencies: octaves of the encoded coordinates.
+        experts_lr: learning rate of Muon, which has the matrices.
+        fields_lr: learning rate of Adam, which has biases and last layers.
+        device: None: a GPU if there is one.
+        num_threads: on a CPU, a field to a thread. None: torch's own number.
+        group_size: pictures fitted together. None: by their size and the memory.
+        hdr: the arrays hold light, as `fit_image` has it.
+
+    Returns:
+        The fields in the order of the arrays, with `psnr`, seeds and weights; see FieldDataset.
+
+    Raises:
+        InputError: an array or an option cannot be used.
+    """
+    from loe_field.export.shards import Place, Shard
+    from loe_field.render.dataset import FieldDataset
+    from loe_field.runs.fields import SetOptions, fit_pictures, kind_of, together
+    from loe_field.training.many import ManyRecipe
+
+    names = [str(number) for number in range(len(arrays))] if names is None else list(names)
+    if len(names) != len(arrays) or len(set(names)) < len(names):
+        raise InputError(f"{len(names)} names, {len(set(names))} different ones, came for {len(arrays)} arrays")
+    for name, value in {"num_steps": num_steps, "num_threads": num_threads, "group_size": group_size}.items():
+        if value is not None and value < 1:
+            raise InputError(f"{name} is {value}: it must be at least 1")
+    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    options = SetOptions(
+        ManyRecipe(num_steps, target_psnr, experts_lr, fields_lr),
+        seed, same_start, parameters_per_target, layer_width, tile_size, num_frequencies,
+    )  # fmt: skip
+    groups: dict[Any, list[tuple[int, Picture]]] = {}
+    for number, array in enumerate(arrays):
+        try:
+            picture = _picture(_checked(array, hdr), hdr, in_file=False)
+        except InputError as error:
+            raise InputError(str(error).replace("the array", f"arrays[{number}]", 1)) from None
+        groups.setdefault((picture.values.shape, picture.values.dtype), []).append((number, picture))
+    places: dict[int, Place] = {}
+    threads = torch.get_num_threads()
+    with _ONE_AT_A_TIME, torch.inference_mode(False), torch.enable_grad():
+        try:
+            torch.set_num_threads(num_threads or threads)
+            for group in groups.values():
+                first = group[0][1]
+                most = group_size or together(first.width, first.height, where, torch.get_num_threads())
+                for begin in range(0, len(group), most):
+                    numbers, pictures = zip(*group[begin : begin + most])
+                    those = [names[number] for number in numbers]
+                    network, members = fit_pictures(pictures, those, options, where, start=start)
+                    shard = Shard.of(network, kind_of(first), tuple(members), {})
+                    places |= {number: Place(shard, row) for row, number in enumerate(numbers)}
+        finally:
+            torch.set_num_threads(threads)
+    return FieldDataset.of([places[number] for number in range(len(arrays))])
+
+
+def shared_start(
+    arrays: Sequence[ArrayLike],
+    *,
+    rounds: int = 60,
+    num_steps: int = 30,
+    arrays_per_round: int = 32,
+    seed: int = 42,
+    **options: Any,
+) -> LoEMLP:
+    """A field from which fits of pictures like these go fast, by Reptile.
+
+    In every round some pictures are fitted for a few steps from the field of before, which then moves towards their
+    mean, by parts that fall to 0 (Nichol, Achiam and Schulman, "On First-Order Meta-Learning Algorithms", 2018).
+
+    Args:
+        arrays: pictures of one size and kind, the more the better.
+        rounds: moves.
+        num_steps: of each fit; about as many as the fits from this start will have.
+        arrays_per_round: fits in a round.
+        seed: of the first field and the choice of pictures.
+        **options: of `fit_images`.
+
+    Returns:
+        The field: `start` of `fit_images`; `save_field` keeps it for --init-from.
+
+    Raises:
+        InputError: see `fit_images`.
+    """
+    choices = np.random.default_rng(seed)
+    start: LoEMLP | None = None
+    for number in range(rounds):
+        chosen = choices.choice(len(arrays), min(arrays_per_round, len(arrays)), replace=False)
+        some = [arrays[i] for i in chosen]
+        if start is None:
+            start = fit_images(some[:1], num_steps=1, seed=seed, same_start=True, experts_lr=1e-9, fields_lr=1e-9,
+                               **options).network(0)  # fmt: skip
+        fits = fit_images(some, num_steps=num_steps, seed=seed, start=start, **options)
+        with torch.no_grad():
+            weights = [fits[i]["weights"] for i in range(len(fits))]
+            for name, parameter in start.named_parameters():
+                mean = torch.stack([of_one[name] for of_one in weights]).mean(0)
+                parameter.lerp_(mean, 1 - number / rounds)
+    assert start is not None
+    return start
 
 
 def _one_at_a_time(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:

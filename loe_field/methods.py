@@ -8,6 +8,7 @@ from loe_field.adapter.model import SignalModelConfig
 from loe_field.adapter.network import LoEConfig
 from loe_field.image.config import ImageDataManagerConfig, ImagePipelineConfig
 from loe_field.nerf.trainer import NerfTrainerConfig
+from loe_field.runs.images import ImagesTrainerConfig
 from loe_field.runs.series import PicturesTrainerConfig
 from loe_field.training.optimizers import AdamConfig, DecayConfig, MuonConfig, grid_config
 
@@ -59,6 +60,11 @@ loe_image_paper = MethodSpecification(
         },
     ),
     description="Fit a picture as in 'A Dive into Levels-of-Experts and Sine Activation': raw coordinates, Adam.",
+)
+
+loe_images = MethodSpecification(
+    config=ImagesTrainerConfig(method_name="loe-images"),
+    description="Fit a field to each of thousands of small pictures, many at once: a set to learn on.",
 )
 
 loe_nerf = MethodSpecification(

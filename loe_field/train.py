@@ -20,6 +20,11 @@ from loe_field.words import say
 
 def main() -> None:
     """The command: options as those of ns-train."""
+    if sys.argv[1:2] == ["loe-images"]:  # whose processes share a folder and need nothing else of each other
+        from nerfstudio.scripts.train import entrypoint
+
+        entrypoint()
+        return
     interrupt = signal.signal(signal.SIGINT, signal.SIG_DFL)  # no handler runs while the others are waited for
     try:
         processes = join()

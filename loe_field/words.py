@@ -1,6 +1,7 @@
 """Words for people: what a name from outside holds is shown, never obeyed by a terminal or a page."""
 
-from typing import TYPE_CHECKING, TextIO
+import re
+from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -27,3 +28,9 @@ def say(text: object, to: "Console | TextIO") -> None:
         to.print(line, markup=False, emoji=False, highlight=False, soft_wrap=True)  # type: ignore[union-attr]
     else:
         print(line, file=to)  # type: ignore[arg-type]
+
+
+def natural_order(text: str) -> tuple[list[Any], str]:
+    """A key that sorts 2.png before 10.png, whatever the case unless nothing else differs."""
+    parts = re.split(r"(\d+)", text.lower())
+    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts], text

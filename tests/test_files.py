@@ -1,5 +1,6 @@
 """Files that are there whole or not at all."""
 
+import errno
 import os
 import signal
 import socket
@@ -13,7 +14,16 @@ from support import GROUND
 
 from loe_field import files
 from loe_field.errors import InputError
-from loe_field.files import LOCK, check_output, locked, write_each, write_output, write_whole
+from loe_field.files import (
+    LOCK,
+    check_output,
+    check_output_folder,
+    locked,
+    write_each,
+    write_folder,
+    write_output,
+    write_whole,
+)
 
 
 def test_the_new_file_takes_the_old_ones_place_with_the_users_own_mode(tmp_path):
@@ -213,3 +223,28 @@ def test_a_temporary_file_that_is_made_anew_while_it_is_swept_stays(tmp_path, mo
     monkeypatch.setattr(files.fcntl, "flock", later)
     files._remove_dead(left, os.O_RDWR)
     assert left.read_text() == "another's"
+
+
+def fill_half(path):
+    with write_folder(path) as folder:
+        (folder / "a").write_text("half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_a_folder_is_there_whole_or_not_at_all(there, tmp_path):
+    path = tmp_path / "new" / "it"
+    if there:
+        path.mkdir(parents=True)
+    with pytest.raises(InputError, match="it cannot be written: No space left"):
+        fill_half(path)
+    assert [entry.name for entry in path.parent.iterdir()] == ["it"] * there
+    with write_folder(check_output_folder(path)) as folder:
+        (folder / "part").mkdir()
+        (folder / "part" / "a").write_text("whole")
+        assert [entry.name for entry in path.parent.iterdir()] != ["it"]
+    assert (path / "part" / "a").read_text() == "whole"
+    assert [entry.name for entry in path.parent.iterdir()] == ["it"]
+    assert path.stat().st_mode == path.parent.stat().st_mode
+    with pytest.raises(InputError, match="is there already"):
+        check_output_folder(path)

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 from nerfstudio.pipelines.base_pipeline import VanillaPipelineConfig
 from nerfstudio.utils.rich_utils import CONSOLE
 
@@ -12,11 +13,15 @@ from loe_field.adapter.pipeline import SignalPipeline, SignalPipelineConfig
 from loe_field.baselines import recipe
 from loe_field.errors import InputError
 from loe_field.signals.signal import Reconstruction
+from loe_field.signals.sizes import seconds_for
 from loe_field.training.config import LoETrainerConfig
 from loe_field.training.loop import LoETrainer
 from loe_field.training.optimizers import AdamConfig, DecayConfig
 from loe_field.training.results import write_results
 from loe_field.words import say
+
+_PREVIEW_SAMPLES = 2**18
+"""Samples of the first preview, some 0.3 s on one core."""
 
 
 @dataclass
@@ -44,6 +49,7 @@ class SignalTrainer(LoETrainer):
 
     config: SignalTrainerConfig
     pipeline: SignalPipeline  # type: ignore[assignment]
+    first_preview = 10.0
 
     @property
     def unit(self) -> str:  # type: ignore[override]
@@ -52,8 +58,15 @@ class SignalTrainer(LoETrainer):
 
     @property
     def usual_steps_per_evaluation(self) -> int:
-        """Steps between evaluations; one costs a forward pass over all samples, a step three of them over a batch."""
-        return max(6 * self.pipeline.signal.batches_per_pass, self.config.max_num_iterations // 24, 1)
+        """Steps between evaluations; one costs a forward pass over what is measured, a step three over a batch."""
+        signal = self.pipeline.signal
+        measured = signal.num_measured or signal.num_samples
+        return max(6 * -(-measured // signal.samples_per_batch), self.num_steps // 24, 1)
+
+    @property
+    def usual_seconds(self) -> float | None:
+        """By the signal's size; None on a GPU, whose 6,000 steps are soon over."""
+        return seconds_for(self.pipeline.signal.resolution) if self.device == "cpu" else None
 
     def setup(self, test_mode: Literal["test", "val", "inference"] = "val") -> None:
         """Build everything, and say what computes it."""
@@ -85,10 +98,25 @@ class SignalTrainer(LoETrainer):
             if name.endswith("_per_batch") and value == "auto":
                 setattr(datamanager, name, authors.batch)
 
-    def evaluate(self) -> float:
-        """PSNR in dB over the whole signal."""
+    @property
+    def measures_samples(self) -> bool:  # type: ignore[override]
+        """Of a large signal."""
+        return self.pipeline.signal.num_measured is not None
+
+    def evaluate(self, *, whole: bool = True) -> float:
+        """PSNR in dB over the whole signal, or over samples."""
+        if not whole and self.measures_samples:
+            return self.pipeline.signal.quick_psnr(self.pipeline.model.values, chunk=self._chunk)
         self._reconstruction = self.pipeline.reconstruct()
         return self._reconstruction.psnr
+
+    @property
+    def _chunk(self) -> int:
+        return self.pipeline.model.config.eval_num_rays_per_chunk
+
+    def preview(self, times: int) -> np.ndarray | None:
+        """See Signal.preview."""
+        return self.pipeline.signal.preview(self.pipeline.model.values, times * _PREVIEW_SAMPLES, chunk=self._chunk)
 
     def more_state(self) -> dict[str, Any]:
         """The signal's kind: the field can be evaluated without the signal."""
@@ -138,7 +166,7 @@ class SignalTrainer(LoETrainer):
             "data": str(datamanager.get_datapath()),
             **signal.description,
             **figures,
-            "psnr_best": max(figures["psnr"], self.record.psnr_best),
+            "psnr_best": figures["psnr"] if self.measures_samples else max(figures["psnr"], self.record.psnr_best),
             "num_parameters": network.num_parameters,
             "num_targets": targets,
             "parameters_per_target": network.num_parameters / targets,

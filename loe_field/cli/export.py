@@ -6,9 +6,10 @@ import sys
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import torch
+import tyro
 
 from loe_field.cli.command import run_command
 from loe_field.errors import InputError
@@ -33,9 +34,9 @@ class Export:
     colours on [0, 1], not clamped; HDR on its curve, with a word on how to undo it.
     """
 
-    load_config: Path
-    """config.yml of the run, or a safetensors file of an earlier export. The picture itself is needed only to measure
-    PSNR."""
+    load_config: Annotated[Path, tyro.conf.arg(aliases=["--load"])]
+    """config.yml of the run, a safetensors file of an earlier export, or the folder of ns-train loe-images (with
+    --member). The picture itself is needed only to measure PSNR."""
     format: Literal["safetensors", "onnx", "torch-export"]
     """safetensors holds weights and architecture, laid out as docs/format.md says (levels of experts only).
 
@@ -43,6 +44,8 @@ class Export:
     """
     output: Path
     """The file to write."""
+    member: str | None = None
+    """The field of such a folder: a name of its results.csv, or a number from 0 on."""
     quantize: Quantization | None = None
     """Round the weights of a safetensors file to 8 or 16 bits, and say what that does to the PSNR. None keeps fp32."""
 
@@ -56,7 +59,7 @@ class Export:
         from loe_field.image.load import load_run
         from loe_field.pictures.picture import MU
 
-        field = load_run(self.load_config.expanduser())
+        field = load_run(self.load_config.expanduser(), self.member)
         picture = field.picture
         content, lines = self._safetensors(field) if self.format == "safetensors" else self._traced(field)
         if picture.peak is not None:
@@ -80,7 +83,7 @@ class Export:
         metrics, lines = {}, []
         if self.quantize is not None:
             try:
-                target = load_target(self.load_config.expanduser(), picture)
+                target = load_target(self.load_config.expanduser(), picture, self.member)
             except InputError as error:
                 lines.append(f"PSNR is not measured: {error}")
             else:

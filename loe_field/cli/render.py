@@ -4,29 +4,36 @@ import time
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
+import tyro
 from rich.console import Console
 from rich.progress import TimeRemainingColumn
 
 from loe_field.cli.command import progress_bar, run_command
 from loe_field.errors import InputError
-from loe_field.files import check_output
+from loe_field.files import check_output, check_output_folder
 from loe_field.words import say
 
 
 @dataclass
 class Render:
-    """Render the field of a run of ns-train loe-image into a picture file.
+    """Render the field of a run of ns-train loe-image into a picture file, or a page of tiles.
 
     At scale 1 it is the run's reconstruction. Smaller, every pixel is the mean of a grid of samples. The gaps between
     the picture's pixels are filled as --upscaling says. The run's picture need not be there any more.
     """
 
-    load_config: Path
-    """config.yml of the run, or a safetensors file of loe-export."""
+    load_config: Annotated[Path, tyro.conf.arg(aliases=["--load"])]
+    """config.yml of the run, a safetensors file of loe-export, or the folder of ns-train loe-images (with --member)."""
     output: Path
-    """The file: .png, .jpg, .tif, .webp, .exr or .npy. All but WebP are written row by row, whatever their size."""
+    """The file: .png, .jpg, .tif, .webp, .exr or .npy. All but WebP are written row by row, whatever their size. With
+    --tiles a folder, which is made."""
+    member: str | None = None
+    """The field of such a folder: a name of its results.csv, or a number from 0 on."""
+    tiles: Literal["png", "jpg"] | None = None
+    """Write tiles of 8 bits of all sizes (Microsoft's Deep Zoom) with a page, index.html, that shows a picture of any
+    size in a browser. jpg is smaller, and not exact."""
     scale: float | None = None
     """Pixels of the result to one of the picture, along each side. None: 1."""
     size: tuple[int, int] | None = None
@@ -54,12 +61,20 @@ class Render:
         from loe_field.render.window import view_of
 
         start = time.perf_counter()
-        check_output(self.output)
-        field = load_run(self.load_config.expanduser())
+        if self.tiles is not None and self.bit_depth not in (None, 8):
+            raise InputError(f"--bit-depth is {self.bit_depth}: tiles have 8, leave it out")
+        (check_output if self.tiles is None else check_output_folder)(self.output)
+        field = load_run(self.load_config.expanduser(), self.member)
         picture = field.picture
         view = view_of((picture.width, picture.height), scale=self.scale, size=self.size, crop=self.crop)
         job = RenderJob(
-            self.output.expanduser(), view, self.upscaling or "spline", self.derivative, self.bit_depth, self.chunk_size
+            self.output.expanduser(),
+            view,
+            self.upscaling or "spline",
+            self.derivative,
+            self.bit_depth if self.tiles is None else 8,
+            self.chunk_size,
+            self.tiles,
         )
         console = Console()
         with progress_bar(console, TimeRemainingColumn(), transient=True) as progress:

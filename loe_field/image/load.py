@@ -13,6 +13,7 @@ from loe_field.adapter.network import LoEConfig, build_network
 from loe_field.baselines import BaselineName, options_type
 from loe_field.errors import InputError
 from loe_field.export.fields import Peak, PictureSize, read_field
+from loe_field.export.shards import Place, find_member, read_set
 from loe_field.network.protocol import Network
 from loe_field.pictures.picture import CHANNEL_NAMES, FORMATS, Picture, blank_picture
 from loe_field.pictures.read import read_picture
@@ -74,15 +75,16 @@ class PictureField:
         return self.network(coords / coords.new_tensor([self.picture.width, self.picture.height]))
 
 
-def load_run(config: Path) -> PictureField:
-    """The field of a run as its latest checkpoint has it, on a GPU if there is one.
+def load_run(config: Path, member: str | None = None) -> PictureField:
+    """The field of a run as its latest checkpoint has it, or one of a set, on a GPU if there is one.
 
     The checkpoint lies beside the config, wherever the folder has been moved to. Kernels that the run was told to use
     and that this machine may not have are chosen anew.
 
     Args:
-        config: config.yml of a run of loe-image or a method derived from it, nothing in it is executed; or a
-            .safetensors file of loe-export.
+        config: config.yml of a run of loe-image or a method derived from it, nothing in it is executed; a
+            .safetensors file of loe-export; or the folder of loe-images.
+        member: the name, or else the number, of the field of such a folder that is wanted.
 
     Returns:
         The field, for evaluation. A .safetensors file says no more of the picture than size, channels and whether it
@@ -92,6 +94,8 @@ def load_run(config: Path) -> PictureField:
         InputError: there is no such run, it is not one of a picture, or its checkpoint is missing or damaged; or an
             option in it is unknown.
     """
+    if (place := _place(config, member)) is not None:
+        return _ready(field_of(place))
     if config.suffix.lower() == ".safetensors":
         return _load_exported(config)
     options = _read_config(config)
@@ -127,6 +131,24 @@ def load_run(config: Path) -> PictureField:
     return _ready(PictureField(network, picture, name))
 
 
+def _place(config: Path, member: str | None) -> Place | None:
+    """The member of a set's folder; None where there is no member and no folder."""
+    if member is None and not config.is_dir():
+        return None
+    if member is None:
+        raise InputError(f"{config} is a folder: give --member a name or number of its set, or the config.yml of a run")
+    return find_member(read_set(config), member, config)
+
+
+def field_of(place: Place) -> PictureField:
+    """A member of a set, on the CPU; of its picture the kind, without palette and colour profile."""
+    kind, peak = place.shard.picture, place.member.radiance_peak
+    file_format = "EXR" if peak is not None else "PNG" if kind.dtype == "uint8" else "TIFF"
+    values = np.broadcast_to(np.zeros((), kind.dtype), (kind.height, kind.width, kind.channels))
+    picture = Picture(values, file_format, CHANNEL_NAMES[kind.channels], peak=peak)
+    return PictureField(place.shard.field(place.row), picture)
+
+
 def _load_exported(path: Path) -> PictureField:
     """load_run for a .safetensors file."""
     field, stored = read_field(path)
@@ -150,7 +172,7 @@ def _ready(field: PictureField) -> PictureField:
     return field
 
 
-def load_target(config: Path, kind: Picture) -> Picture:
+def load_target(config: Path, kind: Picture, member: str | None = None) -> Picture:
     """The picture that a run, given by its config.yml, was fitted to; `kind` is that of its field.
 
     Raises:
@@ -158,8 +180,11 @@ def load_target(config: Path, kind: Picture) -> Picture:
     """
     if config.suffix.lower() == ".safetensors":
         raise InputError(f"{config} does not say which picture it is of")
-    data = _read_config(config)["pipeline"]["datamanager"].get("data")
-    path = typed(Path | None, data, f"{config}, data") or default_picture()
+    if (place := _place(config, member)) is not None:
+        path = Path(place.member.path or "")
+    else:
+        data = _read_config(config)["pipeline"]["datamanager"].get("data")
+        path = typed(Path | None, data, f"{config}, data") or default_picture()
     picture = read_picture(path)
     if picture.values.shape != kind.values.shape:
         was, now = (f"{p.width} x {p.height} pixels of {p.channels} channels" for p in (kind, picture))

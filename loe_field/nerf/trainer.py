@@ -22,8 +22,6 @@ from loe_field.training.loop import LoETrainer
 from loe_field.training.results import write_results
 from loe_field.words import say
 
-_FIRST_PREVIEW = 20.0
-"""Seconds of training until the first preview; each further one comes after twice the seconds of the one before."""
 _VIEW_SIDE_ON_CPU = 264
 """Pixels of the longer side of the viewer's still picture on a CPU, a stop of the host's slider: 39,000 rays at 16:9,
 which two cores render in about a second. The host's 512 stop training four times as long."""
@@ -59,6 +57,7 @@ class NerfTrainer(LoETrainer):
 
     config: NerfTrainerConfig
     pipeline: NerfPipeline  # type: ignore[assignment]
+    first_preview = 20.0
 
     def setup(self, test_mode: Literal["test", "val", "inference"] = "val") -> None:
         """Build everything, and say what is fitted to what."""
@@ -79,10 +78,6 @@ class NerfTrainer(LoETrainer):
     @property
     def _num_parameters(self) -> int:
         return sum(p.numel() for group in self.pipeline.model.get_param_groups().values() for p in group)
-
-    def _train(self) -> Any:
-        self._previews = 0
-        return super()._train()
 
     def _init_viewer_state(self) -> None:
         super()._init_viewer_state()
@@ -107,35 +102,19 @@ class NerfTrainer(LoETrainer):
             time.sleep(0.002)
         super()._update_viewer_state(step)
 
-    def _after_step(self) -> None:
-        """Also leave a preview when one is due."""
-        super()._after_step()
-        due = _FIRST_PREVIEW * 2**self._previews
-        if self.local_rank == 0 and self.leaves_files and self.record.seconds_here >= due and self.part_done < 1:
-            with self.train_lock, self._clock_stopped():
-                self._write_preview(_PREVIEW_RAYS * 2**self._previews)
-            self._previews += 1
-
-    @torch.no_grad()
-    def _write_preview(self, rays: int) -> None:
-        """Write preview.png: the first view that is measured, at about so many rays and at most its own size."""
+    def preview(self, times: int) -> np.ndarray | None:
+        """The first view that is measured, at most at its own size."""
         if not self.pipeline.networks:
-            return  # the host's own fields do not all give one picture
-        self.pipeline.eval()
+            return None  # the host's own fields do not all give one picture
         camera = copy.deepcopy(self.pipeline.datamanager.eval_dataset.cameras[0:1])
-        scale = (rays / int(camera.width * camera.height)) ** 0.5
+        scale = (times * _PREVIEW_RAYS / int(camera.width * camera.height)) ** 0.5
         if scale < 1:
             camera.rescale_output_resolution(max(scale, 1 / int(min(camera.width, camera.height))))
         rgb = self.pipeline.model.get_outputs_for_camera(camera.to(self.device))["rgb"]
-        picture = Image.fromarray((rgb.clamp(0, 1) * 255).round().byte().cpu().numpy())
-        path = self.base_dir / "preview.png"
-        with self.going_on():
-            write_each({path: partial(picture.save, format="PNG")})
-        if not self._previews:
-            say(f"a first look after {self.record.seconds_here:.0f} s: {path}", CONSOLE)
+        return (rgb.clamp(0, 1) * 255).round().byte().cpu().numpy()
 
     @torch.no_grad()
-    def evaluate(self) -> float:
+    def evaluate(self, *, whole: bool = True) -> float:
         """Mean PSNR in dB over the held-out views."""
         model = self.pipeline.model
         measured: list[dict[str, float]] = []

@@ -11,22 +11,25 @@ from loe_field.network.tiling import Blending, Level, blending_weights, expert_i
 
 
 def expert_shares(coords: Tensor, level: Level, tile_size: int, blending: Blending) -> Tensor:
-    """The share of every expert at coords [N, dim]: [N, tile_size ** dim], fp32 or wider."""
+    """The share of every expert at coords [..., dim]: [..., tile_size ** dim], fp32 or wider."""
     experts = num_experts(tile_size, coords.shape[-1])
     if blending == "nearest":
         share = one_hot(expert_index(coords, [level], tile_size)[0], experts)
         return share.to(torch.promote_types(coords.dtype, torch.float32))
     index, share = blending_weights(coords, level, tile_size)
-    return share.new_zeros(coords.shape[0], experts).scatter_add(1, index, share)
+    return share.new_zeros(*coords.shape[:-1], experts).scatter_add(-1, index, share)
 
 
 def one_hot(index: Tensor, experts: int) -> Tensor:
-    """Which expert serves: int64 [N] to bool [N, experts]."""
+    """Which expert serves: int64 [...] to bool [..., experts]."""
     return index[..., None] == torch.arange(experts, device=index.device)
 
 
 def dense_linear(x: Tensor, share: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """`sum_e share_e W_e x + b`: x [N, in_features] and share [N, experts] to [N, out_features]."""
-    products = torch.mm(x, weight.flatten(0, 1).t()).unflatten(1, weight.shape[:2])
-    out = (products * share.to(x.dtype)[..., None]).sum(1)
-    return out if bias is None else out + bias
+    """`sum_e share_e W_e x + b`: x [N, in_features] and share [N, experts] to [N, out_features].
+
+    Of F fields: x [F, N, in_features], share [1 or F, N, experts], and weight and bias with a first axis of F.
+    """
+    products = torch.matmul(x, weight.flatten(-3, -2).mT).unflatten(-1, weight.shape[-3:-1])
+    out = (products * share.to(x.dtype)[..., None]).sum(-2)
+    return out if bias is None else out + (bias if weight.dim() == 3 else bias[:, None])

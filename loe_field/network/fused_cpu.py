@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 
 from loe_field.network.grid import features_by_kernels
-from loe_field.network.grouped import evaluate_encoded
-from loe_field.network.kernels.cpu import Call, padded
+from loe_field.network.grouped import evaluate_encoded, features_of_fields
+from loe_field.network.kernels.cpu import Call, FieldsCall, padded
 from loe_field.network.modes import gradients_by_torch, needs_operators, transformed
 from loe_field.network.rows import ExpertRows
 from loe_field.network.shape import NetworkShape, encode
-from loe_field.network.tiling import Level, numbers_of_tiles, tiles_of_numbers
+from loe_field.network.tiling import Level, expert_index, numbers_of_tiles, tiles_of_numbers
 
 
 def _call(x: Tensor, parameters: Sequence[Tensor], shape: NetworkShape, bf16: bool) -> Call:
@@ -202,6 +202,175 @@ def _differentiate(ctx: Any, grad: Tensor, *_: None) -> tuple[Any, ...]:
 _operator.register_autograd(_differentiate, setup_context=_keep_for_backward)
 
 
+# Many fields at once: kernels/fields.c, whose backward pass computes the forward pass anew and needs nothing of it.
+
+
+def _fields_call(coords: Tensor, x: Tensor, parameters: Sequence[Tensor], shape: NetworkShape) -> FieldsCall:
+    coords, x, *contiguous = (t.detach().contiguous() for t in (coords, x, *parameters))
+    layers = len(parameters) // 2
+    return FieldsCall(shape, coords, x, contiguous[:layers], contiguous[layers:])
+
+
+def _fields_backward(
+    coords: Tensor, x: Tensor, grad: Tensor, parameters: Sequence[Tensor], shape: NetworkShape, need_x: bool, need: bool
+) -> tuple[Tensor | None, list[Tensor]]:
+    """The gradients of x and of all parameters, which are none if not needed."""
+    call = _fields_call(coords, x, parameters, shape)
+    grad_x, weights, biases = call.backward(grad.contiguous(), need_x=need_x, need_parameters=need)
+    return grad_x, [*weights, *biases]
+
+
+def _fields_gradients(
+    saved: Sequence[Tensor],
+    grad: Tensor,
+    shape: NetworkShape,
+    need_coords: bool,
+    need_x: bool,
+    need: Sequence[bool],
+    kernel: Callable[..., tuple[Tensor | None, list[Tensor]]],
+) -> tuple[Tensor | None, Tensor | None, list[Tensor | None]]:
+    """`_gradients`; by torch also for coords, which bias tiles alone have a gradient for."""
+    coords, x, *parameters = saved
+    need_coords = need_coords and any(tile is not None and tile.blending == "linear" for tile in shape.bias_tiles)
+    if not need_coords and not torch.is_grad_enabled() and not transformed(grad):
+        grad_x, grads = kernel(coords, x, grad, parameters, shape, need_x, any(need))
+        return None, grad_x, [g if needed else None for g, needed in zip(grads or [None] * len(need), need)]
+    layers = len(parameters) // 2
+
+    def network(coords: Tensor, x: Tensor, *parameters: Tensor) -> Tensor:
+        index = expert_index(coords, shape.levels, shape.tile_size)
+        return evaluate_encoded(coords, x, index, list(parameters[:layers]), list(parameters[layers:]), shape)
+
+    needs = (need_coords, need_x, *need)
+    grad_coords, grad_x, *rest = gradients_by_torch(network, (coords, x, *parameters), needs, grad)
+    return grad_coords, grad_x, rest
+
+
+class _Fields(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, coords: Tensor, x: Tensor, shape: NetworkShape, *parameters: Tensor) -> Tensor:
+        ctx.save_for_backward(coords, x, *parameters)
+        ctx.shape = shape
+        return _fields_call(coords, x, parameters, shape).forward()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        need_coords, need_x, _, *need = ctx.needs_input_grad
+        grad_coords, grad_x, grads = _fields_gradients(
+            ctx.saved_tensors, grad, ctx.shape, need_coords, need_x, need, _fields_backward
+        )
+        return grad_coords, grad_x, None, *grads
+
+
+class _Losses(torch.autograd.Function):
+    """Mean squared errors of all fields; the pass that finds them finds their gradients too."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, coords: Tensor, x: Tensor, target: Tensor, shape: NetworkShape, keep: bool, *parameters: Tensor
+    ) -> Tensor:
+        _, need_x, _, _, _, *need = ctx.needs_input_grad
+        call = _fields_call(coords, x, parameters, shape)
+        needs = {"need_x": keep and need_x, "need_parameters": keep and any(need)}
+        loss, (grad_x, weights, biases) = call.losses(target.detach().contiguous(), **needs)
+        if keep:
+            ctx.save_for_backward(coords, x, target, *parameters, grad_x, *weights, *biases)
+            ctx.shape = shape
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        need_coords, need_x, need_target, _, _, *need = ctx.needs_input_grad
+        shape, (coords, x, target, *rest) = ctx.shape, ctx.saved_tensors
+        need_coords = need_coords and any(tile is not None and tile.blending == "linear" for tile in shape.bias_tiles)
+        parameters, (grad_x, *grads) = rest[: len(need)], rest[len(need) :]
+        if not (need_coords or need_target or torch.is_grad_enabled() or transformed(grad)):
+            found = [None if g is None else g * grad.view(-1, *[1] * (g.dim() - 1)) for g in (grad_x, *grads)]
+            grads = [g if needed else None for g, needed in zip(found[1:] or [None] * len(need), need)]
+            return None, found[0], None, None, None, *grads
+        layers = len(parameters) // 2
+
+        def losses(coords: Tensor, x: Tensor, target: Tensor, *parameters: Tensor) -> Tensor:
+            index = expert_index(coords, shape.levels, shape.tile_size)
+            how = (list(parameters[:layers]), list(parameters[layers:]), shape)
+            return (evaluate_encoded(coords, x, index, *how) - target).square().mean((1, 2))
+
+        needs = (need_coords, need_x, need_target, *need)
+        grad_coords, grad_x, grad_target, *grads = gradients_by_torch(
+            losses, (coords, x, target, *parameters), needs, grad
+        )
+        return grad_coords, grad_x, grad_target, None, None, *grads
+
+
+@torch.library.custom_op("loe_field::fields", mutates_args=(), device_types="cpu")
+def _fields_operator(
+    coords: Tensor,
+    x: Tensor,
+    parameters: Sequence[Tensor],
+    levels: Sequence[float],
+    dim: int,
+    sizes: Sequence[int],
+    tiles: Sequence[float],
+    activation: str,
+    omega_0: float,
+) -> Tensor:
+    shape = _shape(levels, dim, sizes, tiles, activation, omega_0)
+    return _fields_call(coords, x, parameters, shape).forward()
+
+
+@_fields_operator.register_fake
+def _(coords: Tensor, x: Tensor, parameters: Sequence[Tensor], *others: Any) -> Tensor:
+    head = parameters[len(parameters) // 2 - 1]
+    return x.new_empty(head.shape[0], x.shape[1], head.shape[1])
+
+
+@torch.library.custom_op("loe_field::fields_backward", mutates_args=(), device_types="cpu")
+def _fields_backward_operator(
+    coords: Tensor,
+    x: Tensor,
+    grad: Tensor,
+    parameters: Sequence[Tensor],
+    levels: Sequence[float],
+    dim: int,
+    sizes: Sequence[int],
+    tiles: Sequence[float],
+    activation: str,
+    omega_0: float,
+    need_x: bool,
+    need_parameters: bool,
+) -> list[Tensor]:
+    shape = _shape(levels, dim, sizes, tiles, activation, omega_0)
+    grad_x, grads = _fields_backward(coords, x, grad, parameters, shape, need_x, need_parameters)
+    return [x.new_empty(0) if grad_x is None else grad_x, *grads]
+
+
+@_fields_backward_operator.register_fake
+def _(coords: Tensor, x: Tensor, grad: Tensor, parameters: Sequence[Tensor], *others: Any) -> list[Tensor]:
+    *_, need_x, need_parameters = others
+    grad_x = x.new_empty((grad.shape[0], *x.shape[1:]) if need_x else 0)
+    return [grad_x, *(p.new_empty(p.shape) for p in parameters if need_parameters)]
+
+
+def _keep_fields(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    coords, x, parameters, *numbers = inputs
+    ctx.save_for_backward(coords, x, *parameters)
+    ctx.shape = _shape(*numbers)
+
+
+def _differentiate_fields(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    def kernel(*arguments: Any) -> tuple[Tensor | None, list[Tensor]]:
+        *tensors, shape, need_x, need_parameters = arguments
+        grad_x, *grads = _fields_backward_operator(*tensors, *_numbers(shape), need_x, need_parameters)
+        return grad_x if need_x else None, grads
+
+    need_coords, need_x, need, *others = ctx.needs_input_grad
+    grads = _fields_gradients(ctx.saved_tensors, grad, ctx.shape, need_coords, need_x, need, kernel)
+    return *grads, *[None] * len(others)
+
+
+_fields_operator.register_autograd(_differentiate_fields, setup_context=_keep_fields)
+
+
 def workspace_numbers(weights: Sequence[Tensor], biases: Sequence[Tensor]) -> int:
     """Numbers, about, that a training step keeps beside points and parameters: threads' sums, and padded copies."""
     matrices = sum(w.shape[:-2].numel() * padded(w.shape[-2]) * padded(w.shape[-1]) for w in weights)
@@ -223,12 +392,11 @@ def evaluate(
     Raises:
         ValueError: a tensor is not fp32 on the CPU.
     """
-    for tensor in (coords, *weights, *biases, *(() if table is None else (table,))):
-        if tensor.dtype != torch.float32 or tensor.device.type != "cpu":
-            raise ValueError(f"the CPU kernels got {tensor.dtype} on {tensor.device}: all must be float32 on the CPU")
-    x = encode(coords, shape.num_frequencies)
-    if table is not None:
-        x = features_by_kernels(coords, table, shape.grid, x)
+    x = _encoded(coords, weights, biases, shape, table)
+    if coords.dim() == 3:
+        if needs_operators():
+            return _fields_operator(coords, x, [*weights, *biases], *_numbers(shape))
+        return _Fields.apply(coords, x, shape, *weights, *biases)  # type: ignore[return-value]
     return evaluate_rows(coords, x, weights, biases, shape)
 
 
@@ -241,3 +409,35 @@ def evaluate_rows(
     if needs_operators():
         return _operator(coords, x, [*weights, *biases], *_numbers(shape), bf16, keep)[0]
     return _Network.apply(coords, x, shape, bf16, keep, *weights, *biases)  # type: ignore[return-value]
+
+
+def _encoded(
+    coords: Tensor, weights: list[Tensor], biases: list[Tensor], shape: NetworkShape, table: Tensor | None
+) -> Tensor:
+    """What goes into the first layer, of tensors that the kernels can take; of each field where it has a gradient."""
+    for tensor in (coords, *weights, *biases, *(() if table is None else (table,))):
+        if tensor.dtype != torch.float32 or tensor.device.type != "cpu":
+            raise ValueError(f"the CPU kernels got {tensor.dtype} on {tensor.device}: all must be float32 on the CPU")
+    x = encode(coords, shape.num_frequencies)
+    if table is not None:
+        x = features_of_fields(coords, table, shape.grid, x, features_by_kernels)
+    return x.expand(len(weights[-1]), -1, -1) if coords.dim() == 3 and x.requires_grad else x
+
+
+def mean_squared_errors(
+    coords: Tensor,
+    target: Tensor,
+    weights: list[Tensor],
+    biases: list[Tensor],
+    shape: NetworkShape,
+    *,
+    table: Tensor | None = None,
+) -> Tensor:
+    """`LoEMLP.mean_squared_errors` of F fields at coords [1 or F, N, dim]: [F].
+
+    Raises:
+        ValueError: a tensor is not fp32 on the CPU.
+    """
+    x = _encoded(coords, [target, *weights], biases, shape, table)
+    keep = torch.is_grad_enabled() and any(t.requires_grad for t in (coords, x, target, *weights, *biases))
+    return _Losses.apply(coords, x, target, shape, keep, *weights, *biases)  # type: ignore[return-value]

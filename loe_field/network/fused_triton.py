@@ -13,11 +13,19 @@ from torch import Tensor
 
 from loe_field.network.bias import tile_bias
 from loe_field.network.grid import features_by_kernels
-from loe_field.network.grouped import grouped_linear, permute_rows
+from loe_field.network.grouped import experts_of_fields, features_of_fields, grouped_linear, permute_rows
 from loe_field.network.modes import gradients_by_torch, needs_operators, transformed
 from loe_field.network.rows import ExpertRows, RowGroups, expert_rows
 from loe_field.network.shape import Arithmetic, NetworkShape, Precision, activate, encode
-from loe_field.network.tiling import BiasTile, expert_index, num_bias_vectors, numbers_of_tiles, tiles_of_numbers
+from loe_field.network.tiling import (
+    BiasTile,
+    Level,
+    expert_index,
+    num_bias_vectors,
+    num_experts,
+    numbers_of_tiles,
+    tiles_of_numbers,
+)
 
 _WHOLE: frozenset[tuple[tuple[int, int], Precision, bool]] = frozenset()
 """Where `kernels.network` takes the place of one kernel per level: compute capability, operands of hidden products,
@@ -441,6 +449,10 @@ def evaluate(
     """
     _check_device(coords)
     dtype, hidden = hidden_precision(coords.device, torch.float32)
+    if coords.dim() == 3:
+        if whole:
+            raise ValueError("many fields cannot be computed whole: leave out whole=True")
+        return _fields_by_levels(coords, weights, biases, shape, rows, dtype, hidden, table)
     width, gradients = weights[-1].shape[1], torch.is_grad_enabled()
     gradients = gradients and any(t.requires_grad for t in (coords, *weights, *biases))
     if whole is None:
@@ -496,3 +508,57 @@ def _by_levels(
             bias_tile=tiles[i],
         )
     return expert_linear(x, weights[-1][None], biases[-1], None, None, precision="tf32x3", dtype=torch.float32)
+
+
+def rows_of_fields(coords: Tensor, fields: int, shape: NetworkShape) -> ExpertRows:
+    """The rows of F fields at coords [1 or F, N, dim], those of a field after those before, by expert of all fields."""
+    counts = [num_experts(size, shape.dim) for size in shape.tile_sizes]
+    index = experts_of_fields(expert_index(coords, shape.levels, shape.tile_size), fields, counts)
+    return expert_rows(index, fields * max(counts))
+
+
+def _fields_by_levels(
+    coords: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    shape: NetworkShape,
+    rows: ExpertRows | None,
+    dtype: torch.dtype,
+    hidden: Precision,
+    table: Tensor | None = None,
+) -> Tensor:
+    """`evaluate` of F fields as one network of F times the experts; a field's bias is a vector of a tile of F."""
+    fields, points, device = len(weights[-1]), coords.shape[1], coords.device
+    if needs_operators():
+        x = encode(coords, shape.num_frequencies)
+    else:
+        from loe_field.network.kernels import encoding
+
+        x = encoding.encode(coords.flatten(0, 1), shape.num_frequencies).unflatten(0, coords.shape[:2])
+    if table is not None:
+        encoded = x[..., : shape.dim * (1 + 2 * shape.num_frequencies)]
+        features = partial(features_by_kernels, kernels="triton")
+        x = features_of_fields(coords, table, shape.grid, encoded, features)
+    x = x.expand(fields, -1, -1).reshape(fields * points, x.shape[2])
+    rows = rows or rows_of_fields(coords, fields, shape)
+    number = torch.arange(fields, dtype=torch.float32, device=device).repeat_interleave(points)[:, None]
+    tile = BiasTile(Level(1.0), fields, "nearest")
+    everyone = torch.arange(fields * points, dtype=torch.int32, device=device)
+    firsts = points * torch.arange(fields + 1, dtype=torch.int32, device=device)
+    last = len(shape.levels)
+    for i, (weight, bias) in enumerate(zip(weights, biases)):
+        order, starts = (rows.order[i], rows.starts[i]) if i < last else (everyone, firsts)
+        x = expert_linear(
+            x,
+            weight if i == last else weight.flatten(0, 1),
+            bias,
+            order,
+            starts,
+            activation="none" if i == last else shape.activation,
+            omega_0=1.0 if i == last else shape.omega_0,
+            precision=hidden if 0 < i < last else "tf32x3",
+            dtype=torch.float32 if i == last else dtype,
+            coords=number,
+            bias_tile=tile,
+        )
+    return x.view(fields, points, x.shape[1])

@@ -11,30 +11,31 @@ in their arguments; `expert_products` and `expert_outer_products`, each other's 
 that find it out themselves, for torch.compile, which cannot.
 """
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from loe_field.network.bias import blended_bias, tile_bias
+from loe_field.network.bias import blended_bias, numbered_by_field, tile_bias
 from loe_field.network.dense import dense_linear, one_hot
 from loe_field.network.grid import features_by_torch
 from loe_field.network.modes import transformed
 from loe_field.network.rows import ExpertRows, RowGroups, group_rows
 from loe_field.network.shape import NetworkShape, activate, encode
-from loe_field.network.tiling import bias_shares, expert_index
+from loe_field.network.tiling import BiasTile, bias_shares, expert_index
 
 
 class _PermuteRows(torch.autograd.Function):
-    """x[perm], zero at pads; the gradient is of the same kind, where index_select's own is a slower scatter-add."""
+    """Rows perm of x [..., slots, features], zero at pads; the gradient is such rows too, and no slow scatter-add."""
 
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, perm: Tensor, pads: Tensor | None, inverse: Tensor, pads_before: Tensor | None
     ) -> Tensor:
         ctx.save_for_backward(perm, pads, inverse, pads_before)
-        out = x.index_select(0, perm)
-        return out if pads is None else out.index_fill_(0, pads, 0)
+        out = x.index_select(-2, perm)
+        return out if pads is None else out.index_fill_(-2, pads, 0)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -97,8 +98,8 @@ class _GroupedOuter(torch.autograd.Function):
 
 def _permute_rows(x: Tensor, perm: Tensor, pads: Tensor | None, inverse: Tensor, pads_before: Tensor | None) -> Tensor:
     if transformed(x):
-        out = x.index_select(0, perm)
-        return out if pads is None else out.index_fill(0, pads, 0)
+        out = x.index_select(-2, perm)
+        return out if pads is None else out.index_fill(-2, pads, 0)
     return _PermuteRows.apply(x, perm, pads, inverse, pads_before)  # type: ignore[return-value]
 
 
@@ -115,7 +116,7 @@ def _outer(a: Tensor, b: Tensor, splits: list[int]) -> Tensor:
 
 
 def permute_rows(x: Tensor, groups: RowGroups) -> Tensor:
-    """Rows of x [slots of the level before, features] in the slots of `groups`."""
+    """Rows of x [..., slots of the level before, features] in the slots of `groups`."""
     return x if groups.perm is None else _permute_rows(x, groups.perm, groups.pads, groups.inverse, groups.pads_before)
 
 
@@ -217,18 +218,24 @@ def evaluate(
         table: the vectors of shape.grid; None where there is none.
 
     Returns:
-        [N, out_features].
+        [N, out_features]. Of F fields, all parameters with a first axis of F, at coords [1 or F, N, dim]: [F, N,
+        out_features].
     """
     index = expert_index(coords, shape.levels, shape.tile_size)
     x = encode(coords, shape.num_frequencies)
-    x = x if table is None else features_by_torch(coords, table, shape.grid, x)
+    x = x if table is None else features_of_fields(coords, table, shape.grid, x, features_by_torch)
     return evaluate_encoded(coords, x, index, weights, biases, shape)
 
 
 def evaluate_encoded(
     coords: Tensor, x: Tensor, index: Tensor, weights: list[Tensor], biases: list[Tensor], shape: NetworkShape
 ) -> Tensor:
-    """`evaluate` behind the encoding: x [N, in_features], and int64 [levels, N] the expert of every row."""
+    """`evaluate` behind the encoding: x [N, in_features], and int64 [levels, N] the expert of every row.
+
+    Of fields x is [1 or F, N, in_features] and index [levels, 1 or F, N].
+    """
+    if coords.dim() == 3:
+        return _evaluate_fields(coords, x, index, weights, biases, shape)
     device, dtype = x.device.type, weights[-1].dtype
     tiles = shape.bias_tiles or (None,) * len(shape.levels)
     if transformed():  # fp32 throughout
@@ -249,3 +256,85 @@ def evaluate_encoded(
     with torch.autocast(device, enabled=False):
         x = torch.nn.functional.linear(x.to(dtype), weights[-1], biases[-1])
     return permute_rows(x, back)
+
+
+def features_of_fields(
+    coords: Tensor, table: Tensor, tiles: Sequence[BiasTile], beside: Tensor, features: Callable[..., Tensor]
+) -> Tensor:
+    """`features` of one field's arguments, or, of coords [1 or F, N, dim], those of every field: [F, N, ...]."""
+    if coords.dim() == 2:
+        return features(coords, table, tiles, beside)
+    each = zip(coords.expand(len(table), -1, -1), table, beside.expand(len(table), -1, -1))
+    return torch.stack([features(points, vectors, tiles, columns) for points, vectors, columns in each])
+
+
+def experts_of_fields(index: Tensor, fields: int, experts: Sequence[int]) -> Tensor:
+    """Where all rows of F fields are one batch: a field's experts [levels, 1 or F, N] to those of all, [levels, F N].
+
+    Args:
+        index: int64, `tiling.expert_index`.
+        fields: F.
+        experts: of a field, at each level.
+    """
+    return torch.stack([numbered_by_field(level, fields, count).flatten() for level, count in zip(index, experts)])
+
+
+def _evaluate_fields(
+    coords: Tensor, x: Tensor, index: Tensor, weights: list[Tensor], biases: list[Tensor], shape: NetworkShape
+) -> Tensor:
+    """`evaluate_encoded` of F fields. Their rows are moved alike; where each has its own points, all are one batch.
+
+    A batch has `experts` experts, those of a field or of all fields, and its rows x [batches, slots, features].
+    """
+    fields, device, dtype = len(weights[-1]), x.device.type, weights[-1].dtype
+    tiles, shared = shape.bias_tiles or (None,) * len(shape.levels), len(coords) == 1
+    x = x.expand(fields, -1, -1)
+    if transformed():  # fp32 throughout
+        for i, (experts, tile) in enumerate(zip(index, tiles)):
+            y = dense_linear(x, one_hot(experts, weights[i].shape[1]), weights[i], biases[i] if tile is None else None)
+            x = activate(y if tile is None else y + tile_bias(coords, biases[i], tile), shape.activation, shape.omega_0)
+        return torch.matmul(x, weights[-1].mT) + biases[-1][:, None]
+    counts = [weight.shape[1] for weight in weights[:-1]]
+    if shared:
+        rows = index[:, 0]
+    else:
+        rows = experts_of_fields(index, fields, counts)
+        x, counts = x.reshape(1, x.shape[0] * x.shape[1], x.shape[2]), [fields * count for count in counts]
+    groups, back = group_rows(rows, counts)
+    for i, (level, tile, count) in enumerate(zip(groups, tiles, counts)):
+        x = permute_rows(x, level)
+        bias = None
+        if tile is None:  # of every expert
+            each = biases[i][:, None].expand(-1, weights[i].shape[1], -1)
+            bias = each.reshape(len(x), count, -1)
+        with torch.autocast(device, enabled=i > 0 and torch.is_autocast_enabled(device)):
+            x = _batched_linear(x, weights[i].reshape(len(x), count, *weights[i].shape[2:]), bias, level.splits)
+        if tile is not None:
+            which, share = bias_shares(coords, tile)
+            if shared:
+                slots = slice(None) if level.rows is None else level.rows
+                which, share = numbered_by_field(which[:, slots], *biases[i].shape[:2]), share[:, slots]
+            else:
+                which, share = numbered_by_field(which, *biases[i].shape[:2]).flatten(0, 1), share.flatten(0, 1)
+                which, share = (part if level.rows is None else part[level.rows] for part in (which, share))
+            share = share.expand(*which.shape).reshape(x.shape[0] * x.shape[1], which.shape[-1])
+            x = x + blended_bias(biases[i].flatten(0, 1), which.reshape(share.shape), share).view_as(x)
+        x = activate(x, shape.activation, shape.omega_0, phase_dtype=dtype)
+    x = permute_rows(x, back).to(dtype).view(fields, coords.shape[1], x.shape[2])
+    with torch.autocast(device, enabled=False):
+        return torch.baddbmm(biases[-1][:, None], x, weights[-1].mT)
+
+
+def _batched_linear(x: Tensor, weight: Tensor, bias: Tensor | None, splits: list[int]) -> Tensor:
+    """`grouped_linear` of batches: x [B, slots, in], weight [B, experts, out, in], bias [B, experts, out] or None."""
+    if splits == splits[:1] * len(splits):
+        groups = x.reshape(len(x) * len(splits), splits[0], x.shape[2])
+        bias = None if bias is None else bias.reshape(len(groups), 1, bias.shape[2])
+        matrices = weight.flatten(0, 1).mT
+        out = torch.bmm(groups, matrices) if bias is None else torch.baddbmm(bias, groups, matrices)
+        return out.view(*x.shape[:2], weight.shape[2])
+    parts = [
+        torch.bmm(xs, weight[:, e].mT) if bias is None else torch.baddbmm(bias[:, e, None], xs, weight[:, e].mT)
+        for e, xs in enumerate(x.split(splits, 1))
+    ]
+    return torch.cat(parts, 1)

@@ -32,11 +32,14 @@ def obstacle(
     dtype: torch.dtype,
     blending: Blending,
     experts: int,
+    fields: int | None = None,
+    bias_tiles: bool = False,
     altered: str | None = None,
 ) -> str | None:
     """Why these kernels cannot serve so many experts of this dtype on this device; None if they can.
 
-    `altered` says how the network differs from those that the kernels compute.
+    `fields` is the num_fields of a network, `bias_tiles` whether it has some; `altered` says how it differs from those
+    that the kernels compute.
     """
     if altered is not None:
         return altered
@@ -51,6 +54,8 @@ def obstacle(
 
         if experts > MAX_EXPERTS:
             return f"a level has {experts} experts and the kernels number at most {MAX_EXPERTS}"
+        if fields is not None and torch.is_autocast_enabled("cpu"):
+            return "autocast wants 16 bits and the kernels of many fields have float32"
         if torch.is_autocast_enabled("cpu") and why_unavailable() is None:
             if torch.get_autocast_dtype("cpu") != torch.bfloat16:
                 return "autocast wants float16 and the kernels have float32 and bfloat16"
@@ -59,6 +64,8 @@ def obstacle(
         return why_unavailable()
     if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
         return f"the tensors are on {device} and the kernels need an NVIDIA GPU"
+    if fields is not None and bias_tiles:
+        return "it has bias tiles of many fields, and the kernels find those of one"
     return None if triton_installed() else "Triton is not installed: pip install triton"
 
 
@@ -74,6 +81,8 @@ def resolve_implementation(
     dtype: torch.dtype,
     blending: Blending,
     experts: int,
+    fields: int | None = None,
+    bias_tiles: bool = False,
     altered: str | None = None,
 ) -> Resolved:
     """The implementation for a network with so many experts a level, in this dtype on this device.
@@ -86,7 +95,8 @@ def resolve_implementation(
     if implementation in ("torch", "reference"):
         return implementation
     kernels = implementation if implementation != "auto" else "cpu" if device.type == "cpu" else "triton"
-    reason = obstacle(kernels, device=device, dtype=dtype, blending=blending, experts=experts, altered=altered)
+    where = {"device": device, "dtype": dtype, "blending": blending, "experts": experts}
+    reason = obstacle(kernels, **where, fields=fields, bias_tiles=bias_tiles, altered=altered)
     if reason is None:
         return kernels
     if implementation == "auto":

@@ -25,6 +25,9 @@ def position_dependent_linear_ref(
 
     It builds W(p) for every point: memory grows with points * out_features * in_features. Any dtype, any device.
 
+    F fields are F layers side by side, each with its own experts and biases: all tensors and the result then have a
+    first axis of F, that of coords being 1 where all fields have the same points.
+
     Args:
         x: features [N, in_features].
         coords: points [N, dim], dim 1 to 4, any real values.
@@ -39,6 +42,11 @@ def position_dependent_linear_ref(
     Returns:
         [N, out_features].
     """
+    if weight.dim() == 4:
+        biases = [None] * len(weight) if bias is None else bias
+        how = {"tile_size": tile_size, "blending": blending, "bias_tile": bias_tile}
+        fields = zip(x, coords.expand(len(weight), -1, -1), weight, biases)
+        return torch.stack([position_dependent_linear_ref(*tensors, level, **how) for tensors in fields])
     if blending == "nearest":
         matrices = weight[expert_index(coords, [level], tile_size)[0]]
     else:

@@ -7,9 +7,9 @@ import torch
 
 from loe_field.errors import InputError
 
-_BYTES_PER_PIXEL = 32  # of memory that fitting takes beside the picture and its copies: the shuffle, and the error map
-"""For 8192x8192 RGB the estimate is 4.6 GiB, 2 of them for the spline of loe-image-smooth; 2.2 GiB above the empty
-process were measured with loe-image and a mapped TIFF."""
+_COPIES = 6
+"""Of a picture that is fitted, itself included: the reconstruction, its file's content, and what is read back.
+16384x16384 RGB of 8 bits: 4.5 GiB."""
 
 
 def available_memory() -> int:
@@ -29,11 +29,16 @@ def free_memory(device: torch.device) -> int:
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_memory()
 
 
-def check_picture_memory(height: int, width: int, channels: int, bytes_per_value: int, name: str) -> None:
-    """Refuse with InputError a picture without pixels, or one that cannot be fitted in this machine's memory."""
+def check_picture_memory(
+    height: int, width: int, channels: int, bytes_per_value: int, name: str, *, spline: bool = False
+) -> None:
+    """Refuse with InputError a picture without pixels, or one that cannot be fitted in this machine's memory.
+
+    The spline between its pixels takes two copies in floats more.
+    """
     if 0 in (width, height):
         raise InputError(f"{name} has no pixels: it is {width} x {height}")
-    needed = height * width * (6 * channels * bytes_per_value + 8 * channels + _BYTES_PER_PIXEL)
+    needed = height * width * channels * (_COPIES * bytes_per_value + 8 * spline)
     free = available_memory()
     if needed > free:
         shrink = (free / needed) ** 0.5

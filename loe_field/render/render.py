@@ -1,6 +1,6 @@
 """A run's field as a picture file, of any size, of any window, or its derivative."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,11 +8,12 @@ import numpy as np
 import torch
 
 from loe_field.errors import InputError, shortage
-from loe_field.files import write_output
+from loe_field.files import write_folder, write_output
 from loe_field.network.protocol import Network
 from loe_field.pictures.picture import EXR_CHANNELS, MU, Picture, codes, hdr_values
 from loe_field.pictures.write import DTYPES, Sheet, check_sheet, file_format, write_rows
 from loe_field.render.derivatives import Derivative, PixelField, derivative_of
+from loe_field.render.tiles import Pyramid, TileFormat, write_tiles
 from loe_field.render.window import OnGrid, Upscaling, View, evaluated, on_grid, pictured, rendered_rows
 
 _BRIGHTEST = 0.999  # part of the picture in which a derivative shown as a picture is below white
@@ -29,16 +30,23 @@ class RenderJob:
     derivative: Derivative | None = None
     bit_depth: int | None = None
     chunk: int = 65536
+    tiles: TileFormat | None = None
+    """The suffix of the tiles of a pyramid, to which the file's folder is given instead; see tiles.py."""
+
+    @property
+    def format(self) -> str:
+        """Of the file, or the tiles."""
+        return file_format(self.output if self.tiles is None else Path(f"tile.{self.tiles}"))
 
     def sheet(self, channels: tuple[str, ...], dtype: np.dtype, icc_profile: bytes | None = None) -> Sheet:
         """The file's sheet."""
-        return Sheet(file_format(self.output), self.view.width, self.view.height, channels, dtype, icc_profile)
+        return Sheet(self.format, self.view.width, self.view.height, channels, dtype, icc_profile)
 
 
 def write_rendering(
     field: PixelField, network: Network, picture: Picture, job: RenderJob, advance: Callable[[int], None]
 ) -> list[str]:
-    """Render a field and write the file, whole or not at all.
+    """Render a field and write the file, or the folder with its tiles, whole or not at all.
 
     Args:
         field: coords [N, 2] in pixels to values [N, channels] as they were fitted, on the device of the network.
@@ -64,12 +72,17 @@ def write_rendering(
 
     def bands():
         for band in rendered_rows(plan.function, view, chunk=job.chunk, alpha=plan.alpha):
-            yield plan.encode(band)
+            yield band
             advance(len(band))
 
+    names = "".join(plan.sheet.channels) if "." not in plan.sheet.channels[0] else " ".join(plan.sheet.channels)
+    bits = f"{8 * plan.sheet.dtype.itemsize} bit{' float' if plan.sheet.dtype.kind == 'f' else ''}"
+    what = f"{view.width} x {view.height} pixels, {names}, {bits}{plan.how}"
     try:
+        if job.tiles is not None:
+            return [f"{job.output / 'index.html'}: {what}{_write_pyramid(job, plan, bands(), what)}", *plan.notes]
         with write_output(job.output) as path:
-            write_rows(path, plan.sheet, bands())
+            write_rows(path, plan.sheet, map(plan.encode, bands()))
     except (MemoryError, RuntimeError) as error:
         problem = shortage(error)
         if problem is None:
@@ -78,9 +91,15 @@ def write_rendering(
             f"rows of {view.width:,} pixels do not fit into memory ({problem}): give a smaller --scale or --size, a "
             "--crop, or a smaller --chunk-size"
         ) from None
-    names = "".join(plan.sheet.channels) if "." not in plan.sheet.channels[0] else " ".join(plan.sheet.channels)
-    bits = f"{8 * plan.sheet.dtype.itemsize} bit{' float' if plan.sheet.dtype.kind == 'f' else ''}"
-    return [f"{job.output}: {view.width} x {view.height} pixels, {names}, {bits}{plan.how}", *plan.notes]
+    return [f"{job.output}: {what}", *plan.notes]
+
+
+def _write_pyramid(job: RenderJob, plan: "_Plan", bands: Iterator[np.ndarray], what: str) -> str:
+    """Write the folder; returns a word on it."""
+    with write_folder(job.output) as folder:
+        pyramid = Pyramid(folder, plan.sheet, plan.alpha, plan.encode)
+        write_tiles(pyramid, bands, f"{job.output.name}: {what}")
+    return f", {pyramid.num_tiles:,} tiles in {len(pyramid.sizes)} levels"
 
 
 @dataclass(frozen=True)
@@ -98,7 +117,7 @@ class _Plan:
 def _colours(function: PixelField, picture: Picture, job: RenderJob) -> _Plan:
     view = job.view
     is_hdr = picture.peak is not None
-    kind, bits, alpha = file_format(job.output), job.bit_depth, picture.has_alpha
+    kind, bits, alpha = job.format, job.bit_depth, picture.has_alpha
     if kind == picture.format == "EXR" and bits is None:
         bits = picture.bits
     dtype = _dtype(kind, bits, default=32 if is_hdr else max(8, picture.bits))
@@ -109,9 +128,11 @@ def _colours(function: PixelField, picture: Picture, job: RenderJob) -> _Plan:
         how += ", each the mean of {} x {} samples".format(*view.samples)
     sheet = job.sheet(EXR_CHANNELS[picture.channels], dtype, picture.icc_profile)
     few = "black and white" if picture.mode == "1" else "a palette" if picture.palette is not None else ""
-    if few and view.is_of_own_pixels and dtype == np.uint8:
+    if few and view.is_of_own_pixels and dtype == np.uint8 and job.tiles is None:
         return _Plan(sheet, grid, lambda band: picture.like(band).values, alpha, how)
     notes = (f"the run's picture has {few}: other colours lie between its pixels",) if few else ()
+    if not is_hdr and dtype == np.uint8 and picture.bits > 8:
+        how = f" of the picture's {picture.bits}{how}"
     if is_hdr and dtype.kind == "f":
         return _Plan(sheet, grid, lambda band: hdr_values(band, dtype, alpha=alpha), alpha, how)
     if is_hdr:
@@ -122,7 +143,7 @@ def _colours(function: PixelField, picture: Picture, job: RenderJob) -> _Plan:
 
 def _derivative(function: PixelField, picture: Picture, job: RenderJob) -> _Plan:
     assert job.derivative is not None
-    kind = file_format(job.output)
+    kind = job.format
     dtype = _dtype(kind, job.bit_depth, default=32 if 32 in DTYPES[kind] else 8)
     colours = EXR_CHANNELS[picture.channels]
     if dtype.kind == "f":

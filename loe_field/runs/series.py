@@ -18,9 +18,9 @@ import hashlib
 import itertools
 import json
 import os
-import re
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -40,7 +40,7 @@ from loe_field.runs.child import Children
 from loe_field.runs.content import content_of, good_checkpoints, read_results
 from loe_field.training.distributed import processes_here
 from loe_field.training.folder import RunFolder
-from loe_field.words import printable, say
+from loe_field.words import natural_order, printable, say
 
 SUMMARY, RUN = "summary.csv", "run.json"
 _NAMED = 5
@@ -124,6 +124,11 @@ def pictures_of(data: Path) -> dict[str, Path]:
     if others:
         names = ", ".join(others[:_NAMED]) + (f" and {len(others) - _NAMED} more" if len(others) > _NAMED else "")
         say(f"left out, no pictures by their names: {names}", CONSOLE)
+    return named(pictures)
+
+
+def named(pictures: Sequence[Path]) -> dict[str, Path]:
+    """Absolute paths by name: the path within their common folder, with its suffix only where it alone differs."""
     root = Path(os.path.commonpath([path.parent for path in pictures]))
     short = [path.relative_to(root).with_suffix("") for path in pictures]
     times = Counter(short)
@@ -132,8 +137,7 @@ def pictures_of(data: Path) -> dict[str, Path]:
 
 def _natural(path: Path) -> tuple[list[Any], str]:
     """2.png before 10.png; folder by folder, whatever the case unless nothing else differs."""
-    parts = (re.split(r"(\d+)", part.lower()) for part in path.parts)
-    return [[(0, int(t), "") if t.isdecimal() else (1, 0, t) for t in part] for part in parts], str(path)
+    return [natural_order(part)[0] for part in path.parts], str(path)
 
 
 class PictureSeries:

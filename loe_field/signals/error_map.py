@@ -3,7 +3,6 @@
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from skimage.measure import block_reduce
 
 from loe_field.pictures.metrics import picture_psnr
 from loe_field.pictures.picture import Picture
@@ -13,13 +12,14 @@ _MOST_DRAWN = 2048  # pixels along a side of the error map at most
 
 def error_figure(reconstruction: Picture, target: Picture) -> Figure:
     """Error of every pixel (the largest over its channels) in steps of 1/255, brightest at the 99.9th percentile."""
-    difference = np.empty((target.height, target.width), np.float32)
-    for row in range(target.height):
-        seen, wanted = (target.to_unit(picture.values[row]) for picture in (reconstruction, target))
-        np.abs(seen - wanted).max(-1, out=difference[row])
-    difference *= 255
     # Of a large picture the largest error of each block: matplotlib would take 100 bytes for every pixel.
-    difference = block_reduce(difference, -(-max(difference.shape) // _MOST_DRAWN), np.max)
+    block = -(-max(target.height, target.width) // _MOST_DRAWN)
+    lines = []
+    for row in range(0, target.height, block):
+        seen, wanted = (target.to_unit(picture.values[row : row + block]) for picture in (reconstruction, target))
+        largest = np.abs(seen - wanted).max((0, 2))
+        lines.append(np.maximum.reduceat(largest, range(0, target.width, block)))
+    difference = 255 * np.stack(lines)
     top = max(float(np.percentile(difference, 99.9)), 1.0)
     height, width = difference.shape
     scale = min(6 / max(height, width), 1 / 50)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from loe_field.errors import InputError
 from loe_field.files import write_each
+from loe_field.pictures.memory import check_picture_memory
 from loe_field.pictures.metrics import decibels, picture_psnr, picture_ssim, squared_error
 from loe_field.pictures.picture import Picture
 from loe_field.pictures.read import decode_picture, read_picture
@@ -35,8 +36,9 @@ class PictureOptions:
     each picture in it. Left out: scikit-image's `camera`, 512x512 grey."""
     pixels_per_batch: int | Literal["auto"] | None = "auto"
     """Pixels per step, drawn at random without replacement. "auto": 4,096 for every expert along an axis (8,192, and
-    16,384 or 32,768 for large pictures); for a baseline its authors' number. None: the whole picture at every step.
-    Several processes share them: of 8,192 pixels each of two takes 4,096."""
+    16,384 or 32,768 for large pictures), 1,024 from 4 megapixels on where a CPU computes; for a baseline its authors'
+    number. None: the whole picture at every step. Several processes share them: of 8,192 pixels each of two takes
+    4,096."""
     off_grid: float = 0.0
     """Part of the pixels of every step, 0 to 1, that are visited at a random place in their square instead of its
     centre; the colour there is that of the cubic spline through the pixels. 0 fits the pixels and nothing between them;
@@ -58,7 +60,9 @@ class PictureOptions:
         in_file = picture is None
         picture = picture or read_picture(self.data or default_picture())
         if self.pixels_per_batch == "auto":
-            self.pixels_per_batch = samples_per_batch_for((picture.width, picture.height), picture.channels)
+            by_clock = torch.device(device).type == "cpu"
+            sizes = (picture.width, picture.height), picture.channels
+            self.pixels_per_batch = samples_per_batch_for(*sizes, by_clock=by_clock)
         options = {"off_grid": self.off_grid, "hold_out": self.hold_out, "in_file": in_file}
         return PictureSignal(picture, device, samples_per_batch=self.pixels_per_batch, seed=seed, **options)
 
@@ -128,6 +132,8 @@ class PictureSignal(GridSignal):
         self._off_grid = off_grid
         self._spline: CubicSpline | None = None
         if off_grid > 0:
+            sizes = (picture.height, picture.width, picture.channels, picture.values.itemsize)
+            check_picture_memory(*sizes, "the picture", spline=True)
             colours = picture.unit
             self._spline = CubicSpline(colours if kept is None else fill_checkerboard(colours), device)
 
@@ -174,6 +180,27 @@ class PictureSignal(GridSignal):
         coords, targets = super().at(index[len(offset) :])
         off_grid = grid_coords(index[: len(offset)], self.shape) + offset
         return torch.cat([off_grid / self._size, coords]), torch.cat([self._spline(off_grid), targets])
+
+    def seen(self, values: np.ndarray) -> np.ndarray:
+        """See GridSignal.seen: rounded to what the picture's kind can hold; NaN where there is one."""
+        if np.isnan(values).any():  # which whole steps cannot hold
+            return np.full_like(values, np.nan)
+        return self.picture.like(values[None]).unit[0]
+
+    @torch.no_grad()
+    def preview(self, field: Field, num_samples: int, *, chunk: int = 65536) -> np.ndarray:
+        """See Signal.preview: each pixel is the mean of four of the picture's under it, HDR on its curve."""
+        picture = self.picture
+        scale = min(1.0, math.sqrt(num_samples / (picture.width * picture.height)) / 2)
+        width, height = (max(1, round(scale * side)) for side in (picture.width, picture.height))
+        columns, rows = (
+            ((torch.arange(2 * small, device=self.device) + 0.5) * side / (2 * small)).long()
+            for small, side in ((width, picture.width), (height, picture.height))
+        )
+        index = (rows[:, None] * picture.width + columns).flatten()
+        values = torch.cat([field(self.coords(part)).float().cpu() for part in index.split(chunk)])
+        means = values.clamp(0, 1).view(height, 2, width, 2, picture.channels).mean((1, 3))
+        return (255 * means).round().byte().numpy()
 
     def reconstruct(self, field: Field, *, chunk: int = 65536) -> "PictureReconstruction":
         """The field at the picture's own pixels, strip by strip: of floats there is never more than a strip."""

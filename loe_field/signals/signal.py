@@ -5,6 +5,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,15 @@ from torch import Tensor
 from loe_field.errors import InputError
 from loe_field.files import write_whole
 from loe_field.pictures.metrics import decibels, squared_error
-from loe_field.signals.seeds import seeded_generator
+from loe_field.signals.shuffle import shuffled
 
 Field = Callable[[Tensor], Tensor]
 """Coordinates [N, dim] in [0, 1) to values [N, channels], both on the signal's device."""
+
+_MOST_MEASURED, _SOME_MEASURED = 2**20, 2**18
+"""Samples up to which all are measured during a run, and how many of more. These tell the PSNR within some 0.02 dB."""
+_SHUFFLED_AT_ONCE = {"cpu": 2**15, "cuda": 2**20}
+"""Samples, about, whose order is computed at once: as many as a core's cache holds, or as make a GPU's launches few."""
 
 
 class Reconstruction(ABC):
@@ -51,6 +57,7 @@ class Signal(ABC):
         batches_per_pass: steps of one pass.
         resolution: samples along each coordinate, about; network and batches are sized by it.
         num_targets: numbers that are measured.
+        num_measured: samples that `quick_psnr` measures; None: all.
         kind: everything but the content, as plain numbers and text that a checkpoint can hold.
         unit: a word for the samples.
     """
@@ -62,6 +69,7 @@ class Signal(ABC):
     batches_per_pass: int
     resolution: tuple[int, ...]
     num_targets: int
+    num_measured: int | None = None
     kind: dict[str, Any]
     unit = "samples"
 
@@ -89,6 +97,14 @@ class Signal(ABC):
     @abstractmethod
     def reconstruct(self, field: Field, *, chunk: int = 65536) -> Reconstruction:
         """Evaluate a field at all samples, `chunk` of them at once."""
+
+    def quick_psnr(self, field: Field, *, chunk: int = 65536) -> float:
+        """PSNR in dB of a field, of a large signal over samples of it, always the same ones."""
+        return self.reconstruct(field, chunk=chunk).psnr
+
+    def preview(self, field: Field, num_samples: int, *, chunk: int = 65536) -> np.ndarray | None:
+        """A small look at a field, uint8 [height, width, channels], from about so many samples; None: it has none."""
+        return None
 
     def measure(self, field: Field) -> dict[str, Any]:
         """All measures of a field, by name."""
@@ -162,10 +178,13 @@ class GridSignal(Signal):
         self._kept = None if kept is None else torch.from_numpy(kept).to(device)
         self._size = torch.tensor(self.resolution, dtype=torch.float32, device=device)
         self.num_samples = len(flat) if kept is None else len(kept)
+        self.num_measured = None if len(flat) <= _MOST_MEASURED else _SOME_MEASURED
         largest = min(samples_per_batch or self.num_samples, self.num_samples)
         self.batches_per_pass = -(-self.num_samples // largest)
         self.samples_per_batch = -(-self.num_samples // self.batches_per_pass)
-        self._pass, self._order = -1, torch.empty(0, dtype=torch.int64)
+        at_once = _SHUFFLED_AT_ONCE["cuda" if self.device.type == "cuda" else "cpu"]
+        self._batches_at_once = max(1, at_once // self.samples_per_batch)
+        self._first, self._batches = -1, [torch.empty(0, dtype=torch.int64)]
 
     @property
     def targets(self) -> np.ndarray:
@@ -208,12 +227,15 @@ class GridSignal(Signal):
 
     def _chosen(self, step: int) -> Tensor:
         number, k = divmod(step, self.batches_per_pass)
-        if number != self._pass:
-            generator = seeded_generator(self.device, self._seed, number)
-            order = torch.randperm(self.num_samples, generator=generator, device=self.device)
-            self._order, self._pass = order if self._kept is None else self._kept[order], number
-        first, last = (i * self.num_samples // self.batches_per_pass for i in (k, k + 1))
-        return self._order[first:last]
+        first = step - k % self._batches_at_once
+        if first != self._first:
+            last = min(k - k % self._batches_at_once + self._batches_at_once, self.batches_per_pass)
+            bounds = [i * self.num_samples // self.batches_per_pass for i in range(first - step + k, last + 1)]
+            places = torch.arange(bounds[0], bounds[-1], device=self.device)
+            index = shuffled(places, self.num_samples, self._seed, number)
+            index = index if self._kept is None else self._kept[index]
+            self._first, self._batches = first, index.split([end - start for start, end in pairwise(bounds)])
+        return self._batches[step - first]
 
     @torch.no_grad()
     def strips(self, field: Field, chunk: int) -> Iterator[tuple[slice, np.ndarray]]:
@@ -226,6 +248,23 @@ class GridSignal(Signal):
             index = torch.arange(first * inner, last * inner, device=self.device)
             parts = [field(self.coords(part)).float().cpu() for part in index.split(chunk)]
             yield slice(first, last), torch.cat(parts).numpy().reshape(-1, *self.shape[1:], self.channels)
+
+    @torch.no_grad()
+    def quick_psnr(self, field: Field, *, chunk: int = 65536) -> float:
+        """See Signal.quick_psnr."""
+        if self.num_measured is None:
+            return super().quick_psnr(field, chunk=chunk)
+        places = torch.arange(self.num_measured, device=self.device)
+        index = shuffled(places, len(self._values), self._seed, 0, 1)
+        square = 0.0
+        for part in index.split(chunk):
+            seen = self.seen(field(self.coords(part)).float().cpu().numpy())
+            square += squared_error(seen, self.values(part).cpu().numpy())
+        return decibels(square, len(index) * self.channels)
+
+    def seen(self, values: np.ndarray) -> np.ndarray:
+        """Values of a field [N, channels] as a reconstruction has them, on the scale of the targets."""
+        return values.clip(0, 1)
 
     def reconstruct(self, field: Field, *, chunk: int = 65536) -> Reconstruction:
         """The field's own numbers, clamped to [0, 1]."""

@@ -50,8 +50,9 @@ def _check_data_words(words: Sequence[str]) -> None:
 class LoETrainerConfig(TrainerConfig):
     """How to train: the host's options, with defaults that need no account, no browser and no GPU."""
 
-    max_num_iterations: int = 6000
-    """Steps of the whole run, those before a resume included."""
+    max_num_iterations: int | None = None  # type: ignore[assignment]
+    """Steps of the whole run, those before a resume included. None: 6,000; on a CPU a picture of 4 megapixels or more
+    ends by the clock instead, after two minutes and three seconds a megapixel."""
     max_train_seconds: float | None = None
     """Train for so many seconds, evaluations not counted, instead of max_num_iterations steps; the learning rates fall
     over these seconds. What comes out depends on the machine's speed. None: max_num_iterations counts."""

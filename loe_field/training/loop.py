@@ -24,9 +24,10 @@ from nerfstudio.engine.trainer import Trainer
 from nerfstudio.utils import writer
 from nerfstudio.utils.decorators import check_main_thread
 from nerfstudio.utils.rich_utils import CONSOLE
+from PIL import Image
 
 from loe_field.errors import InputError, shortage
-from loe_field.files import check_writable
+from loe_field.files import check_writable, write_each
 from loe_field.network.kernels import cpu
 from loe_field.network.optim import Muon
 from loe_field.stopping import stop_signals
@@ -53,6 +54,9 @@ _SECONDS_PER_SAVE, _PART_FOR_SAVES = 10.0, 0.02
 _UNTIL_TOLD = 1.0
 """Seconds until it is known whether a signal came because another process was lost."""
 
+_STEPS = 6000
+"""Of a run whose config says neither steps nor seconds."""
+
 _EVALUATIONS, _PART_FOR_EVALUATIONS = 24, 0.1
 """Evaluations by time: so many in a run at most, and so few that they take no more than this part of the time."""
 
@@ -71,6 +75,10 @@ class LoETrainer(Trainer):
     pipeline: LoEPipeline
     unit = "rays"
     """The word for a batch's members."""
+    measures_samples = False
+    """Whether evaluations during a run are of samples; the last one is of all."""
+    first_preview = math.inf
+    """Seconds of training until preview.png is written first; again after twice the seconds of the time before."""
 
     def __init__(
         self, config: LoETrainerConfig, local_rank: int = 0, world_size: int = 1, *, leaves_files: bool = True
@@ -97,6 +105,8 @@ class LoETrainer(Trainer):
         device = device_of(self.device)
         self.defaults = defaults_for(device)
         config.steps_per_iteration = config.steps_per_iteration or self.defaults.steps_per_iteration
+        self._timed_by_size = config.max_num_iterations is None and config.max_train_seconds is None
+        config.max_num_iterations = self.num_steps
         if config.precision is None:
             config.precision = self.defaults.precision
             if remark(device) is not None:
@@ -108,6 +118,8 @@ class LoETrainer(Trainer):
         self.mixed_precision = self.mixed_precision or self.precision == "bf16"
         self.record = RunRecord()
         self._evaluated_at: int | None = None
+        self._evaluated_whole = False
+        self._previews = 0
         self._asked = 0
         self._evaluating_took = 0.0
         self._writing: Future[float] | None = None
@@ -120,6 +132,11 @@ class LoETrainer(Trainer):
             keep_freed_memory()
             if config.num_threads is None and self.processes is None:
                 self._threads = ThreadTuner(self._most_threads).step
+
+    @property
+    def num_steps(self) -> int:
+        """Optimizer steps of the whole run where no clock ends it; the schedules' steps where one does."""
+        return self.config.max_num_iterations or _STEPS
 
     def setup(self, test_mode: Literal["test", "val", "inference"] = "val") -> None:
         """Build everything, load the checkpoint if one is wanted, then write config.yml."""
@@ -182,6 +199,8 @@ class LoETrainer(Trainer):
         }
         super().setup(test_mode)
         config.pipeline = self.pipeline.config
+        if self._timed_by_size:
+            config.max_train_seconds = self.usual_seconds
         self.train_step = TrainStep(
             self.pipeline,
             self.optimizers.optimizers,
@@ -260,7 +279,7 @@ class LoETrainer(Trainer):
         if isinstance(config, MuonConfig) and config.precision is None:
             return replace(config, precision="bf16" if self.precision == "bf16" else "fp32")
         if isinstance(config, DecayConfig) and config.max_steps is None:
-            return replace(config, max_steps=self.config.max_num_iterations)
+            return replace(config, max_steps=self.num_steps)
         return config
 
     def setup_optimizers(self) -> Optimizers:
@@ -317,7 +336,7 @@ class LoETrainer(Trainer):
     def _train(self) -> Any:
         self._init_viewer_state()
         self.stop_training = False
-        total, num_seconds = self.config.max_num_iterations, self.config.max_train_seconds
+        total, num_seconds = self.num_steps, self.config.max_train_seconds
         per_step = self.pipeline.datamanager.get_train_rays_per_batch()
         step = self._start_step
         self.step = step - 1
@@ -420,13 +439,13 @@ class LoETrainer(Trainer):
         """So many steps, which took so many seconds, as a part of the run, 0 to 1."""
         if self.config.max_train_seconds is not None:
             return min(1.0, seconds / self.config.max_train_seconds)
-        return min(1.0, steps / self.config.max_num_iterations)
+        return min(1.0, steps / self.num_steps)
 
     def _steps_until_due(self, step: int) -> int:
         """Optimizer steps of the next turn: as many as wanted, but not past anything that is due."""
         periods = [self.steps_per_evaluation, self.config.steps_per_save, self.config.logging.steps_per_log]
         if self.config.max_train_seconds is None:
-            periods.append(self.config.max_num_iterations)
+            periods.append(self.num_steps)
         left = [period - step % period for period in periods if period is not None]
         return min(self.config.steps_per_iteration or 1, *left)
 
@@ -434,7 +453,7 @@ class LoETrainer(Trainer):
         """Put the schedules to the clock's part of the run, if seconds count."""
         if self.config.max_train_seconds is not None:
             for scheduler in self.optimizers.schedulers.values():
-                scheduler.last_epoch = int(self._turn_starts_at * self.config.max_num_iterations)
+                scheduler.last_epoch = int(self._turn_starts_at * self.num_steps)
 
     def _call_back(self, location: TrainingCallbackLocation, step: int) -> None:
         for callback in self.callbacks:
@@ -480,13 +499,38 @@ class LoETrainer(Trainer):
             return
         done, last, target = self.step + 1, self.part_done >= 1, self.config.target_psnr
         if not last and self._evaluation_is_due(done):
-            psnr = self._evaluate()
+            psnr = self._evaluate(whole=False)
+            if target is not None and psnr >= target and not self._evaluated_whole:
+                psnr = self._evaluate()
             if target is not None and psnr >= target:
                 CONSOLE.print(f"PSNR {psnr:.2f} dB has reached --target-psnr {target:g}: stopping")
                 self.stop_training = True
         self._progress.update(done)
         if self.leaves_files and not last:
             self._save_if_due(done)
+            if self.record.seconds_here >= self.first_preview * 2**self._previews:
+                self._write_preview()
+
+    def _write_preview(self) -> None:
+        """Write preview.png, with twice the samples of the one before."""
+        path, seconds = self.base_dir / "preview.png", self.record.seconds_here
+        with self.train_lock, self._clock_stopped(), torch.no_grad():
+            self.pipeline.eval()
+            picture = self.preview(2**self._previews)
+        self._previews += 1
+        if picture is None:
+            return
+        image = Image.fromarray(picture[..., 0] if picture.shape[-1] == 1 else picture)
+        with self.going_on():
+            write_each({path: partial(image.save, format="PNG")})
+        if self._previews == 1:
+            say(f"a first look after {seconds:.0f} s: {path}", CONSOLE)
+
+    def preview(self, times: int) -> np.ndarray | None:
+        """A look at the fit, uint8 [height, width, channels], of so many times the samples of the first one.
+
+        Subclasses may have one.
+        """
 
     @contextmanager
     def _clock_stopped(self) -> Iterator[None]:
@@ -496,12 +540,12 @@ class LoETrainer(Trainer):
         with self.record.clock_stopped():
             yield
 
-    def _evaluate(self) -> float:
-        """Measure the PSNR, note it and return it."""
+    def _evaluate(self, *, whole: bool = True) -> float:
+        """Measure the PSNR, note it and return it; see `evaluate`."""
         with self.train_lock, self._clock_stopped():
             self.pipeline.eval()
             start = time.monotonic()
-            psnr = self.evaluate()
+            psnr = self.evaluate(whole=whole)
             self._evaluating_took = time.monotonic() - start
         if math.isnan(psnr):
             raise InputError(
@@ -509,7 +553,7 @@ class LoETrainer(Trainer):
                 "(--optimizers...optimizer.lr) or the frequencies (omega_0, sigma), and start anew"
             )
         self.record.add(self.step + 1, psnr)
-        self._evaluated_at = self.step
+        self._evaluated_at, self._evaluated_whole = self.step, whole or not self.measures_samples
         self._progress.evaluated()
         if writer.EVENT_WRITERS:
             writer.put_scalar(name="Eval PSNR", scalar=psnr, step=self.step)
@@ -521,12 +565,18 @@ class LoETrainer(Trainer):
     def steps_per_evaluation(self) -> int | None:
         """Steps between evaluations; None: by time."""
         given = self.config.steps_per_eval_all_images
-        return given if given is not None or self.defaults.evaluates_by_time else self.usual_steps_per_evaluation
+        by_time = self.defaults.evaluates_by_time or self.config.max_train_seconds is not None
+        return given if given is not None or by_time else self.usual_steps_per_evaluation
 
     @property
     def usual_steps_per_evaluation(self) -> int:
         """Steps between evaluations on a CPU, where the config has none. Subclasses may have others."""
         return 250
+
+    @property
+    def usual_seconds(self) -> float | None:
+        """Seconds of training where the config has neither these nor steps; None: 6,000 steps."""
+        return None
 
     def _evaluation_is_due(self, done: int) -> bool:
         """Whether the steps since the last evaluation are over, or a part of the run and enough of its seconds."""
@@ -542,13 +592,13 @@ class LoETrainer(Trainer):
         """How a run goes that the config may have left open, for people."""
         batch, turn = self.pipeline.datamanager.get_train_rays_per_batch(), self.config.steps_per_iteration
         turns = f", {turn} steps a turn" if turn != 1 else ""
-        every = self.steps_per_evaluation
-        return (
-            f"{batch:,} {self.unit} a step{turns}, evaluated {'by time' if every is None else f'every {every:,} steps'}"
-        )
+        every, seconds = self.steps_per_evaluation, self.config.max_train_seconds
+        evaluated = "by time" if every is None else f"every {every:,} steps"
+        end = f"; ends after {seconds:.0f} s, by its size" if self._timed_by_size and seconds else ""
+        return f"{batch:,} {self.unit} a step{turns}, evaluated {evaluated}{end}"
 
-    def evaluate(self) -> float:
-        """PSNR in dB over the evaluation set; subclasses may know a cheaper way."""
+    def evaluate(self, *, whole: bool = True) -> float:
+        """PSNR in dB over the evaluation set, or, where that is not asked for, maybe over samples of it."""
         return self.pipeline.get_average_eval_image_metrics(step=self.step)["psnr"]
 
     def _finish(self) -> Any:
@@ -556,8 +606,10 @@ class LoETrainer(Trainer):
         self.training_state = "completed"
         if self.local_rank != 0:
             return None
-        if self._evaluated_at != self.step:
+        if self._evaluated_at != self.step or not self._evaluated_whole:
             self._evaluate()
+        if self._previews:
+            self._write_preview()
         if self.step >= 0 and self.leaves_files:
             with self.going_on():
                 self.save_checkpoint(self.step)

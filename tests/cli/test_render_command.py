@@ -12,7 +12,11 @@ import pytest
 from PIL import Image
 from support import FAST, SCRIPTS, run, run_folder, run_here
 
+from loe_field.cli import render
+
 pytestmark = pytest.mark.slow
+
+TILES = ("--tiles", "png")
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +47,39 @@ def test_a_run_is_read_without_the_host(fitted):
         "load_run(Path(sys.argv[1])); assert 'nerfstudio' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code, fitted / "config.yml"], check=True)
+
+
+@pytest.mark.parametrize("options", [(), ("--scale", "2.5", "--derivative", "gradient")])
+def test_tiles(options, fitted, tmp_path, call_main):
+    words = ("--load-config", fitted / "config.yml", "--output", tmp_path / "it", *TILES, *options)
+    status, out = call_main(render.main, "loe-render", *words)
+    assert status == 0
+    width, height = (150, 100) if options else (60, 40)
+    assert out.out.startswith(f"{tmp_path}/it/index.html: {width} x {height} pixels, {'Y' if options else 'RGB'}, 8")
+    assert (", 9 tiles in 9 levels" if options else ", 7 tiles in 7 levels") in out.out
+    largest = np.asarray(Image.open(tmp_path / "it" / "picture_files" / ("8" if options else "6") / "0_0.png"))
+    assert largest.shape[:2] == (height, width)
+    if not options:
+        np.testing.assert_array_equal(largest, np.asarray(Image.open(fitted / "reconstruction.png")))
+    status, out = call_main(render.main, "loe-render", *words)
+    assert status == 1
+    assert "is there already" in out.err
+    assert [path.name for path in tmp_path.iterdir()] == ["it"]
+
+
+def test_stopped_it_leaves_no_tiles(fitted, tmp_path):
+    output = tmp_path / "it"
+    command = [SCRIPTS / "loe-render", "--load-config", fitted / "config.yml", "--output", output, *TILES]
+    process = subprocess.Popen([*command, "--scale", "400"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.time() + 120
+    while not list(tmp_path.glob("*/picture_files/15/*")):
+        assert process.poll() is None, process.stderr.read()
+        assert time.time() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out, err) == (130, "", f"stopped: {output} was not written\n")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

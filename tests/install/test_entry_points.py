@@ -17,7 +17,7 @@ class Hidden(MetaPathFinder):
 
 sys.meta_path.insert(0, Hidden())
 """
-METHODS = ("loe_image", "loe_image_smooth", "loe_image_paper", "loe_nerf")
+METHODS = ("loe_image", "loe_image_smooth", "loe_image_paper", "loe_images", "loe_nerf")
 
 
 def python_without(*hidden, code, arguments=()):
@@ -58,7 +58,7 @@ def test_without_a_package_the_command_ends_with_one_line():
 def test_whatever_is_missing_it_is_imported(missing):
     code = f"from loe_field import entry_points; print([hasattr(entry_points, name) for name in {METHODS}])"
     done = python_without(missing, code=code)
-    assert done.stdout == "[True, True, True, True]\n", done.stderr
+    assert done.stdout == "[True, True, True, True, True]\n", done.stderr
 
 
 def test_other_errors_keep_their_traceback():

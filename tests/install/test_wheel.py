@@ -20,6 +20,10 @@ def test_the_c_source_travels(built, wheel):
     packed = set(zipfile.ZipFile(wheel).namelist())
     for files in (names, packed):
         assert any(name.startswith(SOURCES) and name.endswith(".c") for name in files)
+    viewer = {
+        f"loe_field/render/openseadragon/{name}" for name in ("index.html", "openseadragon.min.js", "LICENSE.txt")
+    }
+    assert viewer <= names & packed
     assert {"pyproject.toml", "README.md", "LICENSE"} <= names
     assert not any(name.startswith(("tests/", "outputs/")) for name in packed)
 

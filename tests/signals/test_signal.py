@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from loe_field.pictures.picture import Picture, as_hdr
+from loe_field.signals.picture import PictureSignal
 from loe_field.signals.signal import GridSignal, grid_coords
 
 
@@ -81,3 +83,72 @@ def test_the_parts_of_a_step_are_the_step(kind, size):
         parts = [torch.cat(signal.at(*signal.part(drawn, rank, size)), 1) for rank in range(size)]
         assert max(map(len, parts)) - min(map(len, parts)) <= 1
         assert torch.equal(torch.cat(parts), whole)
+
+
+@pytest.fixture
+def few_are_many(monkeypatch):
+    """Signals of more than 100 samples count as large; 64 of theirs are measured."""
+    monkeypatch.setattr("loe_field.signals.signal._MOST_MEASURED", 100)
+    monkeypatch.setattr("loe_field.signals.signal._SOME_MEASURED", 64)
+
+
+def test_the_quick_measure_of_a_large_signal_takes_samples_of_it(few_are_many):
+    array = values(20, 30)
+    signal = GridSignal(array, "cpu", samples_per_batch=50, seed=3)
+    asked = []
+
+    def field(coords):
+        asked.append(coords)
+        return torch.full((len(coords), 2), 0.5)
+
+    psnr = signal.quick_psnr(field, chunk=10)
+    x, y = (torch.cat(asked) * torch.tensor([30, 20])).long().T.numpy()
+    assert max(map(len, asked)) == 10
+    assert len(set(zip(x, y))) == len(x) == signal.num_measured == 64
+    assert psnr == pytest.approx(-10 * np.log10(np.square(array[y, x] - 0.5).mean()), abs=1e-4)
+    assert signal.quick_psnr(field) == pytest.approx(psnr), "always the same samples"
+    assert psnr != signal.reconstruct(field).psnr
+
+    small = GridSignal(array[:10, :10], "cpu", samples_per_batch=50, seed=3)
+    assert small.num_measured is None
+    assert small.quick_psnr(field) == small.reconstruct(field).psnr
+
+
+@pytest.mark.parametrize("kind", ["eight bits", "hdr", "palette"])
+def test_the_quick_measure_sees_a_picture_as_its_file_holds_it(kind, few_are_many, monkeypatch):
+    """Over all pixels, if as many are taken as there are, it is that of the reconstruction."""
+    random = np.random.default_rng(0)
+    palette = random.integers(0, 256, (5, 3)).astype(np.uint8)
+    picture = {
+        "eight bits": lambda: Picture(random.integers(0, 256, (12, 11, 3)).astype(np.uint8), "PNG", "RGB"),
+        "hdr": lambda: as_hdr(Picture(random.exponential(2, (12, 11, 3)).astype(np.float32), "EXR", "RGB"), "it"),
+        "palette": lambda: Picture(palette[random.integers(0, 5, (12, 11))], "PNG", "P", palette),
+    }[kind]()
+    monkeypatch.setattr("loe_field.signals.signal._SOME_MEASURED", 132)
+    signal = PictureSignal(picture, "cpu", samples_per_batch=50, seed=3)
+
+    def field(coords):
+        return torch.stack([coords[:, 0], coords[:, 1], 1.2 - coords[:, 0]], -1)
+
+    assert signal.quick_psnr(field) == pytest.approx(signal.reconstruct(field).psnr, abs=1e-5)
+    assert np.isnan(signal.quick_psnr(lambda coords: torch.full((len(coords), 3), torch.nan)))
+
+
+@pytest.mark.parametrize(("num_samples", "shape"), [(20, (3, 2, 3)), (40, (4, 3, 3)), (10**6, (8, 6, 3))])
+def test_a_preview_is_a_small_picture_of_means(num_samples, shape):
+    signal = PictureSignal(Picture(np.zeros((8, 6, 3), np.uint8), "PNG", "RGB"), "cpu", samples_per_batch=9, seed=0)
+    asked = []
+
+    def field(coords):
+        asked.append(coords)
+        return torch.stack([coords[:, 0], 1 - coords[:, 1], 2 + coords[:, 0]], -1)
+
+    seen = signal.preview(field, num_samples, chunk=7)
+    assert (seen.shape, seen.dtype) == (shape, np.uint8)
+    centres = torch.cat(asked) * torch.tensor([6, 8]) - 0.5
+    torch.testing.assert_close(centres, centres.round(), atol=1e-4, rtol=0)
+    height, width, _ = shape
+    expected = (np.arange(width) + 0.5) / width, 1 - (np.arange(height) + 0.5) / height
+    np.testing.assert_allclose(seen[0, :, 0] / 255, expected[0], atol=0.09)
+    np.testing.assert_allclose(seen[:, 0, 1] / 255, expected[1], atol=0.09)
+    assert (seen[..., 2] == 255).all()

@@ -6,9 +6,16 @@ import pytest
 import torch
 
 from loe_field.adapter.network import LoEConfig, build_network
+from loe_field.network.layers import LoEMLP
 from loe_field.network.tiling import expert_index
 from loe_field.signals.signal import grid_coords
-from loe_field.signals.sizes import levels_for, samples_per_batch_for, tile_size_for
+from loe_field.signals.sizes import (
+    levels_for,
+    samples_per_batch_for,
+    seconds_for,
+    small_network_for,
+    tile_size_for,
+)
 
 
 def network_for(resolution, channels, **options):
@@ -93,3 +100,38 @@ def test_options_of_the_user_count():
     assert [level.alpha for level in network.levels] == [8, 4, 2]
     _, network = network_for((8, 8), 1, tile_size=5, num_layers=2, levels=((7.0, 0.5),))
     assert network.levels == ((7.0, 0.5),)
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+@pytest.mark.parametrize(
+    "size",
+    [(1, 1), (8, 8), (12, 5), (16, 16), (28, 28), (32, 32), (48, 33), (64, 64), (100, 75), (128, 128), (300, 200)],
+)
+def test_a_small_picture_has_a_network_of_its_own_size(size, channels):
+    small = small_network_for(size, channels)
+    network = LoEMLP(**small.options(size, channels))
+    assert network.num_parameters == small.num_parameters(2, channels)
+    targets = size[0] * size[1] * channels
+    if targets >= 800:
+        assert 0.3 < network.num_parameters / targets <= 0.55
+    else:
+        assert network.num_parameters <= max(0.55 * targets, 330)
+    assert small_network_for(size, channels, 0.2).num_parameters(2, channels) <= network.num_parameters
+    if min(size) < 8:
+        return
+    coords = grid_coords(torch.arange(size[0] * size[1]), size[::-1]) / torch.tensor(size)
+    for index, level, tile in zip(
+        expert_index(coords, network.levels, network.tile_sizes), network.levels, small.tile_size
+    ):
+        assert level.alpha <= max(size)
+        assert len(index.unique()) == tile**2
+
+
+@pytest.mark.parametrize(
+    ("resolution", "seconds", "batch"),
+    [((2000, 2000), None, 32768), ((6028, 3391), 181, 8192), ((8192, 8192), 321, 8192)],
+)
+def test_large_pictures_end_by_the_clock_and_take_small_steps(resolution, seconds, batch):
+    assert seconds_for(resolution) == seconds
+    assert samples_per_batch_for(resolution, 3, by_clock=True) == batch
+    assert samples_per_batch_for(resolution, 3) == 32768

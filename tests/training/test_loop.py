@@ -1,15 +1,20 @@
 """What comes by time: checkpoints beside the training, told of where they fail, and evaluations as on a GPU."""
 
+import copy
 import threading
 import time
 from dataclasses import replace
 
 import pytest
 import torch
+from nerfstudio.configs.method_configs import method_configs  # noqa: F401  (the host's modules import each other)
+from PIL import Image
 from support import waves
 
 from loe_field import fit_image
+from loe_field.adapter.network import LoEConfig
 from loe_field.errors import InputError
+from loe_field.methods import loe_image
 from loe_field.training import loop
 from loe_field.training.checkpoints import write_checkpoint
 
@@ -115,3 +120,48 @@ def test_evaluations_by_time_are_so_many_in_a_run_and_cost_no_more_than_their_pa
     assert "256 pixels a step, evaluated by time" in capsys.readouterr().out
     assert "\nsteps_per_iteration: 1\n" in (fit.folder / "config.yml").read_text()
     assert fit.metrics["steps_per_iteration"] == 1
+
+
+def test_a_large_picture_ends_by_the_clock_is_measured_at_samples_and_can_be_seen_soon(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("loe_field.signals.signal._MOST_MEASURED", 100)
+    monkeypatch.setattr("loe_field.signals.signal._SOME_MEASURED", 64)
+    monkeypatch.setattr("loe_field.signals.sizes._TIMED_FROM", 32 * 24)
+    monkeypatch.setattr("loe_field.signals.sizes._SECONDS", 1)
+    monkeypatch.setattr("loe_field.adapter.trainer.SignalTrainer.first_preview", 0.01)
+    monkeypatch.setattr("loe_field.adapter.trainer._PREVIEW_SAMPLES", 96)
+    path = tmp_path / "photo.png"
+    Image.fromarray(waves(24, 32, 3)).save(path)
+    config = copy.deepcopy(loe_image.config)
+    config.pipeline.datamanager.data, config.output_dir, config.machine.device_type = path, tmp_path, "cpu"
+    config.pipeline.model.loe = LoEConfig(num_layers=3, layer_width=8)
+    config.set_timestamp()
+    trainer = config.setup()
+    trainer.setup()
+    assert (trainer.config.max_num_iterations, trainer.config.max_train_seconds) == (6000, 1.0)
+    seen, shapes = [], []
+    reconstruct, write = trainer.pipeline.reconstruct, trainer._write_preview
+    monkeypatch.setattr(trainer.pipeline, "reconstruct", lambda: seen.append(trainer.step) or reconstruct())
+    monkeypatch.setattr(trainer, "_write_preview", lambda: write() or shapes.append(Image.open(preview).size))
+    preview = trainer.base_dir / "preview.png"
+    result = trainer.train()
+    assert seen == [trainer.step], "all pixels are measured once, at the end"
+    assert 2 <= len(trainer.record.curve) <= 26
+    assert trainer.record.curve[-1].psnr == pytest.approx(result.metrics["psnr"])
+    assert result.metrics["psnr_best"] == result.metrics["psnr"]
+    assert trainer.record.curve[-1].seconds >= 1
+    assert trainer.step < 5999
+    assert shapes == [(6, 4), (8, 6), (11, 8), (16, 12), (23, 17), (32, 24), (32, 24), (32, 24)][: len(shapes)]
+    assert len(shapes) >= 2, "the end is seen too"
+    printed = capsys.readouterr().out
+    assert printed.replace("\n", " ").count("ends after 1 s, by its size") == 1
+    assert printed.count("a first look after") == 1
+
+
+@pytest.mark.parametrize(("target", "stops"), [(98, False), (1, True)])
+def test_a_target_that_samples_reach_counts_once_all_samples_do(target, stops, monkeypatch):
+    monkeypatch.setattr("loe_field.signals.signal._MOST_MEASURED", 100)
+    monkeypatch.setattr("loe_field.signals.signal._SOME_MEASURED", 64)
+    monkeypatch.setattr("loe_field.signals.signal.GridSignal.quick_psnr", lambda *_, **__: 99.0)
+    fit = fit_image(waves(16, 16, 3), **SMALL, target_psnr=target, pixels_per_batch=64)
+    assert fit.num_steps == (6 if stops else 40)
+    assert max(point.psnr for point in fit.curve) < 98

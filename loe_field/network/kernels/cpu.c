@@ -1249,3 +1249,4 @@ void loe_muon(const Muon *muon, float *workspace) {
 
 #include "grid.c"
 #include "rays.c"
+#include "fields.c"

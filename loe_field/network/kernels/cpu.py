@@ -1,4 +1,4 @@
-"""Calls cpu.c and its part grid.c with tensors (rays.py: rays.c); compiles them for this processor at first use.
+"""Calls cpu.c and its parts grid.c and fields.c with tensors (rays.py: rays.c); compiles them at first use.
 
 OpenMP's functions are left open when it is linked: those of torch's own OpenMP, already loaded, fill them in, so that
 both share one pool of threads instead of fighting over the cores.
@@ -23,17 +23,17 @@ from loe_field.network.shape import NetworkShape
 from loe_field.network.tiling import BiasTile, num_bias_vectors, num_experts
 
 _SOURCE = Path(__file__).with_name("cpu.c")
-_PARTS = (_SOURCE, *map(_SOURCE.with_name, ("grid.c", "rays.c")))
+_PARTS = (_SOURCE, *map(_SOURCE.with_name, ("grid.c", "rays.c", "fields.c")))
 _FLAGS = ("-O3", "-std=gnu11", "-fPIC", "-fno-math-errno", "-fno-trapping-math")
 # How OpenMP is had: from torch, from the compiler, not at all.
 _OPENMP = ((("-fopenmp",), ()), (("-fopenmp",), ("-fopenmp",)), ((), ()))
 _FUNCTIONS = (
     *("loe_forward", "loe_backward", "loe_grid_forward", "loe_grid_backward"),
-    *("loe_orthogonalize", "loe_muon", "loe_has_half"),
+    *("loe_fields", "loe_orthogonalize", "loe_muon", "loe_has_half"),
     *("loe_ray_coords", "loe_ray_weights", "loe_ray_weights_backward"),
     *("loe_ray_resample", "loe_ray_interlevel", "loe_ray_distortion"),
 )
-_SIZES = ("loe_forward_workspace", "loe_backward_workspace", "loe_muon_workspace")
+_SIZES = ("loe_forward_workspace", "loe_backward_workspace", "loe_fields_workspace", "loe_muon_workspace")
 _WIDTH_PAD = 16
 """Widths are padded to this many floats: PAD in cpu.c."""
 _ACTIVATIONS = {"sine": lambda omega_0: (1, omega_0), "leaky_relu": lambda _: (2, 0.2), "relu": lambda _: (2, 0.0)}
@@ -64,6 +64,12 @@ class _Network(ctypes.Structure):
         ("parameter", ctypes.c_double),
         *((name, ctypes.c_void_p) for name in ("tile_size", "experts", "bias_tile", "alpha", "beta", "weight", "bias")),
     )
+
+
+class _Fields(ctypes.Structure):
+    """`Fields` of fields.c."""
+
+    _fields_ = (("net", _Network), *((name, ctypes.c_int64) for name in ("fields", "own_points", "own_x")))
 
 
 class _Grid(ctypes.Structure):
@@ -183,6 +189,28 @@ def _address(tensor: Tensor | None) -> ctypes.c_void_p:
     return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())
 
 
+def _network(
+    shape: NetworkShape, x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], bf16: bool
+) -> tuple[_Network, Any]:
+    """The structure for encoded points [..., N, in_features], and what it points to and must live as long."""
+    levels, tile_sizes = len(shape.levels), shape.tile_sizes
+    tiles = shape.bias_tiles or (None,) * levels
+    kept = (
+        (ctypes.c_int64 * levels)(*tile_sizes),
+        (ctypes.c_int64 * levels)(*[num_experts(size, shape.dim) for size in tile_sizes]),
+        (_Tile * levels)(*[_tile(tile, shape.dim) for tile in tiles]),
+        (ctypes.c_float * levels)(*[level.alpha for level in shape.levels]),
+        (ctypes.c_float * levels)(*[level.beta for level in shape.levels]),
+        _pointers(weights),
+        _pointers(biases),
+    )
+    sizes = (x.shape[-2], shape.dim, levels, shape.experts, any(tiles))
+    widths = (x.shape[-1], weights[0].shape[-2], weights[-1].shape[-2])
+    finish = _ACTIVATIONS[shape.activation](shape.omega_0)
+    pointers = (ctypes.cast(k, ctypes.c_void_p) for k in kept)
+    return _Network(*sizes, *widths, bf16, torch.get_num_threads(), *finish, *pointers), kept
+
+
 class Call:
     """One network at one batch: keeps alive all that the C structure points to.
 
@@ -198,32 +226,9 @@ class Call:
         self, shape: NetworkShape, x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], *, bf16: bool = False
     ) -> None:
         self._levels = len(shape.levels)
-        tile_sizes, tiles = shape.tile_sizes, shape.bias_tiles or (None,) * self._levels
-        self._kept = (
-            (ctypes.c_int64 * self._levels)(*tile_sizes),
-            (ctypes.c_int64 * self._levels)(*[num_experts(size, shape.dim) for size in tile_sizes]),
-            (_Tile * self._levels)(*[_tile(tile, shape.dim) for tile in tiles]),
-            (ctypes.c_float * self._levels)(*[level.alpha for level in shape.levels]),
-            (ctypes.c_float * self._levels)(*[level.beta for level in shape.levels]),
-            _pointers(weights),
-            _pointers(biases),
-        )
         self._x, self._weights, self._biases = x, weights, biases
         self._width, self._channels = weights[0].shape[-2], weights[-1].shape[-2]
-        self._network = _Network(
-            len(x),
-            shape.dim,
-            self._levels,
-            shape.experts,
-            any(tiles),
-            x.shape[1],
-            self._width,
-            self._channels,
-            bf16,
-            torch.get_num_threads(),
-            *_ACTIVATIONS[shape.activation](shape.omega_0),
-            *(ctypes.cast(kept, ctypes.c_void_p) for kept in self._kept),
-        )
+        self._network, self._kept = _network(shape, x, weights, biases, bf16)
 
     def forward(self, coords: Tensor, *, keep: bool) -> tuple[Tensor, Tensor, Tensor | None]:
         """Output [N, out_features], expert numbers int16 [levels, N], and, if kept, pre-activations for `backward`."""
@@ -261,6 +266,58 @@ class Call:
         before = map(_address, (coords, self._x, index, z, grad_out, grad_coords, grad_x))
         c.loe_backward(ctypes.byref(self._network), *before, *pointers, _address(workspace))
         return grad_coords, grad_x, weights, biases
+
+
+class FieldsCall:
+    """Many fields at one batch: keeps alive all that the C structure points to. All tensors are fp32 and contiguous.
+
+    Args:
+        shape: that of every field.
+        coords: points [1 or F, N, dim].
+        x: encoded points [1 or F, N, in_features], F of them where coords has.
+        weights: per layer [F, experts, out, in], the head's [F, out, in].
+        biases: per layer [F, out], or the vectors of bias tiles [F, num_bias_vectors, out].
+    """
+
+    def __init__(
+        self, shape: NetworkShape, coords: Tensor, x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]
+    ) -> None:
+        self._coords, self._x, self._weights, self._biases = coords, x, weights, biases
+        network, self._kept = _network(shape, x, weights, biases, False)
+        self._structure = _Fields(network, len(weights[-1]), len(coords) > 1, len(x) > 1)
+        self._out = (len(weights[-1]), x.shape[1], weights[-1].shape[1])
+
+    def _call(self, *tensors: Any) -> None:
+        structure, c = ctypes.byref(self._structure), library()
+        workspace = self._x.new_empty(c.loe_fields_workspace(structure))
+        c.loe_fields(structure, _address(self._coords), _address(self._x), *tensors, _address(workspace))
+
+    def forward(self) -> Tensor:
+        """Outputs [F, N, out_features]."""
+        out = self._x.new_empty(self._out)
+        self._call(_address(out), *[None] * 6)
+        return out
+
+    def losses(self, target: Tensor, *, need_x: bool, need_parameters: bool) -> tuple[Tensor, Any]:
+        """Mean squared errors [F] against target [F, N, out_features], and their gradients as `backward` has them."""
+        loss = self._x.new_empty(self._out[0])
+        return loss, self._gradients((target, loss, None), need_x, need_parameters)
+
+    def backward(
+        self, grad_out: Tensor, *, need_x: bool, need_parameters: bool
+    ) -> tuple[Tensor | None, list[Tensor], list[Tensor]]:
+        """Gradients of x [F, N, in_features], weights and biases from the output's; None or empty where not needed."""
+        return self._gradients((None, None, grad_out), need_x, need_parameters)
+
+    def _gradients(
+        self, tensors: Sequence[Tensor | None], need_x: bool, need_parameters: bool
+    ) -> tuple[Tensor | None, list[Tensor], list[Tensor]]:
+        grad_x = self._x.new_empty(*self._out[:2], self._x.shape[2]) if need_x else None
+        weights = [torch.empty_like(w) for w in self._weights] if need_parameters else []
+        biases = [torch.empty_like(b) for b in self._biases] if need_parameters else []
+        pointers = [_pointers(weights), _pointers(biases)] if need_parameters else [None, None]
+        self._call(None, *map(_address, tensors), _address(grad_x), *pointers)
+        return grad_x, weights, biases
 
 
 def _grid(coords: Tensor, table: Tensor, tiles: Sequence[BiasTile], beside: int) -> tuple[_Grid, Any]:
