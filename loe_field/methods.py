@@ -77,7 +77,7 @@ loe_nerf = MethodSpecification(
             "camera_opt": {"optimizer": AdamConfig(lr=1e-3), "scheduler": DecayConfig()},
         },
     ),
-    description="Fit a radiance field with levels of experts and sine activation.",
+    description="Fit a radiance field with a feature grid and a small sine network.",
 )
 
 PICTURES = (loe_image, loe_image_smooth, loe_image_paper)

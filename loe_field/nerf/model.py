@@ -20,6 +20,7 @@ from nerfstudio.model_components.scene_colliders import AABBBoxCollider, NearFar
 from nerfstudio.models.base_model import Model, ModelConfig
 from nerfstudio.utils import colormaps
 from nerfstudio.utils.colors import COLORS_DICT
+from nerfstudio.utils.external import TCNN_EXISTS
 from nerfstudio.utils.rich_utils import CONSOLE
 from torch import Tensor, nn
 from torch.nn import Parameter
@@ -51,8 +52,9 @@ class LoENerfModelConfig(ModelConfig):
     eval_num_rays_per_chunk: int = 4096
     """Rays rendered at once in an evaluation."""
     network: Literal["loe", "hash-grid"] = "loe"
-    """Network of the scene: levels of experts, or as a baseline the hash grid of Instant-NGP with its small MLP. Its
-    name at the end of the command opens its options: hash-grid --log2-hashmap-size 14."""
+    """Network of the scene: a grid of features and sine layers, which experts can have, or as a baseline the hash grid
+    of Instant-NGP with its small MLP. Its name at the end of the command opens its options: hash-grid
+    --log2-hashmap-size 14."""
     # No experts: on hash features they were 0.8 dB behind one matrix after 700 steps of an object on white.
     loe: Annotated[LoEConfig, tyro.conf.arg(name="")] = field(
         default_factory=lambda: LoEConfig(
@@ -71,7 +73,7 @@ class LoENerfModelConfig(ModelConfig):
     host_implementation: HostImplementation = "auto"
     """How the host's own parts are computed: samples along rays, their losses and the colour MLP. "auto": in fp32 on
     a CPU by this package's C kernels, elsewhere as with "torch", the host's way. "tcnn": encoding of directions and
-    MLP by tinycudann, the rest the host's way."""
+    MLP by tinycudann, which must be installed, the rest the host's way."""
     num_features: int = 15
     """Numbers that the colour is made of besides the direction."""
     appearance_dim: int = 0
@@ -113,8 +115,9 @@ class LoENerfModelConfig(ModelConfig):
     """Factor on the field's first matrix at the start where a grid is before it: features begin at nearly 0, and the
     sines with them."""
     initial_density: float | None = None
-    """Density that the field and the proposal networks begin with, about, per unit of the scene's length. None: 0.02
-    behind a grid in a box, which is empty for the most part; else 1."""
+    """Density that the field and the proposal networks begin with, about, per unit of the scene's length. None: behind a
+    grid 0.02 in a box, which is empty for the most part, and 0.3 in all of space, where fog right before the cameras
+    can take the background's colour for good; else 1."""
     faint: float | None = None
     """Weight below which a sample is black in training, and not asked for its colour; 0: all have one. None: 0.0001 on
     a CPU, where that saves time, and 0 on a GPU, whose graphs cannot choose."""
@@ -199,7 +202,7 @@ class LoENerfModel(Model):
         if first is not None:
             with torch.no_grad():
                 first *= config.grid_gain
-        density = 0.02 if first is not None and config.scene == "box" else 1.0
+        density = 1.0 if first is None else 0.02 if config.scene == "box" else 0.3
         for network in self.networks:
             _begin_with(density if config.initial_density is None else config.initial_density, network)
         self.camera_optimizer: CameraOptimizer = config.camera_optimizer.setup(
@@ -428,7 +431,7 @@ def _rgb_renderer(background_color: Any) -> RGBRenderer:
 
 
 def _check_options(config: LoENerfModelConfig) -> None:
-    """Refuse counts that are too small, and a far plane that is not behind the near one."""
+    """Refuse what is too small or not here, and a far plane that is not behind the near one."""
     for name in ("num_layers", "layer_width", "tile_size", "bias_tile_size"):
         if getattr(config.loe, name) is None:
             raise InputError(f"--pipeline.model.{name.replace('_', '-')} is None: a scene needs a number")
@@ -445,6 +448,11 @@ def _check_options(config: LoENerfModelConfig) -> None:
         raise InputError(f"--pipeline.model.skip-below is {config.skip_below:g}: it must be at least 0, and below 1")
     if config.faint is not None and not 0 <= config.faint < 1:
         raise InputError(f"--pipeline.model.faint is {config.faint:g}: it must be at least 0, and below 1")
+    if config.host_implementation == "tcnn" and not TCNN_EXISTS:
+        raise InputError(
+            "--pipeline.model.host-implementation is tcnn, and tinycudann is not installed here: leave it out, or "
+            "choose torch"
+        )
     if config.initial_density is not None and not 1e-6 <= config.initial_density <= 1e6:
         raise InputError(  # beyond, e^15 and its inverse, the gradient of a density is cut off
             f"--pipeline.model.initial-density is {config.initial_density:g}: it must be 1e-6 to 1e6"

@@ -7,6 +7,7 @@ import torch
 from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.configs.method_configs import method_configs  # noqa: F401  (the host's modules import each other)
 from nerfstudio.data.scene_box import SceneBox
+from nerfstudio.utils.external import TCNN_EXISTS
 
 from loe_field.adapter.network import LoEConfig
 from loe_field.errors import InputError
@@ -123,3 +124,9 @@ def test_the_gain_is_that_of_the_matrix_behind_a_grid():
     without = LoEConfig(num_layers=3, layer_width=16, tile_size=2, num_frequencies=2)
     plain, raised = (model_of(without, grid_gain=gain).field.encoding.network for gain in (1.0, 3.0))
     torch.testing.assert_close(raised.layers[0].weight, plain.layers[0].weight)
+
+
+@pytest.mark.skipif(TCNN_EXISTS, reason="tinycudann serves")
+def test_tcnn_that_is_not_installed_is_refused():
+    with pytest.raises(InputError, match="tinycudann is not installed"):
+        model_of(host_implementation="tcnn")
