@@ -3,8 +3,7 @@
     python examples/make_scene.py scene                          # 40 views of 60x60, a few seconds
     python examples/make_scene.py scene --views 100 --side 100   # the one of docs/results/scenes.md
 
-Writes transforms.json and pictures into the folder, which must not be there yet. The pictures have no alpha: give
-`ns-train loe-nerf` the options --pipeline.model.scene box --pipeline.model.background-color white.
+Writes transforms.json and pictures into the folder, which must not be there yet.
 """
 
 import argparse

@@ -115,7 +115,7 @@ class LoENerfModelConfig(ModelConfig):
     """Factor on the field's first matrix at the start where a grid is before it: features begin at nearly 0, and the
     sines with them."""
     initial_density: float | None = None
-    """Density that the field and the proposal networks begin with, about, per unit of the scene's length. None: behind a
+    """Density that field and proposal networks begin with, about, per unit of the scene's length. None: behind a
     grid 0.02 in a box, which is empty for the most part, and 0.3 in all of space, where fog right before the cameras
     can take the background's colour for good; else 1."""
     faint: float | None = None

@@ -1,6 +1,5 @@
 """The radiance field's options: what is trained by what, what it begins with, and what is not computed."""
 
-from dataclasses import replace
 
 import pytest
 import torch
