@@ -1,6 +1,7 @@
 """The first screen keeps its size, links lead somewhere, the site builds, and the tutorial's blocks run."""
 
 import importlib.util
+import json
 import re
 import shlex
 import subprocess
@@ -40,7 +41,10 @@ def test_the_tutorial_runs_as_it_stands(tmp_path):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, (done.stdout + done.stderr)[-5000:]
     assert (tmp_path / "eyes.png").exists()
-    assert (tmp_path / "outputs" / "scene" / "nerfacto-loe" / "first" / "metrics.json").exists()
+    scenes = tmp_path / "outputs" / "scene"
+    assert (scenes / "nerfacto-loe" / "first" / "metrics.json").exists()
+    # An object on white without alpha: where fog before the cameras takes the white, it has 10.7 dB.
+    assert json.loads((scenes / "loe-nerf" / "first" / "metrics.json").read_text())["psnr"] > 15
 
 
 def test_the_render_and_export_commands_of_the_docs_lack_no_option():
