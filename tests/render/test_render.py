@@ -259,7 +259,7 @@ def test_configs_that_are_none(text, words, tmp_path):
     (tmp_path / "config.yml").write_text(text)
     with pytest.raises(InputError, match=words):
         load_run(tmp_path / "config.yml")
-    with pytest.raises(InputError, match="not a file"):
+    with pytest.raises(InputError, match="is a folder"):
         load_run(tmp_path)
 
 
