@@ -121,7 +121,8 @@ class Fitting:
 
 def optimizers(model: nn.Module, precision: str) -> dict[str, torch.optim.Optimizer]:
     """The default recipe: Muon for hidden matrices, Adam for the rest."""
-    layers = list(getattr(model, "field", model).layers) if not isinstance(model, TinyCudaNN) else []
+    network = model.field if isinstance(model, (MaskedLoop, Whole)) else model
+    layers = list(network.layers) if not isinstance(network, TinyCudaNN) else []
     hidden = [layer.weight for layer in layers[1:]]
     rest = [p for p in model.parameters() if all(p is not h for h in hidden)]
     gpu = rest[0].is_cuda

@@ -1,6 +1,5 @@
 """The radiance field's options: what is trained by what, what it begins with, and what is not computed."""
 
-
 import pytest
 import torch
 from nerfstudio.cameras.rays import RayBundle
@@ -49,7 +48,7 @@ def test_muon_takes_the_matrices_that_the_option_names():
 
 
 @pytest.mark.parametrize(
-    ("scene", "given", "expected"), [("box", None, 0.02), ("unbounded", None, 1.0), ("unbounded", 0.1, 0.1)]
+    ("scene", "given", "expected"), [("box", None, 0.02), ("unbounded", None, 0.3), ("unbounded", 0.1, 0.1)]
 )
 def test_all_begin_with_the_density_that_is_asked_for(scene, given, expected):
     model = model_of(scene=scene, initial_density=given)
