@@ -260,17 +260,18 @@ def shared_start(
     Raises:
         InputError: see `fit_images`.
     """
+    if rounds < 1:
+        raise InputError(f"rounds is {rounds}: it must be at least 1")
     choices = np.random.default_rng(seed)
     start: LoEMLP | None = None
     for number in range(rounds):
         chosen = choices.choice(len(arrays), min(arrays_per_round, len(arrays)), replace=False)
         some = [arrays[i] for i in chosen]
+        fits = fit_images(some, num_steps=num_steps, seed=seed, same_start=True, start=start, **options)
+        weights = [fits[i]["weights"] for i in range(len(fits))]
         if start is None:
-            start = fit_images(some[:1], num_steps=1, seed=seed, same_start=True, experts_lr=1e-9, fields_lr=1e-9,
-                               **options).network(0)  # fmt: skip
-        fits = fit_images(some, num_steps=num_steps, seed=seed, start=start, **options)
+            start = fits.network(0)  # of which the first move leaves nothing
         with torch.no_grad():
-            weights = [fits[i]["weights"] for i in range(len(fits))]
             for name, parameter in start.named_parameters():
                 mean = torch.stack([of_one[name] for of_one in weights]).mean(0)
                 parameter.lerp_(mean, 1 - number / rounds)

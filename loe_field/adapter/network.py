@@ -152,9 +152,6 @@ class LoEConfig:
         assert self.tile_size is not None
         assert self.bias_tile_size is not None
         assert self.bias_levels != "fine"
-        if self.expert_levels is not None:
-            chosen = replace(self, tile_size=self._tiles_of_coarsest(self.expert_levels), expert_levels=None)
-            return chosen.build(dim, out_features, refinement=refinement)
         check_between(2, _MOST_LAYERS, num_layers=self.num_layers)
         levels = make_levels(self.pattern, self.num_layers - 1)
         return LoEMLP(

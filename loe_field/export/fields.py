@@ -210,6 +210,23 @@ def _check_tensors(tensors: dict[str, Tensor], wanted: dict[str, Tensor]) -> Non
             )
 
 
+def metadata_of(path: Path, text: str, newest: int) -> dict[str, Any]:
+    """The content of a file's JSON text, which has a format version from 1 to the newest.
+
+    Raises:
+        InputError: it is no JSON, or has another version.
+    """
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} has metadata that are no JSON ({error}): get a whole copy of it") from None
+    version = content.get("format_version") if isinstance(content, dict) else None
+    if version not in range(1, newest + 1):
+        known = f"1 to {newest}" if newest > 1 else "1"
+        raise InputError(f"{path} has format version {version!r:.40} and this program reads {known}: update it")
+    return content
+
+
 def _read(path: Path) -> tuple[StoredField, dict[str, Tensor]]:
     from safetensors import safe_open
 
@@ -223,17 +240,7 @@ def _read(path: Path) -> tuple[StoredField, dict[str, Tensor]]:
         raise InputError(f"{path} cannot be read as safetensors ({error}): get a whole copy of it") from None
     if text is None:
         raise InputError(f"{path} is a safetensors file, but not one of a LoE field: its metadata has no {KEY!r}")
-    try:
-        content = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} has metadata that are no JSON ({error}): get a whole copy of it") from None
-    where = f"{path}, {KEY}"
-    version = content.get("format_version") if isinstance(content, dict) else None
-    if version not in range(1, FORMAT_VERSION + 1):
-        raise InputError(
-            f"{path} has format version {version!r:.40} and this program reads 1 to {FORMAT_VERSION}: update it"
-        )
-    found = typed(_Metadata, content, where, strict=False)
+    found = typed(_Metadata, metadata_of(path, text, FORMAT_VERSION), f"{path}, {KEY}", strict=False)
     size = found.picture and (found.picture.height, found.picture.width, found.picture.channels)
     peak = found.picture and found.picture.radiance_peak
     return StoredField(found.network, size, found.quantization, found.metrics, peak), tensors

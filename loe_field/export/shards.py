@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from loe_field.errors import InputError
-from loe_field.export.fields import Peak, Side
+from loe_field.export.fields import Peak, Side, metadata_of
 from loe_field.files import write_whole
 from loe_field.network.layers import LoEMLP
 from loe_field.typed import Between, typed
@@ -134,6 +134,11 @@ class Shard:
         return safe_open(self._path, "pt").__enter__()
 
     @cached_property
+    def num_parameters(self) -> int:
+        """Of one field."""
+        return self.blank().num_parameters
+
+    @cached_property
     def _shapes(self) -> dict[str, tuple[int, ...]]:
         return {name: tuple(value.shape) for name, value in self.blank().state_dict().items()}
 
@@ -174,14 +179,7 @@ def read_shard(path: Path) -> Shard:
         raise InputError(f"{path} cannot be read as safetensors ({error}): get a whole copy of it") from None
     if text is None:
         raise InputError(f"{path} is no shard of a set of fields: its metadata has no {KEY!r}")
-    try:
-        content = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} has metadata that are no JSON ({error}): get a whole copy of it") from None
-    version = content.get("format_version") if isinstance(content, dict) else None
-    if version != SET_VERSION:
-        raise InputError(f"{path} has format version {version!r:.40} and this program reads {SET_VERSION}: update it")
-    details = typed(_Details, content, f"{path}, {KEY}", strict=False)
+    details = typed(_Details, metadata_of(path, text, SET_VERSION), f"{path}, {KEY}", strict=False)
     shard = Shard(details, path=path)
     try:
         with torch.device("meta"):

@@ -40,8 +40,6 @@ from loe_field.words import say
 
 ALEXNET = "alexnet-owt-7be5be79.pth"
 """The file that torchvision keeps AlexNet's weights in."""
-_MOST = 0.75
-"""Part of the samples from which on all have a colour: to choose some costs more than it saves."""
 
 
 @dataclass
@@ -345,7 +343,7 @@ class LoENerfModel(Model):
         seen = weights[..., 0] >= self._faint
         if self.config.background_color == "last_sample":
             seen[:, -1] = True
-        return seen if seen.float().mean() <= _MOST else None
+        return seen if seen.float().mean() <= skipping.MOST_CHOSEN else None
 
     def get_loss_dict(
         self, outputs: dict[str, Any], batch: dict[str, Tensor], metrics_dict: dict[str, Tensor] | None = None

@@ -9,8 +9,8 @@ from torch import Tensor
 
 _SAMPLES = 0.75
 _PADDING = 0.001
-_MOST = 0.75
-"""Part of the rays from which on all are asked for: choosing them costs more than it saves."""
+MOST_CHOSEN = 0.75
+"""Part of the rays, or of the samples, from which on all are asked: to choose some costs more than it saves."""
 
 
 @contextmanager
@@ -34,7 +34,7 @@ def with_weight(weights: Tensor, threshold: float) -> Tensor | None:
     """Numbers [M] of the rays whose proposed weights [N, P, 1] add up to the threshold, one at least; None for all."""
     rays = (weights.sum((1, 2)) >= threshold).nonzero().squeeze(1)
     rays = rays if len(rays) else rays.new_zeros(1)
-    return rays if len(rays) < _MOST * len(weights) else None
+    return rays if len(rays) < MOST_CHOSEN * len(weights) else None
 
 
 def spread(values: Tensor, rays: Tensor, count: int) -> Tensor:

@@ -17,6 +17,7 @@ from PIL import Image
 from loe_field.files import make_folder, write_each, write_whole
 from loe_field.nerf.datamanager import SceneDataManagerConfig
 from loe_field.nerf.pipeline import NerfPipeline, NerfPipelineConfig
+from loe_field.pictures.picture import codes
 from loe_field.training.config import LoETrainerConfig
 from loe_field.training.loop import LoETrainer
 from loe_field.training.results import write_results
@@ -111,7 +112,7 @@ class NerfTrainer(LoETrainer):
         if scale < 1:
             camera.rescale_output_resolution(max(scale, 1 / int(min(camera.width, camera.height))))
         rgb = self.pipeline.model.get_outputs_for_camera(camera.to(self.device))["rgb"]
-        return (rgb.clamp(0, 1) * 255).round().byte().cpu().numpy()
+        return codes(rgb.float().cpu().numpy(), np.uint8)
 
     @torch.no_grad()
     def evaluate(self, *, whole: bool = True) -> float:
@@ -122,7 +123,7 @@ class NerfTrainer(LoETrainer):
         for camera, batch in self.pipeline.datamanager.fixed_indices_eval_dataloader:
             metrics, images = model.get_image_metrics_and_images(model.get_outputs_for_camera(camera), batch)
             measured.append(metrics)
-            self._views.append((images["img"].clamp(0, 1) * 255).round().byte().cpu().numpy())
+            self._views.append(codes(images["img"].float().cpu().numpy(), np.uint8))
         names = [name for name in ("psnr", "cc_psnr", "ssim", "lpips") if all(name in metrics for metrics in measured)]
         self._measured = {name: float(np.mean([metrics[name] for metrics in measured])) for name in names}
         return self._measured["psnr"]

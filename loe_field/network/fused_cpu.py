@@ -1,6 +1,7 @@
 """The whole network as one differentiable function on a CPU, computed by kernels/cpu.c."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -60,7 +61,7 @@ def _gradients(
 ) -> tuple[Tensor | None, Tensor | None, list[Tensor | None]]:
     """First derivatives by the kernel; where a graph or a batch of them is wanted, by torch on the same inputs."""
     coords, x, index, z, *parameters = saved
-    need_coords = need_coords and any(tile is not None and tile.blending == "linear" for tile in shape.bias_tiles)
+    need_coords = need_coords and shape.blends_bias
     if not torch.is_grad_enabled() and not transformed(grad):
         needs = (need_coords, need_x, any(need))
         grad_coords, grad_x, grads = kernel(coords, x, index, z, grad, parameters, shape, bf16, *needs)
@@ -231,19 +232,19 @@ def _fields_gradients(
 ) -> tuple[Tensor | None, Tensor | None, list[Tensor | None]]:
     """`_gradients`; by torch also for coords, which bias tiles alone have a gradient for."""
     coords, x, *parameters = saved
-    need_coords = need_coords and any(tile is not None and tile.blending == "linear" for tile in shape.bias_tiles)
+    need_coords = need_coords and shape.blends_bias
     if not need_coords and not torch.is_grad_enabled() and not transformed(grad):
         grad_x, grads = kernel(coords, x, grad, parameters, shape, need_x, any(need))
         return None, grad_x, [g if needed else None for g, needed in zip(grads or [None] * len(need), need)]
-    layers = len(parameters) // 2
-
-    def network(coords: Tensor, x: Tensor, *parameters: Tensor) -> Tensor:
-        index = expert_index(coords, shape.levels, shape.tile_size)
-        return evaluate_encoded(coords, x, index, list(parameters[:layers]), list(parameters[layers:]), shape)
-
     needs = (need_coords, need_x, *need)
+    network = partial(_fields_by_torch, shape)
     grad_coords, grad_x, *rest = gradients_by_torch(network, (coords, x, *parameters), needs, grad)
     return grad_coords, grad_x, rest
+
+
+def _fields_by_torch(shape: NetworkShape, coords: Tensor, x: Tensor, *parameters: Tensor) -> Tensor:
+    index, layers = expert_index(coords, shape.levels, shape.tile_size), len(parameters) // 2
+    return evaluate_encoded(coords, x, index, list(parameters[:layers]), list(parameters[layers:]), shape)
 
 
 class _Fields(torch.autograd.Function):
@@ -282,18 +283,15 @@ class _Losses(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         need_coords, need_x, need_target, _, _, *need = ctx.needs_input_grad
         shape, (coords, x, target, *rest) = ctx.shape, ctx.saved_tensors
-        need_coords = need_coords and any(tile is not None and tile.blending == "linear" for tile in shape.bias_tiles)
+        need_coords = need_coords and shape.blends_bias
         parameters, (grad_x, *grads) = rest[: len(need)], rest[len(need) :]
         if not (need_coords or need_target or torch.is_grad_enabled() or transformed(grad)):
             found = [None if g is None else g * grad.view(-1, *[1] * (g.dim() - 1)) for g in (grad_x, *grads)]
             grads = [g if needed else None for g, needed in zip(found[1:] or [None] * len(need), need)]
             return None, found[0], None, None, None, *grads
-        layers = len(parameters) // 2
 
         def losses(coords: Tensor, x: Tensor, target: Tensor, *parameters: Tensor) -> Tensor:
-            index = expert_index(coords, shape.levels, shape.tile_size)
-            how = (list(parameters[:layers]), list(parameters[layers:]), shape)
-            return (evaluate_encoded(coords, x, index, *how) - target).square().mean((1, 2))
+            return (_fields_by_torch(shape, coords, x, *parameters) - target).square().mean((1, 2))
 
         needs = (need_coords, need_x, need_target, *need)
         grad_coords, grad_x, grad_target, *grads = gradients_by_torch(

@@ -53,6 +53,11 @@ class NetworkShape(NamedTuple):
         """Experts of the level that has most."""
         return max(num_experts(size, self.dim) for size in self.tile_sizes)
 
+    @property
+    def blends_bias(self) -> bool:
+        """Whether a level's bias changes with coords within a cell, so that coords have a gradient."""
+        return any(tile is not None and tile.blending == "linear" for tile in self.bias_tiles)
+
 
 def encode(coords: Tensor, num_frequencies: int) -> Tensor:
     """`layers.PositionalEncoding` of coords [..., dim]: [..., dim * (1 + 2 * num_frequencies)]."""

@@ -145,8 +145,8 @@ class _Level:
         top = max(row * _TILE - _OVERLAP, 0)
         strip = codes[top - self._first : self._end(row) - self._first]
         self._row += 1
-        self._first, kept = self._row * _TILE - _OVERLAP, self._row * _TILE - _OVERLAP - self._first
-        self._codes = [codes[kept:].copy()]
+        first = self._row * _TILE - _OVERLAP
+        self._codes, self._first = [codes[first - self._first :].copy()], first
         for future in self._writing:
             future.result()
         starts = range(0, self._width, _TILE)

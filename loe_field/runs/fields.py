@@ -36,7 +36,7 @@ from loe_field.pictures.picture import Picture
 from loe_field.pictures.pillow import unlimited
 from loe_field.pictures.read import read_picture
 from loe_field.runs.content import content_of
-from loe_field.signals.sizes import SmallNetwork, small_network_for
+from loe_field.signals.sizes import PARAMETERS_PER_TARGET, SmallNetwork, small_network_for
 from loe_field.training.many import Depth, ManyRecipe, fit_fields
 from loe_field.words import printable
 
@@ -67,7 +67,7 @@ class SetOptions:
     recipe: ManyRecipe
     seed: int
     same_start: bool = False
-    parameters_per_target: float = 0.55
+    parameters_per_target: float = PARAMETERS_PER_TARGET
     layer_width: int | None = None
     tile_size: tuple[int, ...] | None = None
     num_frequencies: int | None = None
@@ -318,7 +318,7 @@ class FieldFolder:
         summary = {**statistics_of([place.member.decibels for place in done.values()]), **more}
         failed = [name for name in pictures if name in self.problems]
         summary |= {"pictures": len(pictures), "failed": len(failed), "failed_names": failed}
-        used = [(place.shard.blank().num_parameters, place.shard.picture) for place in done.values()]
+        used = [(place.shard.num_parameters, place.shard.picture) for place in done.values()]
         per_target = [n / (kind.height * kind.width * kind.channels) for n, kind in used]
         summary["parameters_per_target"] = max(per_target, default=None)
 
@@ -339,7 +339,7 @@ class FieldFolder:
         if place is not None:
             kind, member = place.shard.picture, place.member
             row["size"] = f"{kind.width} x {kind.height} x {kind.channels}"
-            row |= {"psnr": round(member.decibels, 4), "parameters": place.shard.blank().num_parameters}
+            row |= {"psnr": round(member.decibels, 4), "parameters": place.shard.num_parameters}
             row |= {"steps": member.num_steps, "seed": member.seed, "shard": place.shard.name}
         return row | {"name": printable(name), "problem": problem}
 

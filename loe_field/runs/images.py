@@ -37,9 +37,11 @@ from loe_field.runs.fields import (
 )
 from loe_field.runs.series import is_series, named, pictures_of, series_name
 from loe_field.runs.start import start_of
+from loe_field.signals.sizes import PARAMETERS_PER_TARGET
 from loe_field.stopping import stop_signals
 from loe_field.training.config import require_at_least
 from loe_field.training.distributed import fingerprint
+from loe_field.training.machine import usable_cores
 from loe_field.training.many import ManyRecipe, Stopped
 from loe_field.training.progress import duration
 from loe_field.training.results import environment
@@ -68,7 +70,7 @@ class ImagesTrainerConfig(TrainerConfig):
     """Learning rate of Muon, which has the matrices; 0.03 for 1,000 steps or more."""
     fields_lr: float = ManyRecipe.fields_lr
     """Learning rate of Adam, which has biases and last layers."""
-    parameters_per_target: float = 0.55
+    parameters_per_target: float = PARAMETERS_PER_TARGET
     """Size of the networks: numbers of each to one number of its picture."""
     layer_width: int | None = None
     """Channels of the hidden layers. None: what parameters-per-target leaves."""
@@ -240,9 +242,8 @@ class ManyPictures:
         if config.machine.device_type == "cuda":
             self.device = torch.device("cuda", local % torch.cuda.device_count())
             torch.cuda.set_device(self.device)
-        cores = len(os.sched_getaffinity(0))
         if config.num_threads is not None or local_size > 1:
-            torch.set_num_threads(config.num_threads or max(1, cores // local_size))
+            torch.set_num_threads(config.num_threads or max(1, len(usable_cores()) // local_size))
         self.pictures = listed(config.data)
         self.start = None if config.init_from is None else start_of(config.init_from.expanduser())
 

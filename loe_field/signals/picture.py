@@ -14,7 +14,7 @@ from loe_field.errors import InputError
 from loe_field.files import write_each
 from loe_field.pictures.memory import check_picture_memory
 from loe_field.pictures.metrics import decibels, picture_psnr, picture_ssim, squared_error
-from loe_field.pictures.picture import Picture
+from loe_field.pictures.picture import Picture, codes
 from loe_field.pictures.read import decode_picture, read_picture
 from loe_field.pictures.spline import CubicSpline
 from loe_field.pictures.write import encode
@@ -200,7 +200,7 @@ class PictureSignal(GridSignal):
         index = (rows[:, None] * picture.width + columns).flatten()
         values = torch.cat([field(self.coords(part)).float().cpu() for part in index.split(chunk)])
         means = values.clamp(0, 1).view(height, 2, width, 2, picture.channels).mean((1, 3))
-        return (255 * means).round().byte().numpy()
+        return codes(means.numpy(), np.uint8)
 
     def reconstruct(self, field: Field, *, chunk: int = 65536) -> "PictureReconstruction":
         """The field at the picture's own pixels, strip by strip: of floats there is never more than a strip."""

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 _WIDTH, _OCTAVES = 64, 7
 """Channels of the recipe, and octaves of its encoded coordinates."""
-_PARAMETERS_PER_TARGET = 0.55
+PARAMETERS_PER_TARGET = 0.55
 _LARGEST_TILE = 8
 _TIMED_FROM = 2**22
 """Samples from which on a run ends by the clock."""
@@ -29,7 +29,7 @@ def tile_size_for(resolution: Sequence[int], channels: int) -> int:
     while tile_size < _LARGEST_TILE:
         larger = 2 * tile_size
         rows = dim * (1 + 2 * _OCTAVES) + (levels_for(resolution, larger) - 1) * _WIDTH
-        if larger**dim * rows * _WIDTH > _PARAMETERS_PER_TARGET * math.prod(resolution) * channels:
+        if larger**dim * rows * _WIDTH > PARAMETERS_PER_TARGET * math.prod(resolution) * channels:
             break
         tile_size = larger
     return tile_size
@@ -48,7 +48,7 @@ def bias_tile_size_for(resolution: Sequence[int], channels: int, others: int, nu
         others: parameters without the tiles.
         numbers_per_vector: of all levels together.
     """
-    vectors = (_PARAMETERS_PER_TARGET * math.prod(resolution) * channels - others) / numbers_per_vector
+    vectors = (PARAMETERS_PER_TARGET * math.prod(resolution) * channels - others) / numbers_per_vector
     smallest, largest = _BIAS_TILES
     return min(largest, max(smallest, math.floor(max(vectors, 0) ** (1 / len(resolution)))))
 
@@ -148,7 +148,7 @@ _LEAST_WIDTH, _LEAST_TILE, _LARGEST_SMALL_TILE = 4, 2, 16
 
 
 def small_network_for(
-    resolution: Sequence[int], channels: int, parameters_per_target: float = _PARAMETERS_PER_TARGET
+    resolution: Sequence[int], channels: int, parameters_per_target: float = PARAMETERS_PER_TARGET
 ) -> SmallNetwork:
     """The network for one of many small pictures: the largest within so many parameters per target.
 

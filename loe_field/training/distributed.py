@@ -25,6 +25,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from loe_field.errors import InputError
+from loe_field.training.machine import usable_cores
 from loe_field.words import say
 
 _START = timedelta(minutes=10)
@@ -104,7 +105,7 @@ class Processes:
 
         The same everywhere: torch's sums depend on it in their last bits.
         """
-        mine = (socket.gethostname(), os.sched_getaffinity(0))
+        mine = (socket.gethostname(), usable_cores())
         every = self.gathered(mine)
         if os.environ.get("OMP_NUM_THREADS", "1") != "1":  # torchrun sets 1 where the user has set nothing
             return min(self.gathered(torch.get_num_threads()))

@@ -1,6 +1,7 @@
 """The machine: its name, and its allocator, told to keep freed memory."""
 
 import ctypes
+import os
 import platform
 import sys
 from pathlib import Path
@@ -23,6 +24,13 @@ def device_name(device: torch.device | str) -> str:
     except (OSError, StopIteration):
         pass
     return f"{name or platform.machine()}, {torch.get_num_threads()} threads"
+
+
+def usable_cores() -> set[int]:
+    """Numbers of the cores that this process may use; of all where the system does not tell (macOS, Windows)."""
+    if hasattr(os, "sched_getaffinity"):
+        return os.sched_getaffinity(0)
+    return set(range(os.cpu_count() or 1))
 
 
 def keep_freed_memory() -> None:

@@ -348,6 +348,7 @@ def test_a_shared_start(tmp_path):
     same = fit_images(arrays, num_steps=20, same_start=True)
     fits = fit_images(arrays, num_steps=20, start=start)
     assert np.mean([fits[i]["psnr"] for i in range(4)]) > np.mean([same[i]["psnr"] for i in range(4)]) + 1
+    assert shared_start(arrays[:1], rounds=1, num_steps=1, experts_lr=0.03).options == start.options
     with pytest.raises(InputError, match="has not the shape of a network for 20 x 16 pixels"):
         fit_images([picture(0, 16, 20)], start=start)
     write(tmp_path / "small", list("ab"))
